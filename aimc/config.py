@@ -1,0 +1,293 @@
+"""The base of every configuration: frozen all the way down, strict, and equal after a trip through a file.
+
+A subclass is written like a dataclass; the base makes it frozen and keyword-only:
+
+>>> class Lamp(Config):
+...     watts: float = 60.0
+...     def validate(self):
+...         self.require(self.watts > 0, "watts", f"must be positive, got {self.watts}")
+>>> Lamp(watts=40.0).replace(watts=20.0)
+Lamp(watts=20.0)
+>>> Lamp(wats=40.0)
+Traceback (most recent call last):
+...
+aimc.errors.AimcError: field 'wats': Lamp has no such field; did you mean 'watts'?
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+import math
+import types
+import typing
+from typing import Any, ClassVar, dataclass_transform
+
+from aimc.errors import AimcError, suggest
+
+_REGISTRY: dict[str, type[Config]] = {}
+_ATOMS = (bool, int, float, str, type(None))
+_PLAIN = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+
+
+class _Strict(abc.ABCMeta):
+    """Turns an unknown keyword into an error of ours before the dataclass sees it."""
+
+    def __call__(cls, *args, **kwargs):
+        if args:
+            raise AimcError(f"{cls.__name__} takes its fields by name only")
+        known = [f.name for f in dataclasses.fields(cls) if f.init]
+        for name in kwargs:
+            if name not in known:
+                raise AimcError(f"{cls.__name__} has no such field; {suggest(name, known)}", field=name)
+        missing = [
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.name not in kwargs
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise AimcError(f"{cls.__name__} needs a value for it", field=missing[0])
+        return super().__call__(**kwargs)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+class Config(metaclass=_Strict):
+    """Base of every configuration object.
+
+    Values are numbers, text, booleans, None, tuples of these, and other configurations; a list given becomes a
+    tuple. A number is accepted for a ``float`` field whether it is written ``1`` or ``1.0``. Equality, hashing
+    and ``repr`` are those of a frozen dataclass.
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        known = _REGISTRY.get(cls.__name__)
+        if known is not None and known.__module__ != cls.__module__:
+            raise TypeError(f"two configurations are called {cls.__name__}: {known.__module__}, {cls.__module__}")
+        _REGISTRY[cls.__name__] = cls
+
+    def __post_init__(self):
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  (every subclass is a dataclass)
+            value = _freeze(getattr(self, field.name), field.name, hints[field.name])
+            object.__setattr__(self, field.name, value)
+        self.validate()
+
+    def validate(self) -> None:
+        """Override to check values; raise through :meth:`require`."""
+
+    def require(self, condition: bool, field: str, message: str) -> None:
+        """Raise an :class:`AimcError` that names the field unless the condition holds."""
+        if not condition:
+            raise AimcError(f"{message} (in {type(self).__name__})", field=field)
+
+    def replace(self, **changes: Any):
+        """A copy with some fields changed; a dotted path in a dict reaches nested ones.
+
+        Example:
+            >>> from aimc import presets
+            >>> presets.pcm().replace(**{"adc.bits": 6}).adc.bits
+            6
+        """
+        direct, nested = {}, {}
+        for name, value in changes.items():
+            head, _, rest = name.partition(".")
+            if rest:
+                nested.setdefault(head, {})[rest] = value
+            else:
+                direct[head] = value
+        for head, inner in nested.items():
+            child = direct.get(head, getattr(self, head, None))
+            if head not in self.field_names():
+                raise AimcError(
+                    f"{type(self).__name__} has no such field; {suggest(head, self.field_names())}", field=head
+                )
+            if not isinstance(child, Config):
+                raise AimcError(
+                    f"holds {child!r}, which has no fields; give a whole value instead of {sorted(inner)}", field=head
+                )
+            try:
+                direct[head] = child.replace(**inner)
+            except AimcError as error:
+                raise error.at(field=head) from None
+        return type(self)(**{**{n: getattr(self, n) for n in self.field_names()}, **direct})
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        return tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: ``{"type": ..., "version": ..., field: value}``, nested configurations likewise."""
+        data: dict[str, Any] = {"type": type(self).__name__, "version": type(self).version}
+        for name in self.field_names():
+            data[name] = _plain(getattr(self, name))
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]):
+        """The inverse of :meth:`to_dict`. ``type`` may be left out where ``cls`` is the type.
+
+        Errors name the dotted path of the field. A version newer than this library's is refused.
+        """
+        built = _build(data, cls if cls is not Config else None)
+        if not isinstance(built, cls):
+            raise AimcError(f"expected a {cls.__name__}, got a {type(built).__name__}", field="type")
+        return built
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_dict(), indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str):
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise AimcError(f"not JSON: {error}") from None
+        return cls.from_dict(data)
+
+    def to_yaml(self) -> str:
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str):
+        import yaml
+
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise AimcError(f"not YAML: {error}") from None
+        return cls.from_dict(data)
+
+
+def differences(old: Config, new: Config, path: str = "") -> list[str]:
+    """Field-by-field differences, each as ``path: old -> new``.
+
+    Example:
+        >>> from aimc import presets
+        >>> differences(presets.pcm(), presets.pcm().replace(**{"adc.bits": 3}))
+        ['adc.bits: 8 -> 3']
+    """
+    if type(old) is not type(new):
+        return [f"{path or 'type'}: {type(old).__name__} -> {type(new).__name__}"]
+    found = []
+    for name in old.field_names():
+        a, b = getattr(old, name), getattr(new, name)
+        where = f"{path}.{name}" if path else name
+        if isinstance(a, Config) and isinstance(b, Config):
+            found += differences(a, b, where)
+        elif a != b:
+            found.append(f"{where}: {a} -> {b}")
+    return found
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if cls not in _HINTS:
+        import sys
+
+        names = {**_REGISTRY, **vars(sys.modules[cls.__module__])}
+        _HINTS[cls] = typing.get_type_hints(cls, localns=names)
+    return _HINTS[cls]
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _freeze(value: Any, field: str, hint: Any) -> Any:
+    """Make a value immutable and check it against its type hint, naming the field where it does not fit."""
+    if isinstance(value, list):
+        value = tuple(value)
+    options = _options(hint)
+    for option in options:
+        fitted, ok = _fit(value, option, field)
+        if ok:
+            return fitted
+    raise AimcError(f"expects {' or '.join(_describe(o) for o in options)}, got {value!r}", field=field)
+
+
+def _describe(option: Any) -> str:
+    if option is type(None):
+        return "null"
+    if typing.get_origin(option) is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in typing.get_args(option))
+    if typing.get_origin(option) is tuple:
+        return "a list"
+    return _PLAIN.get(option, getattr(option, "__name__", str(option)))
+
+
+def _fit(value: Any, option: Any, field: str) -> tuple[Any, bool]:
+    origin = typing.get_origin(option)
+    if option is Any:
+        return value, isinstance(value, (*_ATOMS, Config, tuple))
+    if origin is typing.Literal:
+        return value, any(value == a and type(value) is type(a) for a in typing.get_args(option))
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return value, False
+        inner = typing.get_args(option)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(_freeze(v, f"{field}[{i}]", inner[0]) for i, v in enumerate(value)), True
+        if len(inner) != len(value):
+            return value, False
+        return tuple(_freeze(v, f"{field}[{i}]", h) for i, (v, h) in enumerate(zip(value, inner))), True
+    if option is float:
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if ok and math.isnan(value):
+            raise AimcError("must be a number, got NaN", field=field)
+        return (float(value) if ok else value), ok
+    if option is int:
+        return value, isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(option, type):
+        return value, isinstance(value, option)
+    return value, False
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _build(data: Any, expected: type[Config] | None) -> Config:
+    if not isinstance(data, dict):
+        raise AimcError(f"expected a mapping of fields, got {data!r}")
+    data = dict(data)
+    name = data.pop("type", expected.__name__ if expected else None)
+    version = data.pop("version", None)
+    if name is None:
+        raise AimcError("the mapping has no 'type'", field="type")
+    cls = _REGISTRY.get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise AimcError(f"no configuration is called {name!r}; {suggest(str(name), _REGISTRY)}", field="type")
+    if version is not None and (not isinstance(version, int) or version > cls.version):
+        raise AimcError(
+            f"{name} was written as version {version!r}, this aimc knows version {cls.version}; update aimc",
+            field="version",
+        )
+    return cls(**{field: _build_value(value, str(field), cls) for field, value in data.items()})
+
+
+def _build_value(value: Any, field: str, owner: type[Config]) -> Any:
+    try:
+        if isinstance(value, dict):
+            hint = _hints(owner).get(field)
+            expected = [o for o in _options(hint) if isinstance(o, type) and issubclass(o, Config)]
+            return _build(value, expected[0] if len(expected) == 1 else None)
+        if isinstance(value, (list, tuple)):
+            return tuple(_build_value(v, f"[{i}]", owner) for i, v in enumerate(value))
+        return value
+    except AimcError as error:
+        raise error.at(field=field) from None

@@ -1,0 +1,282 @@
+"""One verb that makes any torch model analog, and its inverse."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from aimc.errors import AimcError
+from aimc.hardware import Hardware
+from aimc.nn import AnalogConv1d, AnalogConv2d, AnalogConv3d, AnalogLayer, AnalogLinear, analog_layers
+from aimc.ops import check_backend
+from aimc.random import Key
+
+Handler = Callable[[nn.Module, Hardware, Key, str, str], nn.Module]
+_HANDLERS: dict[type[nn.Module], Handler] = {}
+
+# Parameters of these are not multiplied with a matrix product: a table look-up, an element-wise scale.
+_DIGITAL_BY_NATURE = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.PReLU,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+
+
+# These compute with the bare weights of their children, so a child made analog would be bypassed.
+_OPAQUE = (nn.MultiheadAttention,)
+
+
+def register(*types: type[nn.Module]) -> Callable[[Handler], Handler]:
+    """Decorator: the function builds the analog twin of a module of these types.
+
+    It is called as ``handler(module, hardware, key, name, backend)``.
+    """
+
+    def add(handler: Handler) -> Handler:
+        for kind in types:
+            _HANDLERS[kind] = handler
+        return handler
+
+    return add
+
+
+for _digital, _analog in (
+    (nn.Linear, AnalogLinear),
+    (nn.Conv1d, AnalogConv1d),
+    (nn.Conv2d, AnalogConv2d),
+    (nn.Conv3d, AnalogConv3d),
+):
+    register(_digital)(_analog)  # type: ignore[arg-type]  (a class is its own handler)
+
+
+def _handler(module: nn.Module) -> Handler | None:
+    """The handler of the module's type, or of a base whose forward it has not changed."""
+    for kind in type(module).__mro__:
+        if kind in _HANDLERS:
+            return _HANDLERS[kind] if type(module).forward is kind.forward else None
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the coverage report."""
+
+    name: str
+    kind: str
+    where: str  # "analog", "digital" (not a matrix product), "excluded" (by pattern), "unsupported"
+    parameters: int
+    multiplies: bool
+    tiles: int = 0
+    utilisation: float = 0.0
+
+
+def convert(
+    net: nn.Module,
+    hardware: Hardware,
+    *,
+    digital: Iterable[str] = (),
+    seed: int | None = None,
+    backend: str = "auto",
+    strict: bool = True,
+    inplace: bool = False,
+) -> nn.Module:
+    """Put every matrix product with parameters on analog tiles.
+
+    Args:
+        net: any torch model; copied, unless ``inplace``.
+        hardware: description of the hardware, for instance ``aimc.presets.pcm()``.
+        digital: name patterns (``fnmatch``) of modules and parameters that stay digital, such as ``("head", "embed*")``;
+            a pattern that matches nothing is an error.
+        seed: seed of every draw; None takes one from torch's generator, so ``torch.manual_seed`` rules it. A layer's
+            draws depend on the seed and its name alone.
+        backend: ``auto``, ``reference`` or ``cpu``.
+        strict: refuse a network of which some matrix product would stay digital although it was not excluded.
+        inplace: change the network itself; its parameters stay the same objects, so an optimizer remains valid.
+
+    Returns:
+        The analog network (a bare layer comes back as its analog twin).
+
+    Raises:
+        AimcError: names every parameter of a matrix product that would stay digital; or nothing is left to convert.
+
+    Example:
+        >>> from aimc import presets
+        >>> analog = convert(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), presets.pcm(), digital=("2",))
+        >>> print([type(m).__name__ for m in analog])
+        ['AnalogLinear', 'ReLU', 'Linear']
+    """
+    if not isinstance(net, nn.Module):
+        raise AimcError(f"expects a torch module, got {type(net).__name__}", field="net")
+    if not isinstance(hardware, Hardware):
+        raise AimcError(f"expects a Hardware, got {type(hardware).__name__}; see aimc.presets", field="hardware")
+    check_backend(backend)
+    patterns = (digital,) if isinstance(digital, str) else tuple(digital)
+    rows = _survey(net, patterns)
+    unsupported = [row for row in rows if row.where == "unsupported"]
+    if strict and unsupported:
+        lines = "".join(f"\n  {row.name} ({row.kind}, {row.parameters} parameters)" for row in unsupported)
+        names = ", ".join(repr(row.name) for row in unsupported[:3])
+        raise AimcError(
+            f"these matrix products would stay digital:{lines}\nKeep them digital on purpose with digital=({names}, ...)"
+            ", or pass strict=False",
+            field="net",
+        )
+    if not any(row.where == "analog" for row in rows):
+        raise AimcError("nothing to convert: no layer is left that an analog tile could hold", field="net")
+    if any(isinstance(m, AnalogLayer) for m in net.modules()):
+        raise AimcError("the network is already analog; exchange its hardware with aimc.set_hardware", field="net")
+    if seed is None:
+        seed = int(torch.randint(0, 2**63 - 1, ()))
+    if not inplace:
+        net = copy.deepcopy(net)
+    chosen = {row.name for row in rows if row.where == "analog"}
+    first_name = {module: name for name, module in net.named_modules()}  # a shared module has several names
+    twins: dict[nn.Module, nn.Module] = {}
+    key = Key(seed)
+
+    def twin(module: nn.Module, name: str) -> nn.Module:
+        if module not in twins:
+            handler = _handler(module)
+            assert handler is not None
+            try:
+                made = handler(module, hardware, key.fold(name), name, backend)
+            except AimcError as error:
+                raise error.at(layer=name) from None
+            for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+                setattr(made, hooks, getattr(module, hooks))
+            twins[module] = made
+        return twins[module]
+
+    # Build every twin before touching the network, so that an error leaves it as it was.
+    placed = [
+        (parent, child, twin(module, _join(path, child)))
+        for path, parent in list(net.named_modules(remove_duplicate=False))
+        for child, module in parent.named_children()
+        if first_name.get(module) in chosen
+    ]
+    if "" in chosen:
+        return twin(net, "")
+    for parent, child, made in placed:
+        setattr(parent, child, made)
+    _switch_off_fast_paths(net)
+    return net
+
+
+def _join(path: str, child: str) -> str:
+    return f"{path}.{child}" if path else child
+
+
+def _survey(net: nn.Module, patterns: tuple[str, ...]) -> list[Row]:
+    used: set[str] = set()
+
+    def excluded(name: str) -> bool:
+        parts = name.split(".")
+        prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        hits = [p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in prefixes)]
+        used.update(hits)
+        return bool(hits)
+
+    rows = []
+    opaque: list[str] = []
+    for name, module in net.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in opaque):
+            continue
+        if isinstance(module, _OPAQUE):
+            opaque.append(name)
+            count = sum(p.numel() for p in module.parameters())
+            where = "excluded" if excluded(name) else "unsupported"
+            rows.append(Row(name, type(module).__name__, where, count, True))
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        kind = type(module).__name__
+        count = sum(p.numel() for p in own.values())
+        if isinstance(module, AnalogLayer):
+            rows.append(
+                Row(name, kind, "analog", count, True, module.layout.tiles, module.layout.utilisation)
+            )
+        elif isinstance(module, _DIGITAL_BY_NATURE):
+            excluded(name)
+            rows.append(Row(name, kind, "digital", count, False))
+        elif _handler(module) is not None and not hasattr(module, "parametrizations"):
+            where = "excluded" if excluded(name) else "analog"
+            rows.append(Row(name, kind, where, count, True))
+        else:
+            for parameter, value in own.items():
+                full = _join(name, parameter)
+                multiplies = value.dim() >= 2
+                where = "excluded" if excluded(full) else ("unsupported" if multiplies else "digital")
+                rows.append(Row(full, kind, where, value.numel(), multiplies))
+    unused = [p for p in patterns if p not in used]
+    if unused:
+        raise AimcError(f"no module or parameter matches {', '.join(map(repr, unused))}", field="digital")
+    return rows
+
+
+def _switch_off_fast_paths(net: nn.Module) -> None:
+    """torch's encoder computes with the bare weights of its layers in evaluation; that would bypass the tiles."""
+    for module in net.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and analog_layers(module):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder) and analog_layers(module):
+            module.enable_nested_tensor = False
+            module.use_nested_tensor = False
+
+
+def to_digital(net: nn.Module) -> nn.Module:
+    """A digital copy: every analog layer becomes the torch layer with the same weights, output gains multiplied in.
+
+    Example:
+        >>> from aimc import presets
+        >>> to_digital(convert(nn.Linear(2, 2), presets.pcm()))
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    if isinstance(net, AnalogLayer):
+        return net.to_digital()  # type: ignore[operator]
+    twins = {m: m.to_digital() for m in net.modules() if isinstance(m, AnalogLayer)}  # type: ignore[operator]
+    memo = {id(layer): twin for layer, twin in twins.items()}
+    return copy.deepcopy(net, memo)
+
+
+def set_hardware(net: nn.Module, hardware: Hardware) -> None:
+    """Exchange the hardware of every analog layer; weights, and ranges and gains that still apply, stay."""
+    for layer in _require_analog(net).values():
+        layer.set_hardware(hardware)
+
+
+def set_backend(net: nn.Module, backend: str) -> None:
+    """Choose the body of the operations for every analog layer."""
+    check_backend(backend)
+    for layer in _require_analog(net).values():
+        layer.backend = backend
+
+
+def set_noise_strength(net: nn.Module, strength: float | None) -> None:
+    """Scale the training noise of every analog layer; None gives it back to the hardware's own ramp."""
+    if strength is not None and strength < 0:
+        raise AimcError(f"must not be negative, got {strength}", field="strength")
+    for layer in _require_analog(net).values():
+        layer.noise_strength = strength
+
+
+def remap(net: nn.Module) -> None:
+    """Let every digital scale follow the present weights; the network's function does not change."""
+    for layer in _require_analog(net).values():
+        layer.remap()
+
+
+def _require_analog(net: nn.Module) -> dict[str, AnalogLayer]:
+    layers = analog_layers(net)
+    if not layers:
+        raise AimcError("the network has no analog layer; call aimc.convert first", field="net")
+    return layers

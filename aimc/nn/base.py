@@ -1,0 +1,336 @@
+"""What every analog layer shares: its tiles, its counters, its place in a chip."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from aimc.crossbar import Layout, column_scale
+from aimc.errors import AimcError
+from aimc.hardware import Hardware
+from aimc.hwa import clip_, modify_weights
+from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
+from aimc.ops import check_backend
+from aimc.random import Key
+
+_EXTRAS = ("input_range", "output_gain", "column_scale", "analog_state")
+_LAYERS: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()
+
+
+@dataclasses.dataclass
+class ProgrammedWeights:
+    """Weights that a chip holds at one time, put in place of the layer's own.
+
+    Attributes:
+        weights: ``[outputs, rows]`` in the units of the weight.
+        scale: ``[row_tiles, outputs]``.
+        compensation: digital factor ``[row_tiles, outputs]``, or None.
+    """
+
+    weights: Tensor
+    scale: Tensor
+    compensation: Tensor | None = None
+
+
+@dataclasses.dataclass
+class Call:
+    """What one forward pass hands to its backward pass."""
+
+    key: Key
+    offset: int
+    backend: str
+    check_finite: bool
+    range_gradient: Callable[[Tensor, Tensor, Statistics], Tensor]
+    statistics: Statistics | None = None
+
+
+class AnalogLayer(nn.Module):
+    """A mixin in front of a torch layer; the torch layer's ``weight`` and ``bias`` keep their names, shapes and units.
+
+    Attributes:
+        hardware: the frozen description; assign with :meth:`set_hardware`.
+        layout: the split over tiles.
+        input_range: learned or fixed range per row tile, NaN until training or calibration sets it; None without a DAC
+            or with dynamic ranges.
+        output_gain: learned digital gain per output, or None.
+        statistics: shares of clipped inputs and saturated outputs in the last forward pass.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    input_range: Tensor | None
+    output_gain: nn.Parameter | None
+    column_scale: Tensor | None
+
+    def _set_up(self, hardware: Hardware, layout: Layout, key: Key, name: str, backend: str) -> None:
+        """Called once by the leaf's constructor, after weight and bias exist."""
+        self.hardware, self.layout, self.key, self.name = hardware, layout, key, name
+        self.backend = check_backend(backend)
+        self.check_finite = True
+        self.noise_strength: float | None = None
+        self.statistics: Statistics | None = None
+        self._programmed: ProgrammedWeights | None = None
+        self._step = self._evaluated = self._range_batches = 0
+        self._clipped_version = -1
+        like = {"dtype": self.weight.dtype, "device": self.weight.device}
+        setting = hardware.input_range
+        if hardware.dac is None or setting.mode == "dynamic":
+            self.register_buffer("input_range", None)
+        else:
+            start = torch.full((layout.row_tiles,), setting.value or float("nan"), **like)
+            if setting.mode == "learned":
+                self.input_range = nn.Parameter(start)
+            else:
+                self.register_buffer("input_range", start)
+        if hardware.mapping.learned_gain:
+            self.output_gain = nn.Parameter(torch.ones(layout.outputs, **like))
+        else:
+            self.register_parameter("output_gain", None)
+        self.periphery = Periphery(
+            hardware.dac, hardware.adc, hardware.output_noise, hardware.short_term_noise, hardware.ir_drop
+        )
+        fixed = hardware.training is not None and hardware.training.remap_every != 1
+        self.register_buffer("column_scale", self._weight_scale() if fixed else None)
+        if hardware.training is not None and hardware.training.clip is not None:
+            clip_(self.weight, hardware.training.clip)
+            self._clipped_version = self.weight._version
+        _LAYERS[self] = None
+        _watch_optimizers()
+
+    # Weights -------------------------------------------------------------------------------------------------------
+
+    def _matrix(self) -> Tensor:
+        """The clean weight as ``[outputs, rows]``."""
+        return self.weight.detach().reshape(self.layout.outputs, self.layout.rows).contiguous()
+
+    def _weight_scale(self) -> Tensor:
+        return column_scale(self._matrix(), self.layout, self.hardware.mapping)
+
+    @torch.no_grad()
+    def remap(self) -> None:
+        """Let the digital scale follow the present weights; the layer's function does not change."""
+        if self.column_scale is not None:
+            self.column_scale.copy_(self._weight_scale())
+
+    def present_scale(self) -> Tensor:
+        """The digital scale in use, ``[row_tiles, outputs]``."""
+        return self.column_scale if self.column_scale is not None else self._weight_scale()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Clip the weights and keep the input range positive; runs after every optimizer step."""
+        training = self.hardware.training
+        if training is not None and training.clip is not None:
+            clip_(self.weight, training.clip)
+            self._clipped_version = self.weight._version
+        if isinstance(self.input_range, nn.Parameter):
+            self.input_range.clamp_(min=torch.finfo(self.input_range.dtype).tiny * 1e6)
+
+    def _tiles(self, contiguous: bool) -> Tiles:
+        if self._programmed is not None:
+            held = self._programmed
+            if self.training:
+                raise AimcError("a chip is in place and the network is in training mode; call net.eval() first")
+            weights = [held.weights[:, a:b] for a, b in self.layout.row_splits]
+            return Tiles(weights, held.scale, compensation=held.compensation, trained=False)
+        training = self.hardware.training if self.training else None
+        if training is not None and training.clip is not None and self.weight._version != self._clipped_version:
+            self.constrain()
+        matrix = self._matrix()
+        if training is not None and training.remap_every > 1 and self._step % training.remap_every == 0:
+            self.remap()
+        scale = self.column_scale
+        if scale is None and self.hardware.mapping.scale != "column":
+            scale = column_scale(matrix, self.layout, self.hardware.mapping)
+        modifiers = training.modifiers if training is not None else ()
+        strength = self.noise_strength
+        if strength is None:
+            strength = training.strength(self._step) if training is not None else 0.0
+        weights, scale, factor = modify_weights(
+            matrix, self.layout, modifiers, self.hardware.cell, scale,
+            self.key.at("modifier", step=self._step), strength, contiguous, self.backend,
+        )  # fmt: skip
+        return Tiles(weights, scale, factor)
+
+    # Input range ---------------------------------------------------------------------------------------------------
+
+    def _ranges(self, x: Tensor) -> Tensor:
+        """``[row_tiles, 1]``, or ``[row_tiles, vectors]`` for dynamic ranges; x is ``[vectors, groups, channels, p]``."""
+        tiny = torch.finfo(x.dtype).tiny * 1e6
+        if self.hardware.dac is None:
+            return torch.ones(self.layout.row_tiles, 1, dtype=x.dtype, device=x.device)
+        if self.input_range is None:
+            if x.numel() == 0:
+                return torch.ones(self.layout.row_tiles, x.shape[0], dtype=x.dtype, device=x.device)
+            largest = [x[:, :, a:b].abs().amax((1, 2, 3)) for a, b in self.layout.splits]
+            return torch.stack(largest).clamp_min(tiny)
+        setting = self.hardware.input_range
+        if self.training and setting.mode == "learned" and self._range_batches < setting.init_batches:
+            self._start_range(x, tiny)
+        values = self.input_range.detach()
+        if bool(torch.isnan(values).any()):
+            raise AimcError(
+                "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
+                "hardware.input_range.value",
+                field="input_range",
+            )
+        return values[:, None]
+
+    @torch.no_grad()
+    def _start_range(self, x: Tensor, tiny: float) -> None:
+        """Running mean of so many standard deviations over the first batches."""
+        setting, k = self.hardware.input_range, self._range_batches
+        assert self.input_range is not None
+        for tile, (a, b) in enumerate(self.layout.splits):
+            part = x[:, :, a:b]
+            if part.numel() < 2 or not bool(torch.isfinite(part).all()):
+                return
+            value = (setting.init_std * part.std()).clamp_min(tiny)
+            old = self.input_range[tile]
+            start = k == 0 and setting.value is None
+            self.input_range[tile] = value if start or torch.isnan(old) else (old * k + value) / (k + 1)
+        self._range_batches += 1
+
+    def _range_gradient(self, push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:
+        setting = self.hardware.input_range
+        r = ranges[:, 0]
+        if self.training and self._range_batches < setting.init_batches:
+            return torch.zeros_like(r)
+        fits = torch.tensor(
+            [float(1 - c > setting.keep) for c in statistics.clipped], dtype=r.dtype, device=r.device
+        )
+        return push * r * setting.gradient_scale + setting.decay * r * fits
+
+    # Forward -------------------------------------------------------------------------------------------------------
+
+    def _analog(self, x: Tensor, geometry: Geometry, contiguous: bool) -> Tensor:
+        """``[vectors, groups, channels, positions]`` -> ``[vectors, outputs, positions]``."""
+        try:
+            tiles = self._tiles(contiguous)
+            ranges = self._ranges(x.detach())
+            key = self.key.at("output_noise", step=self._step) if self.training else self.key.fold("evaluation").at(
+                "output_noise", step=0
+            )
+            call = Call(
+                key, 0 if self.training else self._evaluated, self.backend, self.check_finite, self._range_gradient
+            )
+            bias = self.bias if self.bias is not None else None
+            y = AnalogProduct.apply(
+                x, self.weight.view(self.layout.outputs, -1), self.input_range, self.output_gain, bias,
+                ranges, tiles, self.layout, geometry, self.periphery, call,
+            )  # fmt: skip
+        except AimcError as error:
+            raise error.at(layer=self.name, shape=x.shape) from None
+        self.statistics = call.statistics
+        if self.training:
+            self._step += 1
+        else:
+            self._evaluated += x.shape[0]
+        return y
+
+    @contextlib.contextmanager
+    def programmed(self, weights: ProgrammedWeights) -> Iterator[None]:
+        """Put a chip's weights in place, and take them out again. Reads are numbered from zero inside."""
+        before = self._programmed, self._evaluated
+        self._programmed, self._evaluated = weights, 0
+        try:
+            yield
+        finally:
+            self._programmed, self._evaluated = before
+
+    # State ---------------------------------------------------------------------------------------------------------
+
+    def set_hardware(self, hardware: Hardware) -> None:
+        """Exchange the hardware and keep the weights; ranges and gains are kept where the new hardware has them."""
+        kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
+        counters = self._step, self._evaluated, self._range_batches
+        splits = self.layout.splits
+        for name in ("input_range", "output_gain", "column_scale"):
+            self._parameters.pop(name, None)
+            self._buffers.pop(name, None)
+        layout = Layout.of(
+            hardware.tile, self.layout.outputs, self.layout.channels, self.layout.kernel, self.layout.groups
+        )
+        self._set_up(hardware, layout, self.key, self.name, self.backend)
+        self._step, self._evaluated, self._range_batches = counters
+        with torch.no_grad():
+            if self.input_range is not None and kept["input_range"] is not None and layout.splits == splits:
+                self.input_range.copy_(kept["input_range"])
+            if self.output_gain is not None and kept["output_gain"] is not None:
+                self.output_gain.copy_(kept["output_gain"])
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        seed = self.key.seed - (1 << 64) if self.key.seed >= 1 << 63 else self.key.seed
+        destination[prefix + "analog_state"] = torch.tensor(
+            [seed, self._step, self._evaluated, self._range_batches], dtype=torch.int64
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
+        saved = state_dict.get(prefix + "analog_state")
+        if saved is not None:
+            seed, self._step, self._evaluated, self._range_batches = (int(v) for v in saved)
+            self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
+        own: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, *rest)
+        unexpected = rest[0]
+        for name in list(unexpected):
+            if name == prefix + "analog_state":
+                unexpected.remove(name)
+        # A digital checkpoint has the weight and none of the analog extras: that is complete.
+        missing_keys += [m for m in own if m.removeprefix(prefix) not in _EXTRAS]
+        if prefix + "column_scale" not in state_dict:
+            self.remap()
+        self._clipped_version = -1
+
+    def __getstate__(self):
+        state = self.__dict__.copy()
+        state["_programmed"] = None
+        state["statistics"] = None
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        _LAYERS[self] = None
+
+    def analog_description(self) -> str:
+        h, parts = self.hardware, self.layout
+        return f"{parts.tiles} tiles of {h.tile.rows}x{parts.columns}, cell={type(h.cell).__name__}"
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.analog_description()}"
+
+
+def analog_layers(net: nn.Module) -> dict[str, AnalogLayer]:
+    """Analog layers by dotted name, each once.
+
+    Example:
+        >>> analog_layers(nn.Linear(2, 2))
+        {}
+    """
+    return {name: m for name, m in net.named_modules() if isinstance(m, AnalogLayer)}
+
+
+_WATCHED = False
+
+
+def _watch_optimizers() -> None:
+    """Constrain a layer after any optimizer has stepped its parameters, so that no wrapper is needed."""
+    global _WATCHED
+    if not _WATCHED:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(_after_step)
+        _WATCHED = True
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for layer in list(_LAYERS):
+        if id(layer.weight) in stepped or (layer.input_range is not None and id(layer.input_range) in stepped):
+            layer.constrain()  # type: ignore[attr-defined]

@@ -1,0 +1,142 @@
+"""Convolutions, native: a tile is a convolution over some of the input channels, and nothing is unfolded."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aimc.crossbar import Layout
+from aimc.errors import AimcError
+from aimc.hardware import Hardware
+from aimc.nn.base import AnalogLayer
+from aimc.nn.linear import export
+from aimc.random import Key
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class ConvGeometry:
+    """A convolution over one tile's channels; ``size`` is the spatial size of the (padded) input."""
+
+    def __init__(self, layer: _AnalogConv, size: tuple[int, ...], padding: tuple[int, ...]):
+        self.size, self.padding, self.groups = size, padding, layer.groups
+        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.out = tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(size, padding, self.dilation, self.kernel, self.stride, strict=True)
+        )
+
+    def _image(self, part: Tensor) -> Tensor:
+        return part.view(part.shape[0], -1, *self.size)
+
+    def _filter(self, weight: Tensor) -> Tensor:
+        return weight.reshape(weight.shape[0], -1, *self.kernel)
+
+    def product(self, part: Tensor, weight: Tensor) -> Tensor:
+        y = _CONV[len(self.size)](
+            self._image(part), self._filter(weight), None, self.stride, self.padding, self.dilation, self.groups
+        )
+        return y.contiguous().view(part.shape[0], weight.shape[0], math.prod(self.out))
+
+    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_input: bool, need_weight: bool):
+        to_part, to_weight, _ = torch.ops.aten.convolution_backward(
+            grad.view(grad.shape[0], -1, *self.out),
+            self._image(part),
+            self._filter(weight),
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0] * len(self.size),
+            self.groups,
+            [need_input, need_weight, False],
+        )
+        return (
+            to_part.reshape(part.shape) if need_input else None,
+            to_weight.reshape(weight.shape) if need_weight else None,
+        )
+
+
+class _AnalogConv(AnalogLayer):
+    """What the three convolutions share."""
+
+    spatial: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    groups: int
+    padding_mode: str
+
+    def __init__(self, digital, hardware: Hardware, key: Key, name: str = "", backend: str = "auto"):
+        nn.Module.__init__(self)
+        for field in (
+            "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed",
+            "output_padding", "groups", "padding_mode", "_reversed_padding_repeated_twice",
+        ):  # fmt: skip
+            setattr(self, field, getattr(digital, field))
+        self.weight, self.bias = digital.weight, digital.bias
+        self.training = digital.training
+        layout = Layout.of(
+            hardware.tile, digital.out_channels, digital.in_channels // self.groups,
+            math.prod(self.kernel_size), self.groups,
+        )  # fmt: skip
+        self._set_up(hardware, layout, key, name, backend)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() not in (self.spatial + 1, self.spatial + 2):
+            raise AimcError(
+                f"expects {self.spatial + 1} or {self.spatial + 2} dimensions", layer=self.name, shape=input.shape
+            )
+        single = input.dim() == self.spatial + 1
+        x = input[None] if single else input
+        amounts = self._reversed_padding_repeated_twice  # type: ignore[attr-defined]
+        symmetric = tuple(amounts[2 * i] for i in reversed(range(self.spatial)))
+        if self.padding_mode != "zeros":
+            x, symmetric = F.pad(x, amounts, mode=self.padding_mode), (0,) * self.spatial
+        elif any(amounts[2 * i] != amounts[2 * i + 1] for i in range(self.spatial)):
+            x, symmetric = F.pad(x, amounts), (0,) * self.spatial  # 'same' with an even kernel
+        size = tuple(x.shape[2:])
+        geometry = ConvGeometry(self, size, symmetric)
+        if any(n < 1 for n in geometry.out):
+            raise AimcError("the kernel is larger than the padded input", layer=self.name, shape=input.shape)
+        flat = x.reshape(x.shape[0], self.groups, self.layout.channels, math.prod(size))
+        y = self._analog(flat, geometry, True).view(x.shape[0], -1, *geometry.out)
+        return y[0] if single else y
+
+    def to_digital(self):
+        """The torch convolution with a copy of the weight, the output gain multiplied in."""
+        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[self.spatial]
+        digital = kind(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
+            self.groups, self.bias is not None, self.padding_mode,
+        )  # type: ignore[arg-type, call-arg]  # fmt: skip
+        return export(self, digital)
+
+
+class AnalogConv1d(_AnalogConv, nn.Conv1d):
+    """``nn.Conv1d`` on crossbar tiles, split along the input channels; arguments as for :class:`AnalogLinear`.
+
+    Example:
+        >>> from aimc import presets
+        >>> AnalogConv1d(nn.Conv1d(3, 2, 5), presets.ideal(), Key(0))(torch.ones(1, 3, 9)).shape
+        torch.Size([1, 2, 5])
+    """
+
+    spatial = 1
+
+
+class AnalogConv2d(_AnalogConv, nn.Conv2d):
+    """``nn.Conv2d`` on crossbar tiles, split along the input channels; arguments as for :class:`AnalogLinear`."""
+
+    spatial = 2
+
+
+class AnalogConv3d(_AnalogConv, nn.Conv3d):
+    """``nn.Conv3d`` on crossbar tiles, split along the input channels; arguments as for :class:`AnalogLinear`."""
+
+    spatial = 3

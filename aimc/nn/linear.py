@@ -1,0 +1,78 @@
+"""Fully connected layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from aimc.crossbar import Layout
+from aimc.hardware import Hardware
+from aimc.nn.base import AnalogLayer
+from aimc.random import Key
+
+
+class LinearGeometry:
+    """One group, one position: plain matrix products."""
+
+    def product(self, part: Tensor, weight: Tensor) -> Tensor:
+        vectors = part.shape[0]
+        return torch.mm(part.view(vectors, -1), weight.t()).view(vectors, -1, 1)
+
+    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_input: bool, need_weight: bool):
+        d = grad.view(grad.shape[0], -1)
+        to_part = torch.mm(d, weight).view(part.shape) if need_input else None
+        to_weight = torch.mm(d.t(), part.view(part.shape[0], -1)) if need_weight else None
+        return to_part, to_weight
+
+
+_GEOMETRY = LinearGeometry()
+
+
+class AnalogLinear(AnalogLayer, nn.Linear):
+    """A linear layer on crossbar tiles: inputs ``[..., in]``, weight ``[out, in]``, digital bias.
+
+    Args:
+        digital: the layer to take over; its parameters are shared, not copied.
+        hardware: description of the hardware.
+        key: the layer's random key.
+        name: name used in messages.
+        backend: see :func:`aimc.ops.choose_backend`.
+
+    Example:
+        >>> from aimc import presets
+        >>> layer = AnalogLinear(nn.Linear(4, 2), presets.ideal(), Key(0))
+        >>> layer(torch.ones(3, 4)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, digital: nn.Linear, hardware: Hardware, key: Key, name: str = "", backend: str = "auto"):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = digital.in_features, digital.out_features
+        self.weight, self.bias = digital.weight, digital.bias
+        self.training = digital.training
+        layout = Layout.of(hardware.tile, self.out_features, self.in_features)
+        self._set_up(hardware, layout, key, name, backend)
+
+    def forward(self, input: Tensor) -> Tensor:
+        flat = input.reshape(-1, 1, self.in_features, 1)
+        return self._analog(flat, _GEOMETRY, False).view(*input.shape[:-1], self.out_features)
+
+    def to_digital(self) -> nn.Linear:
+        """An ``nn.Linear`` with a copy of the weight, the output gain multiplied in."""
+        digital = nn.Linear(self.in_features, self.out_features, self.bias is not None)
+        return export(self, digital)
+
+
+@torch.no_grad()
+def export(layer: AnalogLayer, digital):
+    """Copy weight (times output gain), bias, dtype, device and mode of an analog layer to a digital twin."""
+    digital = digital.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+    weight = layer.weight
+    if layer.output_gain is not None:
+        weight = weight * layer.output_gain.view(-1, *(1,) * (weight.dim() - 1))
+    digital.weight.copy_(weight)
+    digital.weight.requires_grad_(layer.weight.requires_grad)
+    if layer.bias is not None:
+        digital.bias.copy_(layer.bias)
+        digital.bias.requires_grad_(layer.bias.requires_grad)
+    return digital

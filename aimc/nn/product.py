@@ -1,0 +1,187 @@
+"""The analog product with its gradient: converters, tiles, noise, partial sums.
+
+Shapes: inputs ``[vectors, groups, channels, positions]``, outputs ``[vectors, outputs, positions]``; a linear layer has
+one group and one position, a convolution's image is one vector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from aimc.crossbar import Layout
+from aimc.errors import AimcError
+from aimc.ops import convert_input, convert_input_backward, read_out
+from aimc.ops.read_out import ReadOut
+from aimc.periphery import ADC, DAC, IRDrop
+from aimc.random import Key
+
+
+class Geometry(Protocol):
+    """What differs between a linear layer and a convolution: the product of one tile and its two transposes."""
+
+    def product(self, part: Tensor, weight: Tensor) -> Tensor:
+        """``[vectors, groups, channels, positions]`` times ``[outputs, rows]`` -> ``[vectors, outputs, positions]``."""
+        ...
+
+    def transposed(
+        self, grad: Tensor, part: Tensor, weight: Tensor, need_input: bool, need_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients with respect to ``part`` and ``weight``."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Periphery:
+    """The numbers of the hardware that a read needs."""
+
+    dac: DAC | None
+    adc: ADC | None
+    output_noise: float
+    short_term_noise: float
+    ir_drop: IRDrop | None
+
+
+@dataclasses.dataclass
+class Tiles:
+    """A layer's weights as they are in the array for one forward pass.
+
+    Attributes:
+        weights: one ``[outputs, rows]`` per row tile, in the units of the weight.
+        scale: ``[row_tiles, outputs]``.
+        factor: what reaches the clean weight of a gradient, or None.
+        compensation: digital factor per row tile and output, or None.
+        trained: whether the gradient goes to the layer's weight.
+    """
+
+    weights: list[Tensor]
+    scale: Tensor
+    factor: Tensor | None = None
+    compensation: Tensor | None = None
+    trained: bool = True
+
+
+@dataclasses.dataclass
+class Statistics:
+    """What a forward pass noticed: shares of clipped inputs and saturated outputs, per row tile."""
+
+    clipped: list[float]
+    saturated: list[float]
+
+
+def read_tile(
+    part: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    ranges: Tensor,
+    geometry: Geometry,
+    periphery: Periphery,
+    setting: ReadOut,
+    key: Key,
+    total: Tensor | None = None,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """One row tile from converted inputs to the digital sum; see :func:`aimc.ops.read_out` for the result.
+
+    Order: product, IR drop, short-term noise and output noise, converter.
+    """
+    y = geometry.product(part, weight)
+    if periphery.ir_drop is not None and periphery.ir_drop.scale > 0:
+        ir, rows = periphery.ir_drop, weight.shape[1]
+        magnitude = geometry.product(part.abs(), weight.abs())
+        full = scale.view(1, -1, 1) * ranges.view(-1, 1, 1)
+        load = ir.load(rows, torch.where(full > 0, magnitude / full, 0))
+        lost = geometry.product(part, weight * ir.profile(rows, weight.device, weight.dtype))
+        y = torch.addcmul(y, ir.coefficient(load), lost, value=-1)
+    variance = geometry.product(part * part, weight.abs()) if periphery.short_term_noise > 0 else None
+    return read_out(total, y, scale, ranges, setting, key, variance, gain, bias, backend)
+
+
+class AnalogProduct(torch.autograd.Function):
+    """``bias + gain * sum_k compensation_k * ADC_k(W_k DAC_k(x) + noise)``."""
+
+    @staticmethod
+    def forward(ctx, x, weight, input_range, gain, bias, ranges, tiles, layout, geometry, periphery, call):
+        # ranges: [row_tiles, 1 or vectors]; input_range is the parameter behind it, for its gradient, or None.
+        if periphery.dac is not None:
+            parts, clipped, finite = convert_input(x, ranges, layout.splits, periphery.dac.half, call.backend)
+        else:
+            parts = [x[:, :, a:b].contiguous() for a, b in layout.splits]
+            clipped, finite = [0] * len(parts), bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+        if call.check_finite and not finite:
+            raise AimcError("the input holds NaN or infinite values", shape=x.shape)
+        total, masks = None, []
+        adc = periphery.adc
+        for k, (part, w) in enumerate(zip(parts, tiles.weights, strict=True)):
+            factor = gain
+            if tiles.compensation is not None:
+                factor = tiles.compensation[k] if gain is None else gain * tiles.compensation[k]
+            setting = ReadOut(
+                half=adc.half if adc is not None else 0,
+                bound=adc.bound if adc is not None else 0.0,
+                output_noise=periphery.output_noise,
+                short_term=periphery.short_term_noise,
+                tile=k,
+                tiles=layout.row_tiles,
+                offset=call.offset,
+            )
+            total, mask = read_tile(
+                part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.key,
+                total, factor, bias, call.backend,
+            )  # fmt: skip
+            masks.append(mask)
+        assert total is not None
+        rows = [max(p.numel(), 1) for p in parts]
+        call.statistics = Statistics(
+            [c / n for c, n in zip(clipped, rows, strict=True)],
+            [float(m.float().mean()) if m is not None else 0.0 for m in masks],
+        )
+        needs_x = periphery.dac is not None and (sum(clipped) > 0)
+        ctx.save_for_backward(x if needs_x else None, gain, bias, ranges, total if gain is not None else None)
+        ctx.parts, ctx.masks, ctx.tiles, ctx.layout = parts, masks, tiles, layout
+        ctx.geometry, ctx.call, ctx.periphery = geometry, call, periphery
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, gain, bias, ranges, total = ctx.saved_tensors
+        tiles, layout, call = ctx.tiles, ctx.layout, ctx.call
+        need_x, need_weight, need_range, need_gain, need_bias = ctx.needs_input_grad[:5]
+        need_weight = need_weight and tiles.trained
+        grad = grad.contiguous()
+        grad_bias = grad.sum((0, 2)) if need_bias else None
+        grad_gain = None
+        if need_gain:
+            analog = total if bias is None else total - bias.view(1, -1, 1)
+            grad_gain = (grad * analog).sum((0, 2)) / torch.where(gain == 0, torch.ones_like(gain), gain)
+        if gain is not None:
+            grad = grad * gain.view(1, -1, 1)
+        wants_x = need_x or need_range
+        grad_x = grad_weight = None
+        vectors, groups, _, positions = ctx.parts[0].shape
+        if wants_x:
+            grad_x = grad.new_empty((vectors, groups, layout.channels, positions))
+        if need_weight:
+            grad_weight = grad.new_empty((layout.outputs, layout.rows))
+        for k, (part, w, mask) in enumerate(zip(ctx.parts, tiles.weights, ctx.masks, strict=True)):
+            d = grad if tiles.compensation is None else grad * tiles.compensation[k].view(1, -1, 1)
+            d = d if mask is None else d.masked_fill(mask, 0)
+            to_part, to_weight = ctx.geometry.transposed(d, part, w, wants_x, need_weight)
+            (a, b), (i, j) = layout.splits[k], layout.row_splits[k]
+            if grad_x is not None:
+                grad_x[:, :, a:b] = to_part
+            if grad_weight is not None:
+                grad_weight[:, i:j] = to_weight
+        if grad_weight is not None and tiles.factor is not None:
+            grad_weight *= tiles.factor
+        push = ranges.new_zeros(layout.row_tiles)
+        if x is not None and grad_x is not None:
+            grad_x, push = convert_input_backward(x, grad_x, ranges, layout.splits, call.backend)
+        grad_range = call.range_gradient(push, ranges, call.statistics) if need_range else None
+        return grad_x if need_x else None, grad_weight, grad_range, grad_gain, grad_bias, *(None,) * 6

@@ -1,0 +1,32 @@
+"""The plain torch body."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def convert_input(x: Tensor, ranges: Tensor, splits, half: int):
+    parts, clipped = [], []
+    for k, (a, b) in enumerate(splits):
+        part = x[:, :, a:b]
+        r = ranges[k].view(-1, 1, 1, 1)
+        clipped.append(int((part.abs() >= r).sum()))
+        if half:
+            part = torch.round(part * (half / r)).clamp(-half, half) * (r / half)
+        else:
+            part = torch.minimum(torch.maximum(part, -r), r)
+        parts.append(part.contiguous())
+    return parts, clipped, bool(torch.isfinite(x).all())
+
+
+def convert_input_backward(x: Tensor, grad: Tensor, ranges: Tensor, splits):
+    result = torch.empty_like(grad)
+    push = []
+    for k, (a, b) in enumerate(splits):
+        part, d = x[:, :, a:b], grad[:, :, a:b]
+        r = ranges[k].view(-1, 1, 1, 1)
+        above, below = part >= r, part <= -r
+        push.append((d.clamp_max(0) * above).sum() - (d.clamp_min(0) * below).sum())
+        result[:, :, a:b] = d.masked_fill(above | below, 0)
+    return result, torch.stack(push)

@@ -1,0 +1,169 @@
+"""The numba body: each row of a tile stays in the cache while the whole chain runs over it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from aimc.random import Key
+from aimc.random._pool import run_chunks
+from aimc.random.cpu import fill_normals, fill_uniforms, key_words
+
+_CODES = {
+    "add_normal": 0,
+    "multiply_normal": 1,
+    "polynomial": 2,
+    "polynomial_keep_sign": 3,
+    "discretize": 4,
+    "dorefa": 5,
+    "drop": 6,
+}
+_MINIMUM_CHUNK = 1 << 17
+_TANH_ONE = math.tanh(1.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _change(w, z, factor, with_factor, code, p):
+    """One change of one row, w normalised, z its draws."""
+    n = len(w)
+    zero, one = np.float32(0), np.float32(1)
+    if code == 0:
+        for i in range(n):
+            w[i] += p[0] * z[i]
+    elif code == 1:
+        for i in range(n):
+            w[i] *= one + p[0] * z[i]
+    elif code == 2 or code == 3:
+        for i in range(n):
+            v = w[i]
+            r = abs(v)
+            std = p[0] * (p[1] + r * (p[2] + r * (p[3] + r * p[4])))
+            std = std if std > zero else zero
+            moved = v + std * z[i]
+            if code == 3:
+                size = abs(moved)
+                moved = -size if v < zero else (size if v > zero else moved)
+            w[i] = moved
+    elif code == 4:
+        half = p[0]
+        for i in range(n):
+            v = w[i]
+            v = one if v > one else v
+            v = -one if v < -one else v
+            w[i] = np.rint(v * half) / half
+    elif code == 5:
+        half, gain = p[0], np.float32(p[1] / np.float32(_TANH_ONE))
+        for i in range(n):
+            bent = np.tanh(w[i])
+            if with_factor:
+                factor[i] *= (one - bent * bent) * gain
+            w[i] = np.rint(bent * gain * half) / half
+    else:
+        for i in range(n):
+            kept = one if z[i] >= p[0] else zero
+            w[i] *= kept
+            if with_factor:
+                factor[i] *= kept
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _largest(row):
+    top = np.float32(0)
+    for i in range(len(row)):
+        v = abs(row[i])
+        top = v if v > top else top
+    return top
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _perturb(weight, out, starts, strides, scale, given, factor, with_factor, splits, codes, numbers, keys, o0, o1):
+    rows = weight.shape[1]
+    longest = 0
+    for k in range(len(splits)):
+        longest = max(longest, splits[k, 1] - splits[k, 0])
+    buffer = np.empty(max(longest, 1), dtype=np.float32)
+    draws = np.empty(max(longest, 1), dtype=np.float32)
+    one, zero = np.float32(1), np.float32(0)
+    for o in range(o0, o1):
+        for k in range(len(splits)):
+            a, b = splits[k, 0], splits[k, 1]
+            n = b - a
+            source = weight[o, a:b]
+            target_start = starts[k] + o * strides[k]
+            target = out[target_start : target_start + n]
+            if given:
+                s = scale[k, o]
+            else:
+                s = _largest(source)
+                scale[k, o] = s
+            inverse = one / s if s > zero else zero
+            w = buffer[:n]
+            f = factor[o, a:b] if with_factor else buffer
+            for i in range(n):
+                w[i] = source[i] * inverse
+            if with_factor:
+                for i in range(n):
+                    f[i] = one
+            if given:
+                for i in range(n):
+                    v = w[i]
+                    if abs(v) > one:
+                        f[i] = zero
+                        w[i] = one if v > zero else -one
+            for m in range(len(codes)):
+                z = draws[:n]
+                code = codes[m]
+                if code < 4:
+                    fill_normals(z, n, keys[m, 0], keys[m, 1], keys[m, 2], keys[m, 3], o * rows + a)
+                elif code == 6:
+                    fill_uniforms(z, n, keys[m, 0], keys[m, 1], keys[m, 2], keys[m, 3], o * rows + a)
+                _change(w, z, f, with_factor, code, numbers[m])
+            for i in range(n):
+                target[i] = w[i] * s
+
+
+def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool):
+    from aimc.ops.perturb_weights import needs_factor
+
+    outputs, rows = weight.shape
+    given = scale is not None
+    if scale is None:
+        scale = torch.empty(len(splits), outputs, dtype=weight.dtype)
+    with_factor = needs_factor(changes, given)
+    factor = torch.empty_like(weight) if with_factor else torch.empty(0, 0)
+    flat = torch.empty(outputs * rows, dtype=weight.dtype)
+    if contiguous_tiles:
+        starts, strides = [outputs * a for a, _ in splits], [b - a for a, b in splits]
+        tiles = [flat[outputs * a : outputs * b].view(outputs, b - a) for a, b in splits]
+    else:
+        starts, strides = [a for a, _ in splits], [rows for _ in splits]
+        tiles = [flat.view(outputs, rows)[:, a:b] for a, b in splits]
+    numbers = np.zeros((len(changes), 5), dtype=np.float32)
+    keys = np.zeros((len(changes), 4), dtype=np.uint32)
+    for m, (_, *values) in enumerate(changes):
+        numbers[m, : len(values)] = values
+        keys[m] = key_words(key.fold(m))
+    arrays = (
+        weight.detach().numpy(),
+        flat.numpy(),
+        np.array(starts, dtype=np.int64),
+        np.array(strides, dtype=np.int64),
+        scale.numpy(),
+        given,
+        factor.numpy(),
+        with_factor,
+        np.array(splits, dtype=np.int64),
+        np.array([_CODES[kind] for kind, *_ in changes], dtype=np.int64),
+        numbers,
+        keys,
+    )
+
+    def chunk(o0, o1):
+        _perturb(*arrays, o0, o1)
+
+    run_chunks(chunk, outputs, max(1, _MINIMUM_CHUNK // max(rows, 1)))
+    return tiles, scale, factor if with_factor else None

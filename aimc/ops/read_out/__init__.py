@@ -1,0 +1,78 @@
+"""Column currents through noise and the analog-to-digital converters, added to the digital sum."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from aimc.ops.backend import choose_backend
+from aimc.ops.read_out import cpu, reference
+from aimc.random import Key
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOut:
+    """Plain numbers of one tile's read-out.
+
+    Attributes:
+        half: levels of the ADC on one side of zero; 0 for no converter.
+        bound: full scale of the ADC in normalised units.
+        output_noise: standard deviation before the ADC, normalised units.
+        short_term: standard deviation of the weights' noise within one read, normalised units.
+        tile, tiles: index of this row tile and their number, for the position of the draws.
+        offset: number of the first vector, for the position of the draws.
+    """
+
+    half: int = 0
+    bound: float = 0.0
+    output_noise: float = 0.0
+    short_term: float = 0.0
+    tile: int = 0
+    tiles: int = 1
+    offset: int = 0
+
+
+def read_out(
+    total: Tensor | None,
+    partial: Tensor,
+    scale: Tensor,
+    ranges: Tensor,
+    setting: ReadOut,
+    key: Key,
+    variance: Tensor | None = None,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """``total + gain * ADC(partial + noise)`` for one row tile.
+
+    Args:
+        total: digital sum so far ``[vectors, outputs, positions]``, added to in place, or None for the first tile, which
+            starts from the bias.
+        partial: the tile's dot products in the units of weight times input, same shape, contiguous.
+        scale: weight scale of each column, ``[outputs]``, >= 0.
+        ranges: input range, ``[1]`` or ``[vectors]``; full scale of a column is scale times range.
+        setting: the tile's numbers.
+        key: key of the layer's output noise. Position: vector-major, then tile, output, position.
+        variance: ``sum_j |w_ij| x_j^2``, same shape; needed if ``short_term`` is not 0.
+        gain: digital factor per output, ``[outputs]``.
+        bias: ``[outputs]``, used where ``total`` is None.
+        backend: see :func:`aimc.ops.choose_backend`.
+
+    Returns:
+        The new total, and a boolean tensor that is True where the converter saturated, or None where it did nowhere.
+
+    Example:
+        >>> import torch
+        >>> y, saturated = read_out(None, torch.tensor([[[0.2], [9.0]]]), torch.ones(2), torch.ones(1),
+        ...                         ReadOut(half=3, bound=3.0), Key(0))
+        >>> y.flatten(), saturated.flatten()
+        (tensor([0., 3.]), tensor([False,  True]))
+    """
+    tensors = [t for t in (partial, scale, ranges, variance, gain, bias, total) if t is not None]
+    body = cpu if choose_backend(backend, *tensors) == "cpu" else reference
+    return body.read_out(total, partial, scale, ranges, setting, key, variance, gain, bias)
+
+
+__all__ = ["ReadOut", "read_out"]

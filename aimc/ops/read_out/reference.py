@@ -1,0 +1,53 @@
+"""The plain torch body."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aimc.random import normal
+
+
+def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
+    vectors, outputs, positions = partial.shape
+    full = scale.view(1, -1, 1) * ranges.view(-1, 1, 1)
+    analog = partial
+    if setting.output_noise or setting.short_term:
+        std = setting.output_noise * full
+        if setting.short_term:
+            std = torch.sqrt(std**2 + setting.short_term**2 * scale.view(1, -1, 1) * variance)
+        analog = partial + std * _noise(partial, setting, key)
+    saturated = None
+    if setting.half:
+        limit = setting.bound * full
+        saturated = analog.abs() > limit
+        step = limit / setting.half
+        level = torch.round(torch.where(step > 0, analog / step, 0)).clamp(-setting.half, setting.half)
+        analog = level * step
+        saturated = saturated if bool(saturated.any()) else None
+    if gain is not None:
+        analog = analog * gain.view(1, -1, 1)
+    if total is None:
+        return (analog.clone() if bias is None else analog + bias.view(1, -1, 1)), saturated
+    total += analog
+    return total, saturated
+
+
+def _noise(partial: Tensor, setting, key) -> Tensor:
+    vectors, outputs, positions = partial.shape
+    segment = outputs * positions
+    if setting.tiles == 1:
+        return normal(
+            key, tuple(partial.shape), offset=setting.offset * segment, device=partial.device, dtype=partial.dtype
+        )
+    rows = [
+        normal(
+            key,
+            (outputs, positions),
+            offset=((setting.offset + n) * setting.tiles + setting.tile) * segment,
+            device=partial.device,
+            dtype=partial.dtype,
+        )
+        for n in range(vectors)
+    ]
+    return torch.stack(rows) if rows else torch.zeros_like(partial)

@@ -1,0 +1,7 @@
+"""What surrounds the array: converters, input range, analog noise of a read, wire resistance."""
+
+from aimc.periphery.converter import ADC, DAC
+from aimc.periphery.input_range import InputRange
+from aimc.periphery.ir_drop import IRDrop, solve_ladder
+
+__all__ = ["ADC", "DAC", "IRDrop", "InputRange", "solve_ladder"]

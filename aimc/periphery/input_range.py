@@ -1,0 +1,47 @@
+"""The input value that drives a row at full voltage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from aimc.config import Config
+
+
+class InputRange(Config):
+    """How a tile's input range r is found; inputs are clipped to ±r before the DAC.
+
+    Fields:
+        mode: ``learned``: starts at ``init_std`` standard deviations of the first ``init_batches`` training batches and
+            is then trained; ``static``: ``value``, or what :func:`aimc.calibrate` measured; ``dynamic``: the largest
+            magnitude of each input vector (each image, for a convolution), digital pre-scaling.
+        value: a first value; required before an evaluation unless a training or a calibration sets one.
+        init_batches, init_std: see above.
+        decay: shrinks the range by this share per unit learning rate while more than ``keep`` of the inputs fit.
+        keep: share of inputs that should fit into the range.
+        gradient_scale: multiplies the range's gradient, which is relative to r.
+
+    The gradient is that of IBM's simulator: only inputs that clip can widen the range, the decay alone shrinks it.
+
+    Example:
+        >>> InputRange(mode="static", value=3.0).value
+        3.0
+    """
+
+    mode: Literal["learned", "static", "dynamic"] = "learned"
+    value: float | None = None
+    init_batches: int = 100
+    init_std: float = 3.0
+    decay: float = 0.001
+    keep: float = 0.95
+    gradient_scale: float = 1.0
+
+    def validate(self):
+        self.require(self.value is None or self.value > 0, "value", f"must be positive, got {self.value}")
+        self.require(self.init_batches >= 0, "init_batches", "must not be negative")
+        self.require(self.init_std > 0, "init_std", "must be positive")
+        self.require(self.decay >= 0, "decay", "must not be negative")
+        self.require(0 <= self.keep <= 1, "keep", "is a share, between 0 and 1")
+        self.require(self.gradient_scale >= 0, "gradient_scale", "must not be negative")
+        self.require(
+            not (self.mode == "dynamic" and self.value is not None), "value", "has no meaning with mode 'dynamic'"
+        )
