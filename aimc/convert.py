@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -250,14 +251,14 @@ def to_digital(net: nn.Module) -> nn.Module:
 
 def set_hardware(net: nn.Module, hardware: Hardware) -> None:
     """Exchange the hardware of every analog layer; weights, and ranges and gains that still apply, stay."""
-    for layer in _require_analog(net).values():
+    for layer in require_analog(net).values():
         layer.set_hardware(hardware)
 
 
 def set_backend(net: nn.Module, backend: str) -> None:
     """Choose the body of the operations for every analog layer."""
     check_backend(backend)
-    for layer in _require_analog(net).values():
+    for layer in require_analog(net).values():
         layer.backend = backend
 
 
@@ -265,17 +266,30 @@ def set_noise_strength(net: nn.Module, strength: float | None) -> None:
     """Scale the training noise of every analog layer; None gives it back to the hardware's own ramp."""
     if strength is not None and strength < 0:
         raise AimcError(f"must not be negative, got {strength}", field="strength")
-    for layer in _require_analog(net).values():
+    for layer in require_analog(net).values():
         layer.noise_strength = strength
 
 
 def remap(net: nn.Module) -> None:
     """Let every digital scale follow the present weights; the network's function does not change."""
-    for layer in _require_analog(net).values():
+    for layer in require_analog(net).values():
         layer.remap()
 
 
-def _require_analog(net: nn.Module) -> dict[str, AnalogLayer]:
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode again outside."""
+    modes = [(m, m.training) for m in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def require_analog(net: nn.Module) -> dict[str, AnalogLayer]:
+    """The analog layers by name; an error where there are none."""
     layers = analog_layers(net)
     if not layers:
         raise AimcError("the network has no analog layer; call aimc.convert first", field="net")

@@ -75,6 +75,7 @@ class AnalogLayer(nn.Module):
         self.noise_strength: float | None = None
         self.statistics: Statistics | None = None
         self._programmed: ProgrammedWeights | None = None
+        self._observer: Callable[[Tensor], None] | None = None
         self._step = self._evaluated = self._range_batches = 0
         self._clipped_version = -1
         like = {"dtype": self.weight.dtype, "device": self.weight.device}
@@ -162,7 +163,7 @@ class AnalogLayer(nn.Module):
     def _ranges(self, x: Tensor) -> Tensor:
         """``[row_tiles, 1]``, or ``[row_tiles, vectors]`` for dynamic ranges; x is ``[vectors, groups, channels, p]``."""
         tiny = torch.finfo(x.dtype).tiny * 1e6
-        if self.hardware.dac is None:
+        if self.periphery.dac is None:
             return torch.ones(self.layout.row_tiles, 1, dtype=x.dtype, device=x.device)
         if self.input_range is None:
             if x.numel() == 0:
@@ -210,6 +211,8 @@ class AnalogLayer(nn.Module):
 
     def _analog(self, x: Tensor, geometry: Geometry, contiguous: bool) -> Tensor:
         """``[vectors, groups, channels, positions]`` -> ``[vectors, outputs, positions]``."""
+        if self._observer is not None:
+            self._observer(x.detach())
         try:
             tiles = self._tiles(contiguous)
             ranges = self._ranges(x.detach())
@@ -242,6 +245,25 @@ class AnalogLayer(nn.Module):
             yield
         finally:
             self._programmed, self._evaluated = before
+
+    @contextlib.contextmanager
+    def observed(self, observer: Callable[[Tensor], None]) -> Iterator[None]:
+        """Show every input to ``observer`` and compute as a digital layer meanwhile."""
+        before = self.periphery, self._programmed, self._evaluated
+        self.periphery, self._programmed, self._observer = Periphery(None, None, 0.0, 0.0, None), None, observer
+        try:
+            yield
+        finally:
+            self.periphery, self._programmed, self._evaluated = before
+            self._observer = None
+
+    @torch.no_grad()
+    def set_input_range(self, values: Tensor) -> None:
+        """Set the range of every row tile; a learned range goes on from there."""
+        if self.input_range is None:
+            raise AimcError("has no input range to set (no DAC, or dynamic ranges)", layer=self.name)
+        self.input_range.copy_(values)
+        self._range_batches = self.hardware.input_range.init_batches
 
     # State ---------------------------------------------------------------------------------------------------------
 
@@ -291,7 +313,7 @@ class AnalogLayer(nn.Module):
     def __getstate__(self):
         state = self.__dict__.copy()
         state["_programmed"] = None
-        state["statistics"] = None
+        state["statistics"] = state["_observer"] = None
         return state
 
     def __setstate__(self, state):

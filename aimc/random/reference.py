@@ -61,8 +61,8 @@ def to_normal(word: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Map words to the standard normal by the inverse distribution function, in float64, cast at the end.
 
     With ``i`` the word read as a signed number and ``x = (i + 1/2) 2**-31`` this is ``sqrt(2) erfinv(x)``. It
-    is evaluated at the tail probability ``(1 - |x|) / 2 = (j + 1/2) 2**-32``, which is exact, so that the tails
-    (out to |z| = 6.34) keep their relative precision.
+    is evaluated at the tail probability ``(1 - |x|) / 2 = (j + 1/2) 2**-32``, which is exact, so that the
+    tails (out to |z| = 6.34) keep their relative precision.
     """
     upper = word < 2**31
     j = torch.where(upper, word, MASK - word) ^ 0x7FFFFFFF

@@ -1,0 +1,23 @@
+"""Plain torch networks that the recipes train: nothing here knows of analog hardware.
+
+To add one: a file beside its siblings, and one line in :data:`MODELS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from .lenet import LeNet5
+from .mlp import MLP
+from .wideresnet import WideResNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet5": LeNet5,
+    "mlp": MLP,
+    "wideresnet": WideResNet,
+}
+"""Name to builder; a recipe names a network and gives its keyword arguments."""
+
+__all__ = ["MLP", "MODELS", "LeNet5", "WideResNet"]

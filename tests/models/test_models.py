@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from aimc.models import MLP, MODELS, LeNet5, WideResNet
+
+CASES = {
+    "lenet5": (LeNet5, {}, 80_202, (1, 28, 28), 10),
+    "lenet5-rgb": (LeNet5, {"in_channels": 3, "num_classes": 7}, 80_615, (3, 28, 28), 7),
+    "mlp": (MLP, {"sizes": (784, 256, 10)}, 203_530, (1, 28, 28), 10),
+    "mlp-no-bias": (MLP, {"sizes": (12, 5, 4, 3), "bias": False}, 92, (3, 4), 3),
+    "wideresnet-16-4": (WideResNet, {}, 2_772_036, (3, 32, 32), 100),
+    "wideresnet-10-1": (WideResNet, {"depth": 10, "width": 1, "num_classes": 10}, 77_866, (3, 32, 32), 10),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameter_count_output_shape_and_gradients(name):
+    builder, arguments, parameters, image, classes = CASES[name]
+    torch.manual_seed(0)
+    net = builder(**arguments)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+    logits = net(torch.randn(3, *image))
+    assert logits.shape == (3, classes)
+    assert torch.isfinite(logits).all()
+
+    logits.square().sum().backward()
+    dead = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not dead, f"no gradient reaches {dead}"
+
+
+def test_every_listed_model_has_a_case():
+    assert {c[0] for c in CASES.values()} == set(MODELS.values())
+
+
+@pytest.mark.parametrize("depth", [9, 4, 15])
+def test_wideresnet_refuses_a_depth_that_makes_no_whole_blocks(depth):
+    with pytest.raises(ValueError, match="6 n"):
+        WideResNet(depth=depth)
+
+
+def test_mlp_needs_two_sizes():
+    with pytest.raises(ValueError, match="at least"):
+        MLP((784,))
+
+
+def test_wideresnet_is_pre_activation():
+    """With the last convolution of every block at zero, an identity block passes its input through untouched."""
+    torch.manual_seed(0)
+    net = WideResNet(depth=16, width=1).eval()
+    block = net.groups[0][1]
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 16, 8, 8)
+    assert torch.equal(block(x), x)
