@@ -1,8 +1,8 @@
 """aimc: train, program and age neural networks on simulated analog in-memory hardware."""
 
-from aimc import cells, chip, hwa, periphery, presets
+from aimc import cells, chip, crossbar, hwa, periphery, presets
 from aimc.chip import Accuracy, Chip, DriftResult, calibrate, evaluate_over_time, program
-from aimc.convert import convert, remap, set_backend, set_hardware, set_noise_strength, to_digital
+from aimc.convert import convert, coverage, remap, set_backend, set_hardware, set_noise_strength, summary, to_digital
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.nn import analog_layers
@@ -18,6 +18,8 @@ __all__ = [
     "cells",
     "chip",
     "convert",
+    "coverage",
+    "crossbar",
     "evaluate_over_time",
     "hwa",
     "periphery",
@@ -27,5 +29,6 @@ __all__ = [
     "set_backend",
     "set_hardware",
     "set_noise_strength",
+    "summary",
     "to_digital",
 ]

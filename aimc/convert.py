@@ -76,8 +76,27 @@ class Row:
     where: str  # "analog", "digital" (not a matrix product), "excluded" (by pattern), "unsupported"
     parameters: int
     multiplies: bool
+    matrix: int = 0
+    bias: int = 0
     tiles: int = 0
     utilisation: float = 0.0
+    size: str = "-"
+    levels: str = "-"
+    g_max: float = 0.0
+
+
+def _analog_row(name: str, layer: AnalogLayer, parameters: int) -> Row:
+    hardware, layout = layer.hardware, layer.layout
+
+    def levels(converter) -> str:
+        return str(2 * converter.half + 1) if converter is not None and converter.half else "exact"
+
+    return Row(
+        name, type(layer).__name__, "analog", parameters, True, layer.weight.numel(),
+        layer.bias.numel() if layer.bias is not None else 0, layout.tiles, layout.utilisation,
+        f"{hardware.tile.rows}x{hardware.tile.columns or 'any'}",
+        f"{levels(hardware.dac)}/{levels(hardware.adc)}", hardware.cell.g_max,
+    )  # fmt: skip
 
 
 def convert(
@@ -161,8 +180,8 @@ def convert(
     placed = [
         (parent, child, twin(module, _join(path, child)))
         for path, parent in list(net.named_modules(remove_duplicate=False))
-        for child, module in parent.named_children()
-        if first_name.get(module) in chosen
+        for child, module in parent._modules.items()  # named_children would skip a shared module
+        if module is not None and first_name.get(module) in chosen
     ]
     if "" in chosen:
         return twin(net, "")
@@ -195,7 +214,8 @@ def _survey(net: nn.Module, patterns: tuple[str, ...]) -> list[Row]:
             opaque.append(name)
             count = sum(p.numel() for p in module.parameters())
             where = "excluded" if excluded(name) else "unsupported"
-            rows.append(Row(name, type(module).__name__, where, count, True))
+            matrix = sum(p.numel() for p in module.parameters() if p.dim() >= 2)
+            rows.append(Row(name, type(module).__name__, where, count, True, matrix))
             continue
         own = dict(module.named_parameters(recurse=False))
         if not own:
@@ -203,21 +223,21 @@ def _survey(net: nn.Module, patterns: tuple[str, ...]) -> list[Row]:
         kind = type(module).__name__
         count = sum(p.numel() for p in own.values())
         if isinstance(module, AnalogLayer):
-            rows.append(
-                Row(name, kind, "analog", count, True, module.layout.tiles, module.layout.utilisation)
-            )
+            rows.append(_analog_row(name, module, count))
         elif isinstance(module, _DIGITAL_BY_NATURE):
             excluded(name)
             rows.append(Row(name, kind, "digital", count, False))
         elif _handler(module) is not None and not hasattr(module, "parametrizations"):
             where = "excluded" if excluded(name) else "analog"
-            rows.append(Row(name, kind, where, count, True))
+            matrix = sum(p.numel() for p in own.values() if p.dim() >= 2)
+            rows.append(Row(name, kind, where, count, True, matrix, count - matrix))
         else:
             for parameter, value in own.items():
                 full = _join(name, parameter)
                 multiplies = value.dim() >= 2
                 where = "excluded" if excluded(full) else ("unsupported" if multiplies else "digital")
-                rows.append(Row(full, kind, where, value.numel(), multiplies))
+                matrix = value.numel() if multiplies else 0
+                rows.append(Row(full, kind, where, value.numel(), multiplies, matrix))
     unused = [p for p in patterns if p not in used]
     if unused:
         raise AimcError(f"no module or parameter matches {', '.join(map(repr, unused))}", field="digital")
@@ -274,6 +294,64 @@ def remap(net: nn.Module) -> None:
     """Let every digital scale follow the present weights; the network's function does not change."""
     for layer in require_analog(net).values():
         layer.remap()
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """What of a network is analog; ``str()`` is a table.
+
+    Attributes:
+        rows: one per module with parameters of its own.
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def analog_share(self) -> float:
+        """Share of the parameters of matrix products that sit on tiles."""
+        total = sum(r.multiplies * r.matrix for r in self.rows)
+        return sum(r.matrix for r in self.rows if r.where == "analog") / total if total else 0.0
+
+    def __str__(self) -> str:
+        head = ("layer", "type", "where", "parameters", "tiles", "tile size", "used", "levels in/out", "g_max")
+        lines = [head]
+        for r in self.rows:
+            lines.append(
+                (
+                    r.name or "(the network)",
+                    r.kind,
+                    r.where + (f" (bias of {r.bias} digital)" if r.where == "analog" and r.bias else ""),
+                    f"{r.parameters:,}",
+                    str(r.tiles or "-"),
+                    r.size,
+                    f"{r.utilisation:.0%}" if r.tiles else "-",
+                    r.levels,
+                    f"{r.g_max:g} uS" if r.tiles else "-",
+                )
+            )
+        widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
+        text = ["  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        tiles = sum(r.tiles for r in self.rows)
+        text.append(f"{self.analog_share:.1%} of the matrix parameters on {tiles} tiles; the rest is digital")
+        return "\n".join(text)
+
+
+def coverage(net: nn.Module) -> Coverage:
+    """Where every parameter of a network lives.
+
+    Example:
+        >>> from aimc import presets
+        >>> coverage(convert(nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)), presets.pcm())).analog_share
+        1.0
+    """
+    rows = _survey(net, ())
+    held = analog_layers(net)
+    return Coverage(tuple(r if r.where != "analog" or r.name in held else dataclasses.replace(r, where="digital") for r in rows))
+
+
+def summary(net: nn.Module) -> str:
+    """The coverage as a table: layer, where it lives, tiles and their use, converter levels, full scale."""
+    return str(coverage(net))
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class TileReader:
         part = probes.reshape(len(probes), 1, -1, 1)
         ranges = torch.ones(1, 1, dtype=probes.dtype, device=probes.device)
         if self.periphery.dac is not None:
-            parts, _, _ = convert_input(part, ranges, ((0, probes.shape[1]),), self.periphery.dac.half, self.backend)
+            parts, _, _ = convert_input(part, ranges, ((0, probes.shape[1]),), self.periphery.dac.half, backend=self.backend)
             part = parts[0]
         adc = self.periphery.adc
         setting = ReadOut(

@@ -203,8 +203,7 @@ def modify_weights(
             result = [weight[:, a:b] for a, b in splits]
         elif index == 0 or stage:
             result, scale, more = perturb_weights(
-                weight, splits, scale if index == 0 else None, tuple(stage), draw, backend=backend,
-                contiguous_tiles=contiguous_tiles and len(stages) == 1,
+                weight, splits, scale, tuple(stage), draw, contiguous_tiles and len(stages) == 1, index == 0, backend
             )
             factor = more if factor is None else (factor if more is None else factor * more)
             weight = torch.cat(result, 1) if len(stages) > 1 else weight

@@ -49,6 +49,11 @@ class Call:
     statistics: Statistics | None = None
 
 
+def _no_gradient(push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:
+    """While the first batches set the range, the optimizer does not."""
+    return torch.zeros_like(push)
+
+
 class AnalogLayer(nn.Module):
     """A mixin in front of a torch layer; the torch layer's ``weight`` and ``bias`` keep their names, shapes and units.
 
@@ -132,7 +137,7 @@ class AnalogLayer(nn.Module):
         if isinstance(self.input_range, nn.Parameter):
             self.input_range.clamp_(min=torch.finfo(self.input_range.dtype).tiny * 1e6)
 
-    def _tiles(self, contiguous: bool) -> Tiles:
+    def _tiles(self, contiguous_tiles: bool) -> Tiles:
         if self._programmed is not None:
             held = self._programmed
             if self.training:
@@ -154,7 +159,7 @@ class AnalogLayer(nn.Module):
             strength = training.strength(self._step) if training is not None else 0.0
         weights, scale, factor = modify_weights(
             matrix, self.layout, modifiers, self.hardware.cell, scale,
-            self.key.at("modifier", step=self._step), strength, contiguous, self.backend,
+            self.key.at("modifier", step=self._step), strength, contiguous_tiles, self.backend,
         )  # fmt: skip
         return Tiles(weights, scale, factor)
 
@@ -200,8 +205,6 @@ class AnalogLayer(nn.Module):
     def _range_gradient(self, push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:
         setting = self.hardware.input_range
         r = ranges[:, 0]
-        if self.training and self._range_batches < setting.init_batches:
-            return torch.zeros_like(r)
         fits = torch.tensor(
             [float(1 - c > setting.keep) for c in statistics.clipped], dtype=r.dtype, device=r.device
         )
@@ -209,18 +212,21 @@ class AnalogLayer(nn.Module):
 
     # Forward -------------------------------------------------------------------------------------------------------
 
-    def _analog(self, x: Tensor, geometry: Geometry, contiguous: bool) -> Tensor:
+    def _analog(self, x: Tensor, geometry: Geometry) -> Tensor:
         """``[vectors, groups, channels, positions]`` -> ``[vectors, outputs, positions]``."""
+        x = x.contiguous()  # an expanded or transposed input is a view
         if self._observer is not None:
             self._observer(x.detach())
         try:
-            tiles = self._tiles(contiguous)
+            tiles = self._tiles(geometry.contiguous_tiles)
+            started = self._range_batches >= self.hardware.input_range.init_batches
             ranges = self._ranges(x.detach())
             key = self.key.at("output_noise", step=self._step) if self.training else self.key.fold("evaluation").at(
                 "output_noise", step=0
             )
             call = Call(
-                key, 0 if self.training else self._evaluated, self.backend, self.check_finite, self._range_gradient
+                key, 0 if self.training else self._evaluated, self.backend, self.check_finite,
+                self._range_gradient if started or not self.training else _no_gradient,
             )
             bias = self.bias if self.bias is not None else None
             y = AnalogProduct.apply(

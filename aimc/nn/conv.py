@@ -21,6 +21,8 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 class ConvGeometry:
     """A convolution over one tile's channels; ``size`` is the spatial size of the (padded) input."""
 
+    contiguous_tiles = True
+
     def __init__(self, layer: _AnalogConv, size: tuple[int, ...], padding: tuple[int, ...]):
         self.size, self.padding, self.groups = size, padding, layer.groups
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
@@ -41,8 +43,8 @@ class ConvGeometry:
         )
         return y.contiguous().view(part.shape[0], weight.shape[0], math.prod(self.out))
 
-    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_input: bool, need_weight: bool):
-        to_part, to_weight, _ = torch.ops.aten.convolution_backward(
+    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, to_part: Tensor | None, to_weight: Tensor | None):
+        found_part, found_weight, _ = torch.ops.aten.convolution_backward(
             grad.view(grad.shape[0], -1, *self.out),
             self._image(part),
             self._filter(weight),
@@ -53,18 +55,19 @@ class ConvGeometry:
             False,
             [0] * len(self.size),
             self.groups,
-            [need_input, need_weight, False],
+            [to_part is not None, to_weight is not None, False],
         )
-        return (
-            to_part.reshape(part.shape) if need_input else None,
-            to_weight.reshape(weight.shape) if need_weight else None,
-        )
+        if to_part is not None:
+            to_part.copy_(found_part.reshape(part.shape))
+        if to_weight is not None:
+            to_weight.copy_(found_weight.reshape(weight.shape))
 
 
 class _AnalogConv(AnalogLayer):
     """What the three convolutions share."""
 
     spatial: int
+    in_channels: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -92,6 +95,9 @@ class _AnalogConv(AnalogLayer):
             raise AimcError(
                 f"expects {self.spatial + 1} or {self.spatial + 2} dimensions", layer=self.name, shape=input.shape
             )
+        channels = input.shape[-self.spatial - 1]
+        if channels != self.in_channels:
+            raise AimcError(f"expects {self.in_channels} channels", layer=self.name, shape=input.shape)
         single = input.dim() == self.spatial + 1
         x = input[None] if single else input
         amounts = self._reversed_padding_repeated_twice  # type: ignore[attr-defined]
@@ -105,7 +111,7 @@ class _AnalogConv(AnalogLayer):
         if any(n < 1 for n in geometry.out):
             raise AimcError("the kernel is larger than the padded input", layer=self.name, shape=input.shape)
         flat = x.reshape(x.shape[0], self.groups, self.layout.channels, math.prod(size))
-        y = self._analog(flat, geometry, True).view(x.shape[0], -1, *geometry.out)
+        y = self._analog(flat, geometry).view(x.shape[0], -1, *geometry.out)
         return y[0] if single else y
 
     def to_digital(self):

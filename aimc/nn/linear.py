@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from aimc.crossbar import Layout
+from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.nn.base import AnalogLayer
 from aimc.random import Key
@@ -14,15 +17,18 @@ from aimc.random import Key
 class LinearGeometry:
     """One group, one position: plain matrix products."""
 
+    contiguous_tiles = False
+
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
         vectors = part.shape[0]
-        return torch.mm(part.view(vectors, -1), weight.t()).view(vectors, -1, 1)
+        return torch.mm(part[:, 0, :, 0], weight.t()).view(vectors, -1, 1)
 
-    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_input: bool, need_weight: bool):
-        d = grad.view(grad.shape[0], -1)
-        to_part = torch.mm(d, weight).view(part.shape) if need_input else None
-        to_weight = torch.mm(d.t(), part.view(part.shape[0], -1)) if need_weight else None
-        return to_part, to_weight
+    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, to_part: Tensor | None, to_weight: Tensor | None):
+        d = grad[:, :, 0]
+        if to_part is not None:
+            torch.mm(d, weight, out=to_part[:, 0, :, 0])
+        if to_weight is not None:
+            torch.mm(d.t(), part[:, 0, :, 0], out=to_weight)
 
 
 _GEOMETRY = LinearGeometry()
@@ -54,8 +60,10 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         self._set_up(hardware, layout, key, name, backend)
 
     def forward(self, input: Tensor) -> Tensor:
-        flat = input.reshape(-1, 1, self.in_features, 1)
-        return self._analog(flat, _GEOMETRY, False).view(*input.shape[:-1], self.out_features)
+        if input.dim() == 0 or input.shape[-1] != self.in_features:
+            raise AimcError(f"expects {self.in_features} features", layer=self.name, shape=input.shape)
+        flat = input.reshape(math.prod(input.shape[:-1]), 1, self.in_features, 1)
+        return self._analog(flat, _GEOMETRY).view(*input.shape[:-1], self.out_features)
 
     def to_digital(self) -> nn.Linear:
         """An ``nn.Linear`` with a copy of the weight, the output gain multiplied in."""

@@ -23,14 +23,17 @@ from aimc.random import Key
 class Geometry(Protocol):
     """What differs between a linear layer and a convolution: the product of one tile and its two transposes."""
 
+    contiguous_tiles: bool
+    """Whether a tile's inputs and weights are tensors of their own, or views of the whole layer's."""
+
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
         """``[vectors, groups, channels, positions]`` times ``[outputs, rows]`` -> ``[vectors, outputs, positions]``."""
         ...
 
     def transposed(
-        self, grad: Tensor, part: Tensor, weight: Tensor, need_input: bool, need_weight: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients with respect to ``part`` and ``weight``."""
+        self, grad: Tensor, part: Tensor, weight: Tensor, to_part: Tensor | None, to_weight: Tensor | None
+    ) -> None:
+        """Write the gradients with respect to ``part`` and ``weight`` where they are wanted."""
         ...
 
 
@@ -102,6 +105,18 @@ def read_tile(
     return read_out(total, y, scale, ranges, setting, key, variance, gain, bias, backend)
 
 
+def _whole(parts: list[Tensor], dim: int) -> Tensor | None:
+    """The tensor that the parts are adjacent views of along ``dim``, or None."""
+    first = parts[0]
+    size, at = list(first.shape), first.storage_offset()
+    size[dim] = sum(p.shape[dim] for p in parts)
+    for p in parts:
+        if p.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or p.storage_offset() != at:
+            return None
+        at += p.shape[dim] * p.stride(dim)
+    return first.as_strided(size, first.stride())
+
+
 class AnalogProduct(torch.autograd.Function):
     """``bias + gain * sum_k compensation_k * ADC_k(W_k DAC_k(x) + noise)``."""
 
@@ -109,9 +124,12 @@ class AnalogProduct(torch.autograd.Function):
     def forward(ctx, x, weight, input_range, gain, bias, ranges, tiles, layout, geometry, periphery, call):
         # ranges: [row_tiles, 1 or vectors]; input_range is the parameter behind it, for its gradient, or None.
         if periphery.dac is not None:
-            parts, clipped, finite = convert_input(x, ranges, layout.splits, periphery.dac.half, call.backend)
+            parts, clipped, finite = convert_input(
+                x, ranges, layout.splits, periphery.dac.half, geometry.contiguous_tiles, call.backend
+            )
         else:
-            parts = [x[:, :, a:b].contiguous() for a, b in layout.splits]
+            parts = [x[:, :, a:b] for a, b in layout.splits]
+            parts = [p.contiguous() for p in parts] if geometry.contiguous_tiles else parts
             clipped, finite = [0] * len(parts), bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
         if call.check_finite and not finite:
             raise AimcError("the input holds NaN or infinite values", shape=x.shape)
@@ -163,21 +181,23 @@ class AnalogProduct(torch.autograd.Function):
         if gain is not None:
             grad = grad * gain.view(1, -1, 1)
         wants_x = need_x or need_range
-        grad_x = grad_weight = None
         vectors, groups, _, positions = ctx.parts[0].shape
-        if wants_x:
-            grad_x = grad.new_empty((vectors, groups, layout.channels, positions))
-        if need_weight:
-            grad_weight = grad.new_empty((layout.outputs, layout.rows))
-        for k, (part, w, mask) in enumerate(zip(ctx.parts, tiles.weights, ctx.masks, strict=True)):
+        grad_x = grad.new_empty((vectors, groups, layout.channels, positions)) if wants_x else None
+        grad_weight = grad.new_empty((layout.outputs, layout.rows)) if need_weight else None
+        steps = list(zip(layout.splits, layout.row_splits, ctx.parts, tiles.weights, strict=True))
+        if not ctx.geometry.contiguous_tiles and tiles.compensation is None and all(m is None for m in ctx.masks):
+            # No converter saturated: the tiles' transposes are one product of the whole layer.
+            part, weight = _whole(ctx.parts, 2), _whole(tiles.weights, 1)
+            if part is not None and weight is not None:
+                steps = [((0, layout.channels), (0, layout.rows), part, weight)]
+        for k, ((a, b), (i, j), part, weight) in enumerate(steps):
             d = grad if tiles.compensation is None else grad * tiles.compensation[k].view(1, -1, 1)
-            d = d if mask is None else d.masked_fill(mask, 0)
-            to_part, to_weight = ctx.geometry.transposed(d, part, w, wants_x, need_weight)
-            (a, b), (i, j) = layout.splits[k], layout.row_splits[k]
-            if grad_x is not None:
-                grad_x[:, :, a:b] = to_part
-            if grad_weight is not None:
-                grad_weight[:, i:j] = to_weight
+            d = d if ctx.masks[k] is None else d.masked_fill(ctx.masks[k], 0)
+            ctx.geometry.transposed(
+                d, part, weight,
+                grad_x[:, :, a:b] if grad_x is not None else None,
+                grad_weight[:, i:j] if grad_weight is not None else None,
+            )  # fmt: skip
         if grad_weight is not None and tiles.factor is not None:
             grad_weight *= tiles.factor
         push = ranges.new_zeros(layout.row_tiles)

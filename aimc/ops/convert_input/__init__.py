@@ -11,7 +11,7 @@ Splits = tuple[tuple[int, int], ...]
 
 
 def convert_input(
-    x: Tensor, ranges: Tensor, splits: Splits, half: int, backend: str = "auto"
+    x: Tensor, ranges: Tensor, splits: Splits, half: int, contiguous_tiles: bool = True, backend: str = "auto"
 ) -> tuple[list[Tensor], list[int], bool]:
     """Clip to the input range and round to the converter's grid.
 
@@ -20,11 +20,11 @@ def convert_input(
         ranges: input range of each row tile, ``[row_tiles, 1]`` or ``[row_tiles, vectors]``, > 0.
         splits: channel boundaries of the row tiles.
         half: levels on one side of zero; 0 clips without rounding.
+        contiguous_tiles: each tile its own contiguous tensor, instead of views of one tensor shaped like x.
         backend: see :func:`aimc.ops.choose_backend`.
 
     Returns:
-        One contiguous tensor per row tile ``[vectors, groups, channels of the tile, positions]`` in the units of x, the
-        number of inputs at or beyond the range per row tile, and whether all inputs are finite.
+        One tensor per row tile ``[vectors, groups, channels of the tile, positions]`` in the units of x, the number of inputs at or beyond the range per row tile, and whether all inputs are finite.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ def convert_input(
         (tensor([ 0.0000,  0.6667, -1.0000]), [1], True)
     """
     body = cpu if choose_backend(backend, x, ranges) == "cpu" else reference
-    return body.convert_input(x, ranges, splits, half)
+    return body.convert_input(x, ranges, splits, half, contiguous_tiles)
 
 
 def convert_input_backward(

@@ -13,7 +13,7 @@ _MINIMUM_CHUNK = 1 << 18
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _forward(x, ranges, k, a, b, half, out, n0, n1):
+def _forward(x, ranges, k, a, b, half, out, start, n0, n1):
     groups, spatial = x.shape[1], x.shape[3]
     length = (b - a) * spatial
     clipped = 0
@@ -23,7 +23,7 @@ def _forward(x, ranges, k, a, b, half, out, n0, n1):
         r = ranges[k, n if ranges.shape[1] > 1 else 0]
         for g in range(groups):
             source = x[n, g, a:b].reshape(length)
-            target = out[n, g].reshape(length)
+            target = out[n, g, start : start + b - a].reshape(length)
             if half:
                 up, down = top / r, r / top
                 for i in range(length):
@@ -72,15 +72,21 @@ def _backward(x, grad, ranges, k, a, b, n0, n1):
     return push
 
 
-def convert_input(x: Tensor, ranges: Tensor, splits, half: int):
+def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles: bool):
     source, r = x.detach().numpy(), ranges.detach().numpy()
     parts, clipped, finite = [], [], True
+    whole = x if contiguous_tiles else torch.empty_like(x)
     for k, (a, b) in enumerate(splits):
-        part = torch.empty((x.shape[0], x.shape[1], b - a, x.shape[3]), dtype=x.dtype)
-        target, counts = part.numpy(), []
+        if contiguous_tiles:
+            part = torch.empty((x.shape[0], x.shape[1], b - a, x.shape[3]), dtype=x.dtype)
+            target, start = part.numpy(), 0
+        else:
+            part = whole[:, :, a:b]
+            target, start = whole.numpy(), a
+        counts = []
 
-        def chunk(n0, n1, k=k, a=a, b=b, target=target, counts=counts):
-            counts.append(_forward(source, r, k, a, b, half, target, n0, n1))
+        def chunk(n0, n1, k=k, a=a, b=b, target=target, start=start, counts=counts):
+            counts.append(_forward(source, r, k, a, b, half, target, start, n0, n1))
 
         run_chunks(chunk, x.shape[0], _vectors(part))
         clipped.append(sum(c for c, _ in counts))

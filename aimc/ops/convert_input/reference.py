@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 
-def convert_input(x: Tensor, ranges: Tensor, splits, half: int):
+def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles: bool):
     parts, clipped = [], []
+    whole = torch.empty_like(x)
     for k, (a, b) in enumerate(splits):
         part = x[:, :, a:b]
         r = ranges[k].view(-1, 1, 1, 1)
@@ -16,7 +17,11 @@ def convert_input(x: Tensor, ranges: Tensor, splits, half: int):
             part = torch.round(part * (half / r)).clamp(-half, half) * (r / half)
         else:
             part = torch.minimum(torch.maximum(part, -r), r)
-        parts.append(part.contiguous())
+        if contiguous_tiles:
+            parts.append(part.contiguous())
+        else:
+            whole[:, :, a:b] = part
+            parts.append(whole[:, :, a:b])
     return parts, clipped, bool(torch.isfinite(x).all())
 
 

@@ -28,6 +28,7 @@ def perturb_weights(
     changes: tuple[Change, ...],
     key: Key,
     contiguous_tiles: bool = False,
+    clips: bool = True,
     backend: str = "auto",
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """Apply a chain of changes to normalised weights ``w / scale``.
@@ -35,11 +36,11 @@ def perturb_weights(
     Args:
         weight: ``[outputs, rows]``, contiguous.
         splits: row boundaries of the row tiles.
-        scale: ``[row_tiles, outputs]``, or None for the largest magnitude of every column of every tile. Weights
-            beyond a given scale are clipped.
+        scale: ``[row_tiles, outputs]``, or None for the largest magnitude of every column of every tile.
         changes: in order; each is a kind from :data:`KINDS` with its numbers. The draws of change m at weight (i, j) sit
             at position ``i * rows + j`` of ``key.fold(m)``.
         contiguous_tiles: each tile its own contiguous tensor, instead of views of one ``[outputs, rows]``.
+        clips: whether weights beyond a given scale are clipped, and get no gradient.
         backend: see :func:`aimc.ops.choose_backend`.
 
     Returns:
@@ -58,7 +59,7 @@ def perturb_weights(
             raise AimcError(f"not a change of weights: {change!r}")
     tensors = (weight,) if scale is None else (weight, scale)
     body = cpu if choose_backend(backend, *tensors) == "cpu" else reference
-    return body.perturb_weights(weight, splits, scale, changes, key, contiguous_tiles)
+    return body.perturb_weights(weight, splits, scale, changes, key, contiguous_tiles, clips and scale is not None)
 
 
 def needs_factor(changes: tuple[Change, ...], clips: bool) -> bool:

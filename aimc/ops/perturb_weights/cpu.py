@@ -80,7 +80,7 @@ def _largest(row):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _perturb(weight, out, starts, strides, scale, given, factor, with_factor, splits, codes, numbers, keys, o0, o1):
+def _perturb(weight, out, starts, strides, scale, given, clips, factor, with_factor, splits, codes, numbers, keys, o0, o1):
     rows = weight.shape[1]
     longest = 0
     for k in range(len(splits)):
@@ -108,7 +108,7 @@ def _perturb(weight, out, starts, strides, scale, given, factor, with_factor, sp
             if with_factor:
                 for i in range(n):
                     f[i] = one
-            if given:
+            if clips:
                 for i in range(n):
                     v = w[i]
                     if abs(v) > one:
@@ -126,14 +126,14 @@ def _perturb(weight, out, starts, strides, scale, given, factor, with_factor, sp
                 target[i] = w[i] * s
 
 
-def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool):
+def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool):
     from aimc.ops.perturb_weights import needs_factor
 
     outputs, rows = weight.shape
     given = scale is not None
     if scale is None:
         scale = torch.empty(len(splits), outputs, dtype=weight.dtype)
-    with_factor = needs_factor(changes, given)
+    with_factor = needs_factor(changes, clips)
     factor = torch.empty_like(weight) if with_factor else torch.empty(0, 0)
     flat = torch.empty(outputs * rows, dtype=weight.dtype)
     if contiguous_tiles:
@@ -154,6 +154,7 @@ def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous
         np.array(strides, dtype=np.int64),
         scale.numpy(),
         given,
+        clips,
         factor.numpy(),
         with_factor,
         np.array(splits, dtype=np.int64),

@@ -10,11 +10,10 @@ from torch import Tensor
 from aimc.random import Key, normal, uniform
 
 
-def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool):
+def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool):
     from aimc.ops.perturb_weights import needs_factor
 
     shape, where = tuple(weight.shape), {"device": weight.device, "dtype": weight.dtype}
-    clips = scale is not None
     if scale is None:
         scale = torch.stack(
             [weight[:, a:b].abs().amax(1) if b > a else weight.new_zeros(len(weight)) for a, b in splits]

@@ -15,142 +15,140 @@ _EMPTY1 = np.zeros(0, dtype=np.float32)
 _EMPTY3 = np.zeros((0, 0, 0), dtype=np.float32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _segment(
-    total, partial, z, variance, saturated, up, down, limit, noise, short, gain, bias, r, half, noisy, first, shared
-):
-    """One run of elements; ``shared`` means that they belong to one column, else each has its own."""
-    top = np.float32(half)
-    count = 0
-    one = np.float32(1)
-    inverse = one / r
-    length = len(total)
-    if shared:
-        up0, down0, limit0, gain0 = up[0] * inverse, down[0] * r * gain[0], limit[0] * r, gain[0]
-        noise0, short0, bias0 = noise[0] * r, short[0], bias[0] if first else np.float32(0)
-        if noisy == 2:
-            for i in range(length):
-                z[i] *= np.sqrt(noise0 * noise0 + short0 * variance[i])
-        elif noisy == 1:
-            for i in range(length):
-                z[i] *= noise0
-        for i in range(length):
-            v = partial[i] + z[i] if noisy else partial[i]
-            if half:
-                count += abs(v) > limit0
-                q = np.rint(v * up0)
-                q = top if q > top else q
-                q = -top if q < -top else q
-                v = q * down0
-            else:
-                v = v * gain0
-            total[i] = v + bias0 if first else total[i] + v
-        if half and count:
-            for i in range(length):
-                v = partial[i] + z[i] if noisy else partial[i]
-                saturated[i] = abs(v) > limit0
+# Sums of ones may be reassociated, which lets LLVM vectorise the count; NaN and infinity keep their meaning.
+_FAST = {"contract", "reassoc", "nsz"}
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def _disturb_shared(z, partial, variance, noise, short, noisy):
+    """z becomes the analog value of elements of one column."""
+    if noisy == 2:
+        for i in range(len(z)):
+            z[i] = partial[i] + z[i] * np.sqrt(noise * noise + short * variance[i])
+    elif noisy == 1:
+        for i in range(len(z)):
+            z[i] = partial[i] + z[i] * noise
     else:
-        if noisy == 2:
-            for i in range(length):
-                s = noise[i] * r
-                z[i] *= np.sqrt(s * s + short[i] * variance[i])
-        elif noisy == 1:
-            for i in range(length):
-                z[i] *= noise[i] * r
-        for i in range(length):
-            v = partial[i] + z[i] if noisy else partial[i]
-            if half:
-                count += abs(v) > limit[i] * r
-                q = np.rint(v * (up[i] * inverse))
-                q = top if q > top else q
-                q = -top if q < -top else q
-                v = q * (down[i] * r) * gain[i]
-            else:
-                v = v * gain[i]
-            total[i] = v + bias[i] if first else total[i] + v
-        if half and count:
-            for i in range(length):
-                v = partial[i] + z[i] if noisy else partial[i]
-                saturated[i] = abs(v) > limit[i] * r
+        for i in range(len(z)):
+            z[i] = partial[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def _disturb_each(z, partial, variance, noise, short, noisy, r):
+    """The same where every element is its own column."""
+    if noisy == 2:
+        for i in range(len(z)):
+            s = noise[i] * r
+            z[i] = partial[i] + z[i] * np.sqrt(s * s + short[i] * variance[i])
+    elif noisy == 1:
+        for i in range(len(z)):
+            z[i] = partial[i] + z[i] * (noise[i] * r)
+    else:
+        for i in range(len(z)):
+            z[i] = partial[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def _convert_shared(z, up, down, limit, top):
+    """z becomes the converted value; returns how many saturate."""
+    zero, one = np.float32(0), np.float32(1)
+    count = zero
+    for i in range(len(z)):
+        v = z[i]
+        count += one if abs(v) > limit else zero
+        q = np.rint(v * up)
+        q = top if q > top else q
+        q = -top if q < -top else q
+        z[i] = q * down
+    return count
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def _convert_each(z, up, down, limit, gain, r, top):
+    zero, one = np.float32(0), np.float32(1)
+    inverse = one / r
+    count = zero
+    for i in range(len(z)):
+        v = z[i]
+        count += one if abs(v) > limit[i] * r else zero
+        q = np.rint(v * (up[i] * inverse))
+        q = top if q > top else q
+        q = -top if q < -top else q
+        z[i] = q * (down[i] * r) * gain[i]
     return count
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _read_out(
-    total,
-    partial,
-    scale,
-    ranges,
-    variance,
-    gain,
-    bias,
-    saturated,
-    half,
-    bound,
-    output_noise,
-    short_term,
-    tile,
-    tiles,
-    offset,
-    first,
-    k0,
-    k1,
-    step,
-    stream,
-    n0,
-    n1,
-):
+    total, partial, scale, ranges, variance, gain, bias, saturated,
+    half, bound, output_noise, short_term, tile, tiles, offset, first, k0, k1, step, stream, n0, n1,
+):  # fmt: skip
     outputs, positions = partial.shape[1], partial.shape[2]
+    size = outputs * positions
     noisy = 2 if short_term > 0 else (1 if output_noise > 0 else 0)
     noise = scale * np.float32(output_noise)
     short = scale * np.float32(short_term * short_term)
     limit = scale * np.float32(bound)
-    down = limit / np.float32(max(half, 1))
+    top = np.float32(max(half, 1))
+    down = limit / top
     up = np.zeros_like(down)
     for c in range(outputs):
         if down[c] > 0:
             up[c] = np.float32(1) / down[c]
-    z = np.empty(1024, dtype=np.float32)
-    count = 0
+    block = np.empty(_BLOCK, dtype=np.float32)
+    analog = np.empty(_BLOCK if half else 0, dtype=np.float32)
+    everywhere = 0.0
     shared = positions > 1
-    lines = outputs if shared else 1
-    length = positions if shared else outputs
     for n in range(n0, n1):
         r = ranges[n if len(ranges) > 1 else 0]
-        base = ((offset + n) * tiles + tile) * outputs * positions
-        flat_total = total[n].reshape(outputs * positions)
-        flat_partial = partial[n].reshape(outputs * positions)
-        flat_variance = variance[n].reshape(outputs * positions) if noisy == 2 else z
-        flat_saturated = saturated[n].reshape(outputs * positions) if half else np.zeros(0, dtype=np.bool_)
-        for line in range(lines):
-            for low in range(0, length, 1024):
-                size = min(1024, length - low)
-                start = line * length + low
-                end = start + size
-                if noisy:
-                    fill_normals(z, size, k0, k1, step, stream, base + start)
-                c0 = line if shared else low
-                c1 = line + 1 if shared else low + size
-                count += _segment(
-                    flat_total[start:end],
-                    flat_partial[start:end],
-                    z,
-                    flat_variance[start:end] if noisy == 2 else z,
-                    flat_saturated[start:end] if half else flat_saturated,
-                    up[c0:c1],
-                    down[c0:c1],
-                    limit[c0:c1],
-                    noise[c0:c1],
-                    short[c0:c1],
-                    gain[c0:c1],
-                    bias[c0:c1],
-                    r,
-                    half,
-                    noisy,
-                    first,
-                    shared,
-                )
-    return count
+        base = ((offset + n) * tiles + tile) * size
+        into, source = total[n].reshape(size), partial[n].reshape(size)
+        spread = variance[n].reshape(size) if noisy == 2 else source
+        for low in range(0, size, _BLOCK):
+            high = min(low + _BLOCK, size)
+            if noisy:
+                fill_normals(block, high - low, k0, k1, step, stream, base + low)
+            a = low
+            while a < high:  # runs of one column, or the whole block
+                c = a // positions
+                b = min((c + 1) * positions, high) if shared else high
+                d = c + 1 if shared else b
+                z = block[a - low : b - low]
+                count = np.float32(0)
+                if shared:
+                    _disturb_shared(z, source[a:b], spread[a:b], noise[c] * r, short[c], noisy)
+                else:
+                    _disturb_each(z, source[a:b], spread[a:b], noise[c:d], short[c:d], noisy, r)
+                if half:
+                    kept = analog[: b - a]
+                    kept[:] = z
+                    if shared:
+                        count = _convert_shared(z, up[c] / r, down[c] * r * gain[c], limit[c] * r, top)
+                    else:
+                        count = _convert_each(z, up[c:d], down[c:d], limit[c:d], gain[c:d], r, top)
+                    if count > 0:
+                        everywhere += count
+                        flags = saturated[n].reshape(size)[a:b]
+                        for i in range(b - a):
+                            flags[i] = abs(kept[i]) > limit[c if shared else c + i] * r
+                elif shared:
+                    for i in range(b - a):
+                        z[i] *= gain[c]
+                else:
+                    for i in range(b - a):
+                        z[i] *= gain[c + i]
+                t = into[a:b]
+                if not first:
+                    for i in range(b - a):
+                        t[i] += z[i]
+                elif shared:
+                    for i in range(b - a):
+                        t[i] = z[i] + bias[c]
+                else:
+                    for i in range(b - a):
+                        t[i] = z[i] + bias[c + i]
+                a = b
+    return everywhere
 
 
 def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):

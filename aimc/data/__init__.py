@@ -1,0 +1,7 @@
+"""Data sets as plain tensors: MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, and a part of MNIST in the package."""
+
+from aimc.data.batching import batches
+from aimc.data.catalogue import DATASETS, Source
+from aimc.data.loading import SPLITS, TensorData, load
+
+__all__ = ["DATASETS", "SPLITS", "Source", "TensorData", "batches", "load"]

@@ -1,0 +1,52 @@
+"""Batches whose order is a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aimc.data.loading import TensorData
+from aimc.errors import AimcError
+
+
+def batches(
+    data: TensorData, batch_size: int, shuffle_seed: int | None = None, epoch: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over ``(inputs, targets)``; the last batch holds what is left.
+
+    Args:
+        data: what :func:`aimc.data.load` returned.
+        batch_size: images a batch.
+        shuffle_seed: None keeps the order of the data. A seed permutes it, anew for every epoch, and the same for
+            the same seed and epoch whatever was drawn before: a resumed run sees the batches it would have seen.
+        epoch: counts from 0.
+
+    Example:
+        >>> from aimc.data import load
+        >>> [len(targets) for _, targets in batches(load("mnist_small", "test", limit=25), 10, shuffle_seed=1)]
+        [10, 10, 5]
+    """
+    if batch_size < 1:
+        raise AimcError(f"must be at least 1, got {batch_size}", field="batch_size")
+    return _iterate(data, batch_size, _order(len(data), shuffle_seed, epoch))
+
+
+def _order(count: int, seed: int | None, epoch: int) -> Tensor | None:
+    if seed is None:
+        return None
+    for name, value in (("shuffle_seed", seed), ("epoch", epoch)):
+        if not 0 <= value < 2**64:
+            raise AimcError(f"must be from 0 to 2^64 - 1, got {value}", field=name)
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
+    return torch.from_numpy(generator.permutation(count))
+
+
+def _iterate(data: TensorData, batch_size: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    if order is not None:
+        order = order.to(data.targets.device)
+    for start in range(0, len(data), batch_size):
+        rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+        yield data.inputs[rows], data.targets[rows]

@@ -1,0 +1,26 @@
+"""Training stages, run directories and checkpoints."""
+
+from aimc.train.checkpoint import load_checkpoint, save_checkpoint
+from aimc.train.config import Optimizer, Stage
+from aimc.train.loop import Batches, Fitted, build_optimizer, fit, load_weights, noisy
+from aimc.train.progress import Bars, Lines, Progress, choose_progress
+from aimc.train.run import Run, environment
+
+__all__ = [
+    "Bars",
+    "Batches",
+    "Fitted",
+    "Lines",
+    "Optimizer",
+    "Progress",
+    "Run",
+    "Stage",
+    "build_optimizer",
+    "choose_progress",
+    "environment",
+    "fit",
+    "load_checkpoint",
+    "load_weights",
+    "noisy",
+    "save_checkpoint",
+]

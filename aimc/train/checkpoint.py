@@ -1,0 +1,85 @@
+"""Checkpoints: safetensors files that are whole or absent, and say so when they are damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aimc.errors import AimcError
+from aimc.files import write_atomic
+
+_FORMAT = "aimc-checkpoint"
+_VERSION = 1
+
+
+def _digest(tensors: dict[str, Tensor], details: str) -> str:
+    digest = hashlib.sha256(details.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: str | os.PathLike[str], tensors: dict[str, Tensor], details: dict[str, Any]) -> None:
+    """Write tensors and plain data to one file, atomically and with a checksum.
+
+    Args:
+        path: the file; an old one is replaced only by a complete new one.
+        tensors: any names, shapes and dtypes.
+        details: what JSON can hold.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(f"{folder}/a.safetensors", {"w": torch.ones(2)}, {"epoch": 3})
+        ...     load_checkpoint(f"{folder}/a.safetensors")
+        ({'w': tensor([1., 1.])}, {'epoch': 3})
+    """
+    from safetensors.torch import save
+
+    held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps(details)
+    metadata = {"format": _FORMAT, "version": str(_VERSION), "details": text, "sha256": _digest(held, text)}
+    write_atomic(path, save(held, metadata))
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_checkpoint` wrote: tensors and details.
+
+    Raises:
+        AimcError: names the file if it is missing, foreign, damaged, cut short or from a newer aimc.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = os.fspath(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except FileNotFoundError:
+        raise AimcError(f"no such checkpoint: {path}", field="checkpoint") from None
+    except (OSError, SafetensorError) as error:
+        raise AimcError(f"{path} is damaged or no safetensors file: {error}", field="checkpoint") from None
+    if metadata.get("format") != _FORMAT:
+        raise AimcError(f"{path} was not written as a checkpoint of aimc", field="checkpoint")
+    if int(metadata.get("version", 0)) > _VERSION:
+        raise AimcError(f"{path} was written by a newer aimc; update aimc", field="checkpoint")
+    text = metadata.get("details", "")
+    if metadata.get("sha256") != _digest(tensors, text):
+        raise AimcError(f"{path} is damaged: its checksum does not fit; delete it to start over", field="checkpoint")
+    return tensors, json.loads(text)
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under ``prefix/name``."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix/``, without it."""
+    return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}

@@ -1,0 +1,140 @@
+"""Time and memory of a hardware-aware training step over the same step of plain PyTorch.
+
+Both run in this process, interleaved, on one thread; the figure is the ratio of the medians, with the spread of the
+ratio over rounds. Absolute times depend on the machine. The step is forward, loss, backward and an SGD update.
+
+    python benchmarks/hwa_step.py [--rounds 15] [--networks lenet,mlp,wideresnet] [--markdown]
+
+Settings:
+  matched   8-bit converters, learned input range, output noise, additive weight noise, 512-row tiles: what other
+            simulators are usually timed with
+  preset    everything of presets.pcm(): the above with three times the programming error as weight noise, clipping at
+            2.5 standard deviations, learned output gains, short-term noise and IR drop (three more products a layer)
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import aimc
+from aimc.models import MODELS
+
+NETWORKS = {
+    "lenet": (lambda: MODELS["lenet5"](), (64, 1, 28, 28), 10),
+    "mlp": (lambda: nn.Sequential(*_mlp()), (256, 2048), 2048),
+    "wideresnet": (lambda: MODELS["wideresnet"](), (32, 3, 32, 32), 100),
+}
+
+
+def _mlp() -> list[nn.Module]:
+    return [nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 2048)]
+
+
+def settings() -> dict[str, aimc.Hardware]:
+    """The timed hardware; ranges start at once so that the learned range is in use from the first step."""
+    preset = aimc.presets.pcm().replace(**{"input_range.init_batches": 1})
+    matched = preset.replace(
+        short_term_noise=0.0,
+        ir_drop=None,
+        training=aimc.hwa.HardwareAware(modifiers=(aimc.hwa.AddNormal(std=0.1),)),
+        **{"mapping.learned_gain": False},
+    )
+    return {"matched": matched, "preset": preset}
+
+
+def stepper(net: nn.Module, x: torch.Tensor, y: torch.Tensor):
+    """A function that makes one training step."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def build(name: str, setting: str | None):
+    torch.manual_seed(0)
+    make, shape, classes = NETWORKS[name]
+    net = make()
+    if setting is not None:
+        net = aimc.convert(net, settings()[setting], seed=0)
+    return stepper(net, torch.randn(shape), torch.randint(classes, (shape[0],)))
+
+
+def measure(name: str, rounds: int) -> list[dict]:
+    """Interleaved rounds; the first two of each are warm-up."""
+    names = [None, *settings()]
+    steps = {s: build(name, s) for s in names}
+    repeat = 10 if name == "lenet" else 1
+    times: dict[str | None, list[float]] = {s: [] for s in names}
+    for r in range(rounds + 2):
+        for s in names:
+            start = time.perf_counter()
+            for _ in range(repeat):
+                steps[s]()
+            if r >= 2:
+                times[s].append((time.perf_counter() - start) / repeat)
+    rows = []
+    for s in names:
+        ratios = sorted(a / b for a, b in zip(times[s], times[None], strict=True))
+        rows.append(
+            {
+                "network": name,
+                "setting": s or "plain torch",
+                "ms": 1e3 * statistics.median(times[s]),
+                "ratio": statistics.median(times[s]) / statistics.median(times[None]),
+                "low": ratios[len(ratios) // 10],
+                "high": ratios[-1 - len(ratios) // 10],
+            }
+        )
+    return rows
+
+
+def peak_memory(name: str, setting: str | None) -> float:
+    """MiB that three steps add to the process, in a process of its own."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nimport hwa_step, resource, torch\ntorch.set_num_threads(1)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"step = hwa_step.build({name!r}, {setting!r})\n"
+        "step(); step(); step()\nprint((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+    )
+    folder = __file__.rsplit("/", 1)[0]
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--networks", default="lenet,mlp,wideresnet")
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory, each in its own process")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {platform.machine()}, one thread, medians of {options.rounds} interleaved rounds")
+    print("| network | setting | time, ms | over plain torch | 10-90 % of rounds |" + (" memory, MiB |" if options.memory else ""))
+    print("|---|---|---|---|---|" + ("---|" if options.memory else ""))
+    for name in options.networks.split(","):
+        for row in measure(name, options.rounds):
+            line = (
+                f"| {row['network']} | {row['setting']} | {row['ms']:.1f} | {row['ratio']:.2f} | "
+                f"{row['low']:.2f}-{row['high']:.2f} |"
+            )
+            if options.memory:
+                line += f" {peak_memory(name, None if row['setting'] == 'plain torch' else row['setting']):.0f} |"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Modifiers, clipping, distillation."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aimc import hwa
+from aimc.cells import PCM, Hermes
+from aimc.crossbar import Layout, TileSize
+from aimc.errors import AimcError
+from aimc.hwa import modify_weights
+from aimc.random import Key
+from tests.helpers import assert_close
+
+KEY = Key(4)
+
+
+def layout(outputs, rows, size=512):
+    return Layout.of(TileSize(rows=size), outputs, rows)
+
+
+def modified(weight, *modifiers, cell=None, strength=1.0, key=KEY, size=512):
+    tiles, scale, factor = modify_weights(
+        weight, layout(*weight.shape, size), modifiers, cell or PCM(), None, key, strength
+    )
+    return torch.cat(tiles, 1), scale, factor
+
+
+def weights(outputs=200, rows=300, std=0.05, seed=0):
+    return torch.randn(outputs, rows, generator=torch.Generator().manual_seed(seed)) * std
+
+
+@pytest.mark.parametrize(
+    ("modifier", "std"),
+    [
+        (hwa.AddNormal(std=0.1), lambda w: torch.full_like(w, 0.1)),
+        (hwa.MultiplyNormal(std=0.1), lambda w: 0.1 * w.abs()),
+        (hwa.Polynomial(scale=2.0), lambda w: 2 * (0.26348 + 1.965 * w.abs() - 1.1731 * w**2) / 25),
+    ],
+    ids=["add", "multiply", "polynomial"],
+)
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_noise_has_the_stated_spread_in_units_of_the_column(modifier, std, strength):
+    w = weights()
+    scale = w.abs().amax(1, keepdim=True)
+    noise = (modified(w, modifier, strength=strength)[0] - w) / scale
+    expected = std(w / scale) * strength
+    z = noise / expected.clamp_min(1e-12)
+    if strength == 0:
+        assert_close("no noise", noise, torch.zeros_like(noise), atol=1e-6, rtol=0)
+    else:
+        z = z[expected > 1e-3]
+        assert abs(float(z.std()) - 1) < 5 / math.sqrt(2 * z.numel())
+        assert abs(float(z.mean())) < 5 / math.sqrt(z.numel())
+
+
+def test_programming_noise_is_the_cells_own():
+    """Not 25 times too small: the coefficients are raw uS over the cell's full scale."""
+    w = weights(std=0.5).abs().clamp(0.3, 1)  # far from zero, so that reflection plays no part
+    w[:, 0] = 1.0
+    for cell in (PCM(), PCM(programming_scale=2.0), Hermes(parallel=2)):
+        noise = modified(w, hwa.ProgrammingNoise(scale=1.0), cell=cell)[0] - w
+        z = noise / (cell.programming_std(w * cell.g_max) / cell.g_max)
+        assert abs(float(z.std()) - 1) < 5 / math.sqrt(2 * z.numel())
+
+
+def test_polynomial_default_is_not_the_digit_swap():
+    assert abs(hwa.Polynomial().coefficients[1] - 0.0786) < 1e-6
+
+
+def test_cell_noise_is_an_aged_and_compensated_chip():
+    """Relative error of the spec's whole-matrix table at one hour and one year, to 3 %."""
+    w = (torch.randn(512, 512, generator=torch.Generator().manual_seed(1)) * 0.25).clamp(-1, 1)
+    w[:, 0] = 1.0
+    for time, low, high in (("1h", 0.140, 0.152), ("1y", 0.195, 0.216)):
+        noisy = modified(w, hwa.CellNoise(earliest=time, latest=time))[0]
+        error = float((noisy - w).norm() / w.norm())
+        assert low < error < high, (time, error)
+
+
+def test_cell_noise_draws_times_and_scales():
+    w = weights(64, 64)
+    year = [float((modified(w, hwa.CellNoise(), key=KEY.fold(i))[0] - w).norm()) for i in range(12)]
+    assert max(year) > 1.3 * min(year)  # early and late times
+    one = modified(w, hwa.CellNoise(earliest="1d", latest="1d"))[0] - w
+    three = modified(w, hwa.CellNoise(earliest="1d", latest="1d", scale=3.0))[0] - w
+    assert_close("three times", three, 3 * one, atol=1e-5, rtol=1e-4)
+    assert_close("off", modified(w, hwa.CellNoise(), strength=0.0)[0], w, atol=1e-6, rtol=1e-5)
+
+
+def test_modifiers_combine_in_order():
+    w = weights(40, 40)
+    both, _, factor = modified(w, hwa.AddNormal(std=0.1), hwa.DropConnect(probability=0.2))
+    assert factor is not None
+    assert torch.equal(both == 0, factor == 0)
+    assert 0.15 < float((factor == 0).float().mean()) < 0.25
+    late, _, factor = modified(w, hwa.CellNoise(), hwa.DropConnect(probability=0.2))
+    assert bool((late[factor == 0] == 0).all())
+    _, scale, _ = modified(w, hwa.CellNoise(), hwa.Discretize(bits=4))
+    assert_close("the scale is that of the clean weights", scale[0], w.abs().amax(1))
+    first, _, factor = modified(w, hwa.DropConnect(probability=0.2), hwa.CellNoise())
+    assert bool((first[factor == 0] != 0).any())  # the reset pair of a dropped weight is still noisy
+    rounded = modified(w, hwa.AddNormal(std=0.1), hwa.Discretize(bits=3))[0] / w.abs().amax(1, keepdim=True)
+    assert len((rounded * 3).round(decimals=3).unique()) <= 7
+
+
+def test_a_tile_boundary_moves_no_draw():
+    w = weights(8, 100)
+    w[:, ::50] = 1.0  # same scale in both halves
+    whole = modified(w, hwa.AddNormal(std=0.1), size=512)[0]
+    split = modified(w, hwa.AddNormal(std=0.1), size=50)[0]
+    assert_close("draws", split, whole, atol=1e-6, rtol=0)
+
+
+def test_clipping():
+    w = torch.tensor([0.5, -2.0, 3.0])
+    hwa.clip_(w, hwa.FixedClip(value=1.0))
+    assert w.tolist() == [0.5, -1.0, 1.0]
+    w = weights()
+    bound = 2.5 * float(w.std())
+    assert float(w.abs().max()) > bound
+    hwa.clip_(w, hwa.GaussianClip(sigma=2.5))
+    assert abs(float(w.abs().max()) - bound) < 1e-6
+    constant = torch.ones(3)
+    hwa.clip_(constant, hwa.GaussianClip())  # no spread: nothing to clip, not everything
+    assert constant.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_distillation_loss():
+    student, teacher = weights(8, 5, 1.0), weights(8, 5, 1.0, seed=1)
+    targets = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+    p = torch.softmax(teacher / 4, 1)
+    divergence = (p * (p.log() - torch.log_softmax(student / 4, 1))).sum(1).mean()
+    expected = 0.9 * 16 * divergence + 0.1 * F.cross_entropy(student, targets)
+    assert_close("loss", hwa.distillation_loss(student, teacher, targets), expected, atol=1e-5, rtol=1e-5)
+    teacher = teacher.requires_grad_()
+    hwa.distillation_loss(student.requires_grad_(), teacher, targets).backward()
+    assert teacher.grad is None
+    for kwargs, field in (({"temperature": 0.0}, "temperature"), ({"weight": 1.5}, "weight")):
+        with pytest.raises(AimcError, match=field):
+            hwa.distillation_loss(student, teacher, targets, **kwargs)
+    with pytest.raises(AimcError, match="shape"):
+        hwa.distillation_loss(student, teacher[:, :3], targets)
+
+
+def test_ramp():
+    training = hwa.HardwareAware(ramp_steps=4)
+    assert [training.strength(s) for s in (0, 1, 2, 4, 9)] == [0, 0.25, 0.5, 1, 1]
+    assert hwa.HardwareAware().strength(0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: hwa.AddNormal(std=-1.0), "std"),
+        (lambda: hwa.DropConnect(probability=1.0), "probability"),
+        (lambda: hwa.Discretize(bits=1), "bits"),
+        (lambda: hwa.DoReFa(clip=0.0), "clip"),
+        (lambda: hwa.Polynomial(coefficients=()), "coefficients"),
+        (lambda: hwa.CellNoise(earliest="1y", latest="1s"), "earliest"),
+        (lambda: hwa.GaussianClip(sigma=0.0), "sigma"),
+        (lambda: hwa.HardwareAware(ramp_steps=-1), "ramp_steps"),
+    ],
+)
+def test_bad_numbers_are_named(make, field):
+    with pytest.raises(AimcError, match=f"field '{field}'"):
+        make()

@@ -1,0 +1,409 @@
+"""Analog layers: equal to torch with ideal hardware, and what the hardware does to them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import aimc
+from aimc.random import Key
+from tests.helpers import assert_close
+
+IDEAL = aimc.presets.ideal()
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(37, 11), (5, 37)),
+    "linear without bias": (lambda: nn.Linear(37, 11, bias=False), (5, 37)),
+    "linear, sequence": (lambda: nn.Linear(8, 3), (2, 4, 5, 8)),
+    "linear, one vector": (lambda: nn.Linear(8, 3), (8,)),
+    "linear, no vector": (lambda: nn.Linear(8, 3), (0, 8)),
+    "linear, one weight": (lambda: nn.Linear(1, 1), (3, 1)),
+    "conv1d": (lambda: nn.Conv1d(5, 7, 3, stride=2, padding=2, dilation=2), (2, 5, 19)),
+    "conv2d": (lambda: nn.Conv2d(5, 7, 3, padding=1), (2, 5, 9, 8)),
+    "conv2d, same": (lambda: nn.Conv2d(6, 4, (4, 3), padding="same", dilation=(1, 2)), (2, 6, 9, 8)),
+    "conv2d, valid": (lambda: nn.Conv2d(6, 4, (4, 3), padding="valid"), (2, 6, 9, 8)),
+    "conv2d, groups": (lambda: nn.Conv2d(8, 12, 3, groups=4, stride=(2, 1), padding=(1, 0)), (2, 8, 9, 8)),
+    "conv2d, depthwise": (lambda: nn.Conv2d(8, 16, 3, groups=8, padding="same"), (2, 8, 9, 8)),
+    "conv2d, unbatched": (lambda: nn.Conv2d(5, 7, 3), (5, 9, 8)),
+    "conv2d, rectangular": (lambda: nn.Conv2d(3, 7, (1, 5), padding=(0, 2), stride=(2, 3)), (2, 3, 9, 8)),
+    "conv3d": (lambda: nn.Conv3d(3, 4, (1, 2, 3), padding=(0, 1, 1), bias=False), (2, 3, 4, 5, 6)),
+    **{
+        f"conv{n}d, {mode}": (
+            lambda n=n, mode=mode: getattr(nn, f"Conv{n}d")(4, 6, 3, padding=2, dilation=2, padding_mode=mode),
+            (2, 4, *(7, 6, 5)[:n]),
+        )
+        for n in (1, 2, 3)
+        for mode in ("zeros", "reflect", "replicate", "circular")
+    },
+}
+
+
+@pytest.fixture(params=LAYERS, ids=str)
+def layer_and_input(request):
+    torch.manual_seed(0)
+    make, shape = LAYERS[request.param]
+    return make(), torch.randn(shape)
+
+
+@pytest.mark.parametrize("rows", [512, 30])
+def test_ideal_hardware_is_digital(layer_and_input, rows):
+    """Output and every gradient equal torch's, whole or split over tiles; so does the way back."""
+    layer, x = layer_and_input
+    hardware = IDEAL.replace(**{"tile.rows": rows})
+    analog = aimc.convert(layer, hardware)
+    grad = None
+    found = []
+    for module in (layer, analog, aimc.to_digital(analog)):
+        inputs = x.clone().requires_grad_()
+        y = module(inputs)
+        grad = torch.randn(y.shape) if grad is None else grad
+        y.backward(grad)
+        found.append([y, inputs.grad, *(p.grad for p in module.parameters())])
+    names = ["output", "input gradient", "weight gradient", "bias gradient"]
+    for other in found[1:]:
+        for name, a, e in zip(names, other, found[0], strict=False):
+            assert_close(name, a, e, atol=1e-6 * max(1.0, float(e.detach().abs().max()) if e.numel() else 1.0) * 4)
+    assert type(aimc.to_digital(analog)) is type(layer)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_standard_hardware_runs_every_layer(layer_and_input, backend):
+    layer, x = layer_and_input
+    hardware = aimc.presets.pcm().replace(**{"tile.rows": 30, "input_range.value": 2.0, "input_range.init_batches": 0})
+    analog = aimc.convert(layer, hardware, seed=0, backend=backend)
+    inputs = x.clone().requires_grad_()
+    y = analog(inputs)
+    assert y.shape == layer(x).shape
+    y.sum().backward()
+    for name, p in analog.named_parameters():
+        assert p.grad is not None and bool(torch.isfinite(p.grad).all()), name
+
+
+def test_bodies_agree_on_a_whole_step(layer_and_input):
+    layer, x = layer_and_input
+    hardware = aimc.presets.pcm().replace(
+        adc=None, **{"tile.rows": 30, "input_range.value": 2.0, "input_range.init_batches": 0}
+    )
+    results = []
+    for backend in ("reference", "cpu"):
+        analog = aimc.convert(layer, hardware, seed=3, backend=backend)
+        inputs = x.clone().requires_grad_()
+        y = analog(inputs)
+        y.square().sum().backward()
+        results.append([y, inputs.grad, *(p.grad for p in analog.parameters())])
+    for i, (a, e) in enumerate(zip(*results, strict=True)):
+        size = max(1.0, float(e.abs().max())) if e.numel() else 1.0
+        assert_close(f"tensor {i}", a, e, atol=2e-5 * size, rtol=1e-4)
+
+
+def switched(**changes):
+    """Ideal hardware with one effect on."""
+    return IDEAL.replace(**changes)
+
+
+def forward_by_hand(x, w, b, r, dac=127, adc=127, bound=10.0):
+    """One tile, no noise, in double precision."""
+    x, w = x.double(), w.double()
+    s = w.abs().amax(1)
+    xq = torch.round((x / r).clamp(-1, 1) * dac) / dac
+    y = xq @ (w / s[:, None]).T
+    y = torch.round(y / bound * adc).clamp(-adc, adc) / adc * bound
+    return (y * s * r + b.double()).float()
+
+
+def test_converters_by_hand():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(40, 9), torch.randn(50, 40)
+    hardware = switched(
+        dac=aimc.periphery.DAC(), adc=aimc.periphery.ADC(), input_range=aimc.periphery.InputRange(mode="static", value=1.5)
+    )
+    y = aimc.convert(layer, hardware)(x)
+    expected = forward_by_hand(x, layer.weight, layer.bias, 1.5)
+    off = (y - expected).abs() > 1e-5  # single precision may tip a value over the edge of a level
+    assert off.float().mean() < 0.01
+
+
+def test_adc_gradient_is_zero_where_it_saturates():
+    layer = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.5]]))
+    analog = aimc.convert(layer, switched(adc=aimc.periphery.ADC(bits=8, bound=2.0)))
+    x = torch.ones(1, 3, requires_grad=True)
+    y = analog(x)
+    assert y.tolist()[0][0] == 2.0  # 3 saturates
+    y.sum().backward()
+    assert x.grad.tolist() == [[1.0, -1.0, 0.5]]
+    assert analog.weight.grad.tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert analog.statistics.saturated == [0.5]
+
+
+def test_partial_sums_pass_their_own_converter():
+    layer = nn.Linear(4, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    adc = aimc.periphery.ADC(bits=8, bound=2.0)
+    x = torch.tensor([[1.0, 1.0, 1.0, -1.0]])
+    assert aimc.convert(layer, switched(adc=adc, tile=aimc.crossbar.TileSize(rows=4)))(x).item() == 2.0
+    two = aimc.convert(layer, switched(adc=adc, tile=aimc.crossbar.TileSize(rows=2)))(x).item()
+    assert two == 2.0 + 0.0
+    three = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
+    assert aimc.convert(layer, switched(adc=adc, tile=aimc.crossbar.TileSize(rows=2)))(three).item() == 4.0
+
+
+def test_gradient_uses_the_noisy_weights_of_the_forward_pass():
+    torch.manual_seed(0)
+    training = aimc.hwa.HardwareAware(modifiers=(aimc.hwa.AddNormal(std=0.3),))
+    analog = aimc.convert(nn.Linear(20, 6, bias=False), switched(training=training), seed=1)
+    x = torch.eye(20).requires_grad_()
+    y = analog(x)  # the rows of y are the columns of the noisy weight
+    y.sum().backward()
+    noisy = y.detach().T
+    assert float((noisy - analog.weight).abs().max()) > 0.01
+    assert_close("input gradient", x.grad, noisy.sum(0).expand(20, 20), atol=1e-5)
+    assert_close("the update goes to the clean weight", analog.weight.grad, torch.ones(6, 20))
+    analog.eval()
+    assert_close("clean in evaluation", analog(x).T, analog.weight, atol=1e-6)
+
+
+def test_noise_is_drawn_once_per_forward_pass_with_the_stated_spread():
+    """Two forwards differ by noise of std 0.1 max|w| |x|, written as for any torch model."""
+    torch.manual_seed(0)
+    training = aimc.hwa.HardwareAware(modifiers=(aimc.hwa.AddNormal(std=0.1),), clip=aimc.hwa.FixedClip(value=0.0625))
+    hardware = switched(training=training, **{"mapping.scale": "tile", "tile.columns": None})
+    analog = aimc.convert(nn.Linear(200, 3000), hardware, seed=1)
+    optimizer = torch.optim.AdamW(analog.parameters(), lr=0.1)
+    x = torch.randn(1, 200)
+    first, second = analog(x), analog(x)
+    expected = 0.1 * float(analog.weight.abs().max()) * float(x.norm()) * 2**0.5
+    assert abs(float((first - second).std()) / expected - 1) < 0.05
+    second.square().sum().backward()
+    optimizer.step()
+    assert float(analog.weight.abs().max()) <= 0.0625
+    with torch.no_grad():
+        analog.weight += 1.0  # a loop without optimizer
+    analog(x)
+    assert float(analog.weight.abs().max()) <= 0.0625
+
+
+def test_short_term_noise_law():
+    analog = aimc.convert(nn.Linear(100, 400, bias=False), switched(short_term_noise=0.0175), seed=2).eval()
+    x = torch.rand(1, 100)
+    reads = torch.stack([analog(x)[0] for _ in range(200)]).detach()
+    w, s = analog.weight.detach(), analog.weight.detach().abs().amax(1)
+    expected = 0.0175 * torch.sqrt((w.abs() / s[:, None]) @ (x[0] ** 2)) * s
+    z = (reads - (w @ x[0])) / expected
+    assert abs(float(z.std()) - 1) < 5 / (2 * z.numel()) ** 0.5
+
+
+def test_ir_drop_in_a_layer():
+    """The published cubic: a load of 0.0448 on one column of 512 rows."""
+    layer = nn.Linear(512, 1, bias=False)
+    nn.init.constant_(layer.weight, 1.0)
+    analog = aimc.convert(layer, switched(ir_drop=aimc.periphery.IRDrop()))
+    x = torch.full((1, 512), 50 / 512)
+    j = torch.arange(512) / 512
+    expected = 50 - 0.0220029 * float((x[0] * (1 - (1 - j) ** 2)).sum())
+    assert abs(analog(x).item() - expected) < 1e-3
+
+
+def learned(**changes):
+    return switched(
+        dac=aimc.periphery.DAC(), input_range=aimc.periphery.InputRange(**{"init_batches": 0, "value": 1.0, **changes})
+    )
+
+
+def test_input_range_gradient():
+    """Clipped inputs can only widen; the decay shrinks while at least 95 % fit."""
+    layer = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    analog = aimc.convert(layer, learned(decay=0.0))
+    y = analog(torch.tensor([[3.0, 0.5], [0.2, 4.0]]))
+    y.backward(torch.tensor([[-2.0], [5.0]]))
+    # x=3 clips with gradient -2 * 1; x=4 clips with gradient 5 * -1: both ask for a larger range
+    assert analog.input_range.grad.tolist() == [-7.0]
+    analog.input_range.grad = None
+    analog(torch.tensor([[3.0, 0.5]])).backward(torch.tensor([[2.0]]))
+    assert analog.input_range.grad.tolist() == [0.0]  # would shrink: not by this gradient
+    shrinking = aimc.convert(layer, learned(decay=0.001, value=2.0))
+    shrinking(torch.full((1, 2), 0.1)).sum().backward()
+    assert_close("decay", shrinking.input_range.grad, torch.tensor([0.002]), rtol=1e-5)
+    shrinking.input_range.grad = None
+    shrinking(torch.full((1, 2), 5.0)).sum().backward()  # all clip: no decay, and one pushes outwards
+    assert shrinking.input_range.grad.tolist() == [-2.0]
+
+
+def test_input_range_starts_from_the_first_batches_and_stays_positive():
+    analog = aimc.convert(nn.Linear(50, 3), learned(init_batches=3, value=None))
+    x = [torch.randn(200, 50) * k for k in (1.0, 2.0, 3.0)]
+    for batch in x:
+        analog(batch).sum().backward()
+    expected = sum(3 * float(b.std()) for b in x) / 3
+    assert abs(analog.input_range.item() / expected - 1) < 1e-5
+    assert analog.input_range.grad.tolist() == [0.0]
+    optimizer = torch.optim.SGD([analog.input_range], lr=1.0)
+    analog.input_range.grad = torch.tensor([1e9])
+    optimizer.step()
+    assert analog.input_range.item() > 0
+
+
+def test_unset_range_is_an_error_not_a_guess():
+    analog = aimc.convert(nn.Sequential(nn.Linear(4, 2)), aimc.presets.pcm()).eval()
+    with pytest.raises(aimc.AimcError, match=r"layer '0', field 'input_range'.*calibrate"):
+        analog(torch.ones(1, 4))
+
+
+def test_dynamic_range_scales_every_vector():
+    torch.manual_seed(0)
+    layer = nn.Linear(30, 5)
+    hardware = switched(dac=aimc.periphery.DAC(bits=8), input_range=aimc.periphery.InputRange(mode="dynamic"))
+    analog = aimc.convert(layer, hardware)
+    x = torch.randn(20, 30) * torch.logspace(-3, 3, 20)[:, None]
+    assert_close("relative error", analog(x) / x.norm(dim=1, keepdim=True), layer(x) / x.norm(dim=1, keepdim=True), atol=0.02)
+    assert bool(torch.isfinite(analog(torch.zeros(2, 30))).all())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("hardware", ["ideal", "pcm"])
+def test_bad_input_names_the_layer(bad, hardware):
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
+    hardware = aimc.presets.PRESETS[hardware]()
+    if hardware.dac is not None:
+        hardware = hardware.replace(**{"input_range.value": 1.0})
+    analog = aimc.convert(net, hardware)
+    x = torch.zeros(1, 2, 4, 4)
+    x[0, 1, 2, 3] = bad
+    with pytest.raises(aimc.AimcError, match="layer '0'.*NaN or infinite"):
+        analog(x)
+    for layer in aimc.analog_layers(analog).values():
+        layer.check_finite = False
+    analog(x)
+
+
+def test_learned_gain_gradient():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 4), torch.randn(5, 6)
+    analog = aimc.convert(layer, switched(**{"mapping.learned_gain": True}))
+    gain = torch.tensor([0.5, 1.0, 2.0, -1.0])
+    with torch.no_grad():
+        analog.output_gain.copy_(gain)
+    free = gain.clone().requires_grad_()
+    w = layer.weight.detach().clone().requires_grad_()
+    expected = (x @ w.T) * free + layer.bias
+    up = torch.randn(5, 4)
+    expected.backward(up)
+    y = analog(x)
+    y.backward(up)
+    assert_close("output", y, expected, atol=1e-6)
+    assert_close("gain", analog.output_gain.grad, free.grad, atol=1e-5)
+    assert_close("weight", analog.weight.grad, w.grad, atol=1e-5)
+    assert_close("exported", aimc.to_digital(analog)(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["column", "tile", "fan_in", "none"])
+def test_scaling_preserves_the_function(scale):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 32), torch.randn(10, 64)
+    analog = aimc.convert(layer, switched(**{"mapping.scale": scale, "tile.rows": 20}))
+    assert_close(scale, analog(x), layer(x), atol=2e-6)
+
+
+def test_remap_preserves_the_function_and_stale_scales_clip():
+    torch.manual_seed(0)
+    training = aimc.hwa.HardwareAware(remap_every=0)
+    layer, x = nn.Linear(16, 4), torch.randn(10, 16)
+    analog = aimc.convert(layer, switched(training=training))
+    assert_close("fresh", analog(x), layer(x), atol=1e-6)
+    with torch.no_grad():
+        analog.weight *= 3
+        layer.weight *= 3
+    x.requires_grad_()
+    clipped = analog(x)
+    assert float((clipped - layer(x)).abs().max()) > 0.1
+    clipped.sum().backward()
+    beyond = analog.weight.abs() > analog.column_scale[0][:, None]
+    assert bool((analog.weight.grad[beyond] == 0).all()) and bool((analog.weight.grad[~beyond] != 0).all())
+    aimc.remap(analog)
+    assert_close("remapped", analog(x), layer(x), atol=3e-6)
+
+
+def test_draws_belong_to_the_layers_name_and_seed():
+    def outputs(extra, seed):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        if extra:
+            net.append(nn.Linear(8, 2))
+        hardware = aimc.presets.pcm().replace(**{"input_range.value": 2.0, "input_range.init_batches": 0})
+        analog = aimc.convert(net, hardware, seed=seed)
+        return analog[:3](torch.ones(3, 8))
+
+    assert torch.equal(outputs(False, 5), outputs(True, 5))
+    assert torch.equal(outputs(False, 5), outputs(False, 5))
+    assert not torch.equal(outputs(False, 5), outputs(False, 6))
+    torch.manual_seed(7)
+    a = aimc.convert(nn.Linear(2, 2), IDEAL).key
+    torch.manual_seed(7)
+    assert aimc.convert(nn.Linear(2, 2), IDEAL).key == a
+    assert aimc.convert(nn.Linear(2, 2), IDEAL).key != a
+
+
+def test_evaluation_changes_no_training_draw():
+    torch.manual_seed(0)
+    hardware = aimc.presets.pcm().replace(**{"input_range.value": 2.0, "input_range.init_batches": 0})
+    nets = [aimc.convert(nn.Linear(8, 8), hardware, seed=1) for _ in range(1)]
+    nets.append(copy.deepcopy(nets[0]))
+    x = torch.ones(2, 8)
+    nets[1].eval()(x)
+    nets[1].train()
+    assert torch.equal(nets[0](x), nets[1](x))
+
+
+def test_state_dict_round_trip_continues_to_the_bit(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    hardware = aimc.presets.pcm().replace(**{"input_range.init_batches": 3})
+    analog = aimc.convert(net, hardware, seed=1)
+    optimizer = torch.optim.SGD(analog.parameters(), lr=0.1)
+    x = torch.randn(6, 8)
+
+    def steps(module, optimizer, n):
+        losses = []
+        for _ in range(n):
+            optimizer.zero_grad()
+            loss = module(x).square().sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    steps(analog, optimizer, 2)
+    torch.save(analog.state_dict(), tmp_path / "state.pt")
+    straight = steps(analog, optimizer, 5)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(isinstance(v, torch.Tensor) for v in state.values())
+    again = aimc.convert(net, hardware, seed=99)
+    again.load_state_dict(state)
+    assert steps(again, torch.optim.SGD(again.parameters(), lr=0.1), 5) == straight
+
+
+def test_a_digital_checkpoint_loads_strictly():
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    analog = aimc.convert(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), IDEAL)
+    analog.load_state_dict(net.state_dict())
+    x = torch.randn(3, 8)
+    assert_close("output", analog(x), net(x), atol=1e-6)
+    broken = net.state_dict()
+    del broken["2.weight"]
+    with pytest.raises(RuntimeError, match=r"2\.weight"):
+        analog.load_state_dict(broken)
+
+
+def test_double_precision_passes_a_gradient_check():
+    layer = nn.Conv2d(4, 3, 3, padding=1).double()
+    analog = aimc.convert(layer, switched(**{"tile.rows": 20, "mapping.learned_gain": True}))
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(analog, (x,))
+
+
+def test_keys_do_not_collide():
+    assert Key(1).fold("a.b") != Key(1).fold("a", "b")

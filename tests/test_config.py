@@ -1,0 +1,278 @@
+"""Configurations: strict, frozen all the way down, and equal after a trip through a file."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aimc.config import Config, differences
+from aimc.errors import AimcError
+
+
+class Inner(Config):
+    bits: int | None = 8
+    bound: float = 1.0
+
+    def validate(self):
+        self.require(self.bits is None or self.bits >= 2, "bits", f"must be at least 2, got {self.bits}")
+
+
+class Other(Config):
+    level: float = 0.5
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    either: Inner | Other | None = None
+    many: tuple[Inner | Other, ...] = ()
+    pair: tuple[int, int] = (1, 2)
+    grid: tuple[tuple[float, ...], ...] = ()
+    mode: Literal["fast", "slow", 3] = "fast"
+    name: str = ""
+    flag: bool = False
+    anything: Any = None
+
+
+class Needy(Config):
+    must: int
+
+
+class Second(Config):
+    version = 2
+    x: int = 0
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+inners = st.builds(Inner, bits=st.none() | st.integers(2, 10**20), bound=finite)
+others = st.builds(Other, level=st.floats(allow_nan=False))
+outers = st.builds(
+    Outer,
+    inner=inners,
+    either=st.none() | inners | others,
+    many=st.lists(inners | others, max_size=3).map(tuple),
+    pair=st.tuples(st.integers(), st.integers()),
+    grid=st.lists(st.lists(finite, max_size=2).map(tuple), max_size=2).map(tuple),
+    mode=st.sampled_from(["fast", "slow", 3]),
+    name=st.text(),
+    flag=st.booleans(),
+    anything=st.none() | st.booleans() | st.integers() | finite | st.text(),
+)
+
+
+# A trip through a file
+
+
+@given(outers)
+def test_dict_round_trip(config):
+    again = Config.from_dict(config.to_dict())
+    assert again == config
+    assert hash(again) == hash(config)
+    assert type(again) is Outer
+
+
+@given(outers)
+def test_json_round_trip(config):
+    assert Outer.from_json(config.to_json()) == config
+
+
+@given(outers)
+def test_yaml_round_trip(config):
+    assert Outer.from_yaml(config.to_yaml()) == config
+
+
+def test_types_survive_the_trip():
+    again = Outer.from_yaml(Outer(either=Other(level=1), many=[Inner(), Other()], flag=True).to_yaml())
+    assert type(again.either) is Other
+    assert [type(m) for m in again.many] == [Inner, Other]
+    assert again.flag is True
+    assert type(again.inner.bound) is float
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_copy_and_pickle(duplicate):
+    config = Outer(inner=Inner(bits=4), many=(Other(),))
+    assert duplicate(config) == config
+
+
+def test_the_type_may_be_left_out_where_it_is_known():
+    assert Outer.from_dict({"inner": {"bits": 4}, "name": "x"}) == Outer(inner=Inner(bits=4), name="x")
+    assert Outer.from_yaml("inner: {bits: null}").inner.bits is None
+
+
+def test_written_form_is_plain_data():
+    text = Outer(many=(Inner(), Other()), grid=((1.0,),)).to_json()
+    data = json.loads(text)
+    assert data["type"] == "Outer"
+    assert data["version"] == 1
+    assert data["many"][1] == {"type": "Other", "version": 1, "level": 0.5}
+    assert data["grid"] == [[1.0]]
+
+
+# Refusals name the field
+
+
+def refused(call, *words, field=None):
+    with pytest.raises(AimcError) as caught:
+        call()
+    for word in words:
+        assert word in str(caught.value)
+    if field is not None:
+        assert caught.value.field == field
+
+
+def test_unknown_field_is_refused_with_a_suggestion():
+    refused(lambda: Inner(bitts=3), "did you mean 'bits'?", "Inner", field="bitts")
+    refused(lambda: Inner(zzz=3), "known: bits, bound", field="zzz")
+    refused(lambda: Outer.from_dict({"inner": {"bitts": 4}}), "did you mean 'bits'?", field="inner.bitts")
+
+
+def test_positional_and_missing_values_are_refused():
+    refused(lambda: Inner(8), "by name only")  # type: ignore[misc]  (the point)
+    refused(lambda: Needy(), field="must")  # type: ignore[call-arg]  (the point)
+
+
+@pytest.mark.parametrize(
+    ("build", "words", "field"),
+    [
+        (lambda: Inner(bits="8"), ["a whole number or null", "'8'"], "bits"),
+        (lambda: Inner(bits=8.0), ["a whole number"], "bits"),
+        (lambda: Inner(bits=True), ["a whole number"], "bits"),
+        (lambda: Inner(bound=True), ["a number", "True"], "bound"),
+        (lambda: Inner(bound=None), ["a number", "None"], "bound"),
+        (lambda: Inner(bound=float("nan")), ["NaN"], "bound"),
+        (lambda: Outer(flag=1), ["true or false"], "flag"),
+        (lambda: Outer(name=1), ["text"], "name"),
+        (lambda: Outer(mode="quick"), ["one of 'fast', 'slow', 3"], "mode"),
+        (lambda: Outer(mode=3.0), ["one of"], "mode"),
+        (lambda: Outer(pair=(1,)), ["a list"], "pair"),
+        (lambda: Outer(pair=(1, "2")), ["a whole number"], "pair[1]"),
+        (lambda: Outer(grid=[[1.0], [2.0, "x"]]), ["a number"], "grid[1][1]"),
+        (lambda: Outer(many=[Inner(), 3]), ["Inner or Other"], "many[1]"),
+        (lambda: Outer(inner=Other()), ["Inner"], "inner"),
+        (lambda: Outer(inner={"bits": 3}), ["Inner"], "inner"),
+        (lambda: Outer(anything={"a": 1}), [], "anything"),
+    ],
+)
+def test_wrong_type_is_named(build, words, field):
+    refused(build, *words, field=field)
+
+
+def test_values_are_checked_wherever_they_come_from():
+    refused(lambda: Inner(bits=1), "at least 2, got 1", "Inner", field="bits")
+    refused(lambda: Inner().replace(bits=1), field="bits")
+    refused(lambda: Outer().replace(**{"inner.bits": 1}), field="inner.bits")
+    refused(
+        lambda: Outer.from_dict({"many": [{"type": "Other"}, {"type": "Inner", "bits": 1}]}),
+        field="many[1].bits",
+    )
+
+
+def test_version():
+    assert Second.from_dict({"version": 1}) == Second()
+    assert Second().to_dict()["version"] == 2
+    refused(
+        lambda: Second.from_dict({"version": 3}), "version 3", "knows version 2", "update", field="version"
+    )
+    refused(lambda: Second.from_dict({"version": "2"}), field="version")
+    refused(lambda: Outer.from_dict({"inner": {"version": 2}}), field="inner.version")
+
+
+def test_broken_files():
+    refused(lambda: Config.from_json("{"), "not JSON")
+    refused(lambda: Config.from_yaml("a: [1"), "not YAML")
+    refused(lambda: Config.from_yaml(""), "expected a mapping")
+    refused(lambda: Config.from_json("[]"), "expected a mapping")
+    refused(lambda: Config.from_dict({}), "no 'type'", field="type")
+    refused(lambda: Config.from_dict({"type": "Innner"}), "did you mean 'Inner'?", field="type")
+    refused(lambda: Inner.from_dict({"type": "Other"}), "expected a Inner, got a Other", field="type")
+
+
+# Frozen
+
+
+def test_nothing_can_be_set():
+    config = Outer()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.name = "x"  # type: ignore[misc]  (the point)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.inner.bits = 3  # type: ignore[misc]  (the point)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del config.name
+
+
+def test_lists_become_tuples_and_the_callers_list_stays_apart():
+    rows = [[1, 2], [3]]
+    config = Outer(grid=rows, many=[Inner()])  # type: ignore[arg-type]  (the point)
+    rows[0].append(9)
+    assert config.grid == ((1.0, 2.0), (3.0,))
+    assert isinstance(config.many, tuple)
+    hash(config)
+
+
+def test_a_list_in_a_free_field_is_frozen_too():
+    config = Outer(anything=[1, [2, 3]])
+    assert config.anything == (1, (2, 3))
+    hash(config)
+
+
+def test_numbers_are_equal_however_written():
+    assert Inner(bound=1) == Inner(bound=1.0)
+    assert hash(Inner(bound=1)) == hash(Inner(bound=1.0))
+    assert type(Inner(bound=1).bound) is float
+
+
+def test_equality_is_by_type_and_value():
+    class Twin(Config):
+        level: float = 0.5
+
+    assert Other() == Other(level=0.5)
+    assert Other() != Other(level=0.6)
+    assert Other() != Twin()
+    assert len({Other(), Other(), Other(level=1)}) == 2
+
+
+# Changes
+
+
+def test_replace():
+    config = Outer(name="a")
+    changed = config.replace(name="b", **{"inner.bits": 4, "inner.bound": 2})
+    assert (changed.name, changed.inner) == ("b", Inner(bits=4, bound=2.0))
+    assert (config.name, config.inner) == ("a", Inner())
+    assert config.replace() == config
+
+
+def test_replace_reaches_into_a_value_given_in_the_same_call():
+    assert Outer().replace(either=Other(), **{"either.level": 2}).either == Other(level=2)
+
+
+def test_replace_refuses():
+    refused(lambda: Outer().replace(**{"iner.bits": 4}), "did you mean 'inner'?", field="iner")
+    refused(lambda: Outer().replace(**{"inner.bitts": 4}), "did you mean 'bits'?", field="inner.bitts")
+    refused(lambda: Outer().replace(**{"either.level": 4}), "None", "has no fields", field="either")
+    refused(lambda: Outer().replace(**{"name.x": 4}), "has no fields", field="name")
+
+
+def test_differences():
+    a = Outer()
+    b = a.replace(name="b", either=Other(), **{"inner.bits": 4})
+    assert differences(a, a) == []
+    assert differences(a, b) == ["inner.bits: 8 -> 4", f"either: None -> {Other()}", "name:  -> b"]
+    assert differences(a, Other()) == ["type: Outer -> Other"]
+
+
+@given(outers, outers)
+def test_no_differences_means_equal(a, b):
+    assert (differences(a, b) == []) == (a == b)
+
+
+def test_two_classes_of_one_name_are_refused_when_defined():
+    with pytest.raises(TypeError, match="two configurations are called Inner"):
+        type("Inner", (Config,), {"__module__": "elsewhere", "__annotations__": {}})

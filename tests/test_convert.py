@@ -1,0 +1,182 @@
+"""Conversion: coverage, strictness, sharing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import aimc
+from aimc.nn import AnalogConv2d, AnalogLinear
+from tests.helpers import assert_close
+
+IDEAL = aimc.presets.ideal()
+
+
+class Odd(nn.Module):
+    """Holds what nobody converts: a bare matrix, used with F.linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+        self.scale = nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(F.linear(x, self.matrix) * self.scale)
+
+
+class Renamed(nn.Linear):
+    """A subclass with torch's own forward."""
+
+
+class Changed(nn.Linear):
+    """A subclass with another forward, which a twin would lose."""
+
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+def test_nested_containers_are_all_converted():
+    net = nn.ModuleDict(
+        {"a": nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Conv2d(1, 1, 1))]), "b": nn.Linear(1, 1)}
+    )
+    analog = aimc.convert(net, IDEAL)
+    assert [type(m) for m in aimc.analog_layers(analog).values()] == [
+        AnalogLinear,
+        AnalogConv2d,
+        AnalogLinear,
+    ]
+    assert list(aimc.analog_layers(analog)) == ["a.0.0", "a.0.1", "b"]
+
+
+def test_refuses_to_leave_a_matrix_digital_and_names_it():
+    with pytest.raises(
+        aimc.AimcError, match=r"would stay digital:\n  matrix \(Odd, 16 parameters\)\nKeep.*'matrix'"
+    ):
+        aimc.convert(Odd(), IDEAL)
+    analog = aimc.convert(Odd(), IDEAL, digital=("matrix",))
+    assert list(aimc.analog_layers(analog)) == ["head"]
+    assert list(aimc.analog_layers(aimc.convert(Odd(), IDEAL, strict=False))) == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [
+        (nn.LSTM(3, 4), "weight_ih_l0"),
+        (nn.ConvTranspose2d(3, 4, 3), "weight"),
+        (nn.Bilinear(3, 4, 5), "weight"),
+        (nn.MultiheadAttention(4, 2), "attention"),
+        (Changed(2, 2), "weight"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else v,
+)
+def test_layers_without_a_twin_are_refused_by_name(module, named):
+    with pytest.raises(aimc.AimcError, match="attention" if named == "attention" else rf"attention\.{named}"):
+        aimc.convert(nn.ModuleDict({"attention": module, "ok": nn.Linear(2, 2)}), IDEAL)
+
+
+def test_a_subclass_with_torchs_forward_is_converted():
+    assert isinstance(aimc.convert(Renamed(3, 2), IDEAL), AnalogLinear)
+
+
+def test_an_attention_layer_kept_digital_is_left_whole():
+    """Its output projection is a Linear that it never calls; making that analog would do nothing."""
+    net = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "ok": nn.Linear(2, 2)})
+    analog = aimc.convert(net, IDEAL, digital=("attention",))
+    assert list(aimc.analog_layers(analog)) == ["ok"]
+
+
+def test_an_encoders_fast_path_does_not_bypass_the_tiles():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    net = nn.TransformerEncoder(layer, 2).eval()
+    coarse = IDEAL.replace(
+        dac=aimc.periphery.DAC(bits=2), input_range=aimc.periphery.InputRange(mode="static", value=1.0)
+    )
+    analog = aimc.convert(net, coarse, digital=("*.self_attn",)).eval()
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        fast = analog(x)
+    assert_close("with and without gradient", fast, analog(x), atol=1e-6)
+    assert float((fast - net(x)).abs().max()) > 0.1
+
+
+def test_embedding_norms_and_biases_stay_digital_and_are_listed():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 5))
+    analog = aimc.convert(net, IDEAL)
+    report = aimc.coverage(analog)
+    assert {(r.name, r.where) for r in report.rows} == {("0", "digital"), ("1", "digital"), ("2", "analog")}
+    text = str(aimc.summary(analog))
+    for word in ("Embedding", "LayerNorm", "AnalogLinear", "digital", "bias", "tiles"):
+        assert word in text
+    assert report.analog_share == 1.0
+
+
+def test_coverage_counts_multiply_weights():
+    net = nn.Sequential(nn.Linear(10, 30, bias=False), nn.ReLU(), nn.Linear(30, 10, bias=False))
+    report = aimc.coverage(aimc.convert(net, IDEAL, digital=("2",)))
+    assert report.analog_share == 0.5
+    assert aimc.coverage(net).analog_share == 0.0
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(aimc.AimcError, match="field 'digital'.*'hed'"):
+        aimc.convert(nn.Sequential(nn.Linear(2, 2)), IDEAL, digital=("hed",))
+    with pytest.raises(aimc.AimcError, match="nothing to convert"):
+        aimc.convert(nn.Sequential(nn.Linear(2, 2)), IDEAL, digital=("*",))
+    with pytest.raises(aimc.AimcError, match="nothing to convert"):
+        aimc.convert(nn.ReLU(), IDEAL)
+    with pytest.raises(aimc.AimcError, match="already analog"):
+        aimc.convert(aimc.convert(nn.Sequential(nn.Linear(2, 2)), IDEAL), IDEAL)
+    with pytest.raises(aimc.AimcError, match="field 'backend'"):
+        aimc.convert(nn.Linear(2, 2), IDEAL, backend="gpuu")
+
+
+def test_tied_weights_and_shared_modules_stay_tied():
+    embedding, head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+    head.weight = embedding.weight
+    shared = nn.Linear(4, 4)
+    net = nn.ModuleDict({"e": embedding, "one": shared, "two": shared, "head": head})
+    analog = aimc.convert(net, IDEAL)
+    assert analog["head"].weight is analog["e"].weight
+    assert analog["one"] is analog["two"] and isinstance(analog["one"], AnalogLinear)
+
+
+def test_copy_by_default_and_in_place_on_request():
+    net = nn.Sequential(nn.Linear(2, 2))
+    before = net[0].weight
+    analog = aimc.convert(net, IDEAL)
+    assert type(net[0]) is nn.Linear and analog[0].weight is not before
+    assert aimc.convert(net, IDEAL, inplace=True) is net
+    assert net[0].weight is before  # an optimizer made before the conversion stays valid
+
+
+def test_an_error_leaves_the_network_as_it_was():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(1, 1, 5))
+    with pytest.raises(aimc.AimcError, match=r"layer '1', field 'tile.rows'"):
+        aimc.convert(net, IDEAL.replace(**{"tile.rows": 9}), inplace=True)
+    assert type(net[0]) is nn.Linear
+
+
+def test_exchanging_the_hardware_keeps_the_weights():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(5, 4)
+    analog = aimc.convert(net, aimc.presets.pcm().replace(**{"input_range.value": 1.0}), seed=0)
+    aimc.set_hardware(analog, IDEAL)
+    assert_close("output", analog(x), net(x), atol=1e-6)
+    assert analog.input_range is None
+
+
+def test_hooks_move_along():
+    net = nn.Sequential(nn.Linear(2, 2))
+    seen = []
+    net[0].register_forward_hook(lambda m, i, o: seen.append(type(m).__name__))
+    aimc.convert(net, IDEAL, inplace=True)(torch.ones(1, 2))
+    assert seen == ["AnalogLinear"]
+
+
+def test_a_parametrized_layer_is_refused():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    nn.utils.parametrizations.weight_norm(net[0])
+    with pytest.raises(aimc.AimcError, match="0"):
+        aimc.convert(net, IDEAL)
