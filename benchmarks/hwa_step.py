@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import aimc
+from aimc import data
 from aimc.models import MODELS
 
 NETWORKS = {
@@ -70,7 +71,12 @@ def build(name: str, setting: str | None):
     net = make()
     if setting is not None:
         net = aimc.convert(net, settings()[setting], seed=0)
-    return stepper(net, torch.randn(shape), torch.randint(classes, (shape[0],)))
+    if name == "lenet":
+        images = data.load("mnist_small", "train", limit=shape[0])
+        return stepper(net, images.inputs, images.targets)
+    # Standard normal activations, or pixels that fill the range of normalised photographs.
+    x = torch.randn(shape) if name == "mlp" else torch.rand(shape) * 3.9 - 1.9
+    return stepper(net, x, torch.randint(classes, (shape[0],)))
 
 
 def measure(name: str, rounds: int) -> list[dict]:

@@ -3,10 +3,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile(
+    "aimc",
+    max_examples=40,
+    deadline=None,  # the first call may compile
+    derandomize=True,  # the same examples on every machine
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture
+    ],  # the poison holds for every example
+)
+hypothesis.settings.load_profile("aimc")
 
 torch.set_num_threads(1)  # pytest-xdist brings the processes; a test about threads sets its own number
 

@@ -186,6 +186,7 @@ class Chip:
             ),
             "fingerprint": self.fingerprint(),
         }
+        metadata["checksum"] = _checksum(metadata)
         data = save({n: t.contiguous().cpu() for n, t in self._tensors().items()}, metadata)
         path = os.fspath(path)
         try:
@@ -219,8 +220,12 @@ class Chip:
             raise AimcError(f"cannot read {path}: {error}", field="path") from None
         if metadata.get("format") != _FORMAT:
             raise AimcError(f"{path} is not a chip written by aimc", field="path")
-        if int(metadata["version"]) > _VERSION:
+        damaged = AimcError(f"{path} is damaged: its content does not match its fingerprint", field="path")
+        version = metadata.get("version", "")
+        if version.isdecimal() and int(version) > _VERSION:
             raise AimcError(f"{path} was written by a newer aimc", field="path")
+        if metadata.pop("checksum", None) != _checksum(metadata):
+            raise damaged
         saved = json.loads(metadata["layers"])
         layers = require_analog(net)
         if saved.keys() != layers.keys():
@@ -237,6 +242,9 @@ class Chip:
                 )
             part = {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}
             shape = (hardware.cell.devices, layer.layout.outputs, layer.layout.rows)
+            count = len(saved[name]["estimators"] or ())
+            if not {"target", "conductance", "exponent", "scale", *(f"baseline{k}" for k in range(count))} <= part.keys():
+                raise damaged
             if tuple(part["conductance"].shape) != shape:
                 raise AimcError(f"the network needs {list(shape)}", layer=name, shape=part["conductance"].shape)
             part = {n: t.to(layer.weight.device) for n, t in part.items()}
@@ -249,8 +257,12 @@ class Chip:
         compensation = json.loads(metadata["compensation"])
         chip = cls(net, int(metadata["seed"]), Compensation.from_dict(compensation) if compensation else None, held)
         if chip.fingerprint() != metadata["fingerprint"]:
-            raise AimcError(f"{path} is damaged: its content does not match its fingerprint", field="path")
+            raise damaged
         return chip
+
+
+def _checksum(metadata: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(metadata.items())).encode()).hexdigest()
 
 
 def _in_weight_units(conductance: Tensor, held: _Programmed, layer: AnalogLayer) -> Tensor:

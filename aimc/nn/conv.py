@@ -43,7 +43,7 @@ class ConvGeometry:
         )
         return y.contiguous().view(part.shape[0], weight.shape[0], math.prod(self.out))
 
-    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, to_part: Tensor | None, to_weight: Tensor | None):
+    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None):
         found_part, found_weight, _ = torch.ops.aten.convolution_backward(
             grad.view(grad.shape[0], -1, *self.out),
             self._image(part),
@@ -55,12 +55,11 @@ class ConvGeometry:
             False,
             [0] * len(self.size),
             self.groups,
-            [to_part is not None, to_weight is not None, False],
+            [need_part, to_weight is not None, False],
         )
-        if to_part is not None:
-            to_part.copy_(found_part.reshape(part.shape))
         if to_weight is not None:
             to_weight.copy_(found_weight.reshape(weight.shape))
+        return found_part.reshape(part.shape) if need_part else None
 
 
 class _AnalogConv(AnalogLayer):

@@ -20,15 +20,13 @@ class LinearGeometry:
     contiguous_tiles = False
 
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
-        vectors = part.shape[0]
-        return torch.mm(part[:, 0, :, 0], weight.t()).view(vectors, -1, 1)
+        return torch.mm(part[:, 0, :, 0], weight.t())[:, :, None]
 
-    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, to_part: Tensor | None, to_weight: Tensor | None):
+    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None):
         d = grad[:, :, 0]
-        if to_part is not None:
-            torch.mm(d, weight, out=to_part[:, 0, :, 0])
         if to_weight is not None:
             torch.mm(d.t(), part[:, 0, :, 0], out=to_weight)
+        return torch.mm(d, weight)[:, None, :, None] if need_part else None
 
 
 _GEOMETRY = LinearGeometry()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
-from aimc.ops import convert_input, convert_input_backward, read_out
+from aimc.ops import convert_input, convert_input_backward, read_out, read_out_backward
 from aimc.ops.read_out import ReadOut
 from aimc.periphery import ADC, DAC, IRDrop
 from aimc.random import Key
@@ -31,9 +31,9 @@ class Geometry(Protocol):
         ...
 
     def transposed(
-        self, grad: Tensor, part: Tensor, weight: Tensor, to_part: Tensor | None, to_weight: Tensor | None
-    ) -> None:
-        """Write the gradients with respect to ``part`` and ``weight`` where they are wanted."""
+        self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None
+    ) -> Tensor | None:
+        """The gradient with respect to ``part``, where needed; that of ``weight`` is written where wanted."""
         ...
 
 
@@ -178,30 +178,31 @@ class AnalogProduct(torch.autograd.Function):
         if need_gain:
             analog = total if bias is None else total - bias.view(1, -1, 1)
             grad_gain = (grad * analog).sum((0, 2)) / torch.where(gain == 0, torch.ones_like(gain), gain)
-        if gain is not None:
-            grad = grad * gain.view(1, -1, 1)
-        wants_x = need_x or need_range
-        vectors, groups, _, positions = ctx.parts[0].shape
-        grad_x = grad.new_empty((vectors, groups, layout.channels, positions)) if wants_x else None
+        # Where no input clipped, x was not kept: nothing pushes the range, and the gradient passes unchanged.
+        wants_x = need_x or (need_range and x is not None)
         grad_weight = grad.new_empty((layout.outputs, layout.rows)) if need_weight else None
-        steps = list(zip(layout.splits, layout.row_splits, ctx.parts, tiles.weights, strict=True))
+        steps = list(zip(layout.row_splits, ctx.parts, tiles.weights, strict=True))
         if not ctx.geometry.contiguous_tiles and tiles.compensation is None and all(m is None for m in ctx.masks):
             # No converter saturated: the tiles' transposes are one product of the whole layer.
             part, weight = _whole(ctx.parts, 2), _whole(tiles.weights, 1)
             if part is not None and weight is not None:
-                steps = [((0, layout.channels), (0, layout.rows), part, weight)]
-        for k, ((a, b), (i, j), part, weight) in enumerate(steps):
-            d = grad if tiles.compensation is None else grad * tiles.compensation[k].view(1, -1, 1)
-            d = d if ctx.masks[k] is None else d.masked_fill(ctx.masks[k], 0)
-            ctx.geometry.transposed(
-                d, part, weight,
-                grad_x[:, :, a:b] if grad_x is not None else None,
-                grad_weight[:, i:j] if grad_weight is not None else None,
-            )  # fmt: skip
+                steps = [((0, layout.rows), part, weight)]
+        grads = []
+        for k, ((i, j), part, weight) in enumerate(steps):
+            factor = gain
+            if tiles.compensation is not None:
+                factor = tiles.compensation[k] if gain is None else gain * tiles.compensation[k]
+            d = read_out_backward(grad, ctx.masks[k], factor, call.backend)
+            to_weight = grad_weight[:, i:j] if grad_weight is not None else None
+            grads.append(ctx.geometry.transposed(d, part, weight, wants_x, to_weight))
         if grad_weight is not None and tiles.factor is not None:
             grad_weight *= tiles.factor
-        push = ranges.new_zeros(layout.row_tiles)
-        if x is not None and grad_x is not None:
-            grad_x, push = convert_input_backward(x, grad_x, ranges, layout.splits, call.backend)
+        grad_x, push = None, ranges.new_zeros(layout.row_tiles)
+        if wants_x and x is not None:
+            if len(grads) < layout.row_tiles:
+                grads = [grads[0][:, :, a:b] for a, b in layout.splits]
+            grad_x, push = convert_input_backward(x, grads, ranges, layout.splits, call.backend)
+        elif wants_x:
+            grad_x = grads[0] if len(grads) == 1 else torch.cat(grads, 2)
         grad_range = call.range_gradient(push, ranges, call.statistics) if need_range else None
         return grad_x if need_x else None, grad_weight, grad_range, grad_gain, grad_bias, *(None,) * 6

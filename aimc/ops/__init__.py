@@ -4,7 +4,7 @@ CPU, and a README with the derivation."""
 from aimc.ops.backend import BACKENDS, check_backend, choose_backend
 from aimc.ops.convert_input import convert_input, convert_input_backward
 from aimc.ops.perturb_weights import perturb_weights
-from aimc.ops.read_out import read_out
+from aimc.ops.read_out import read_out, read_out_backward
 
 __all__ = [
     "BACKENDS",
@@ -14,4 +14,5 @@ __all__ = [
     "convert_input_backward",
     "perturb_weights",
     "read_out",
+    "read_out_backward",
 ]

@@ -43,7 +43,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def run_chunks(fn: Callable[[int, int], object], total: int, minimum_chunk: int) -> None:
+def run_chunks(fn: Callable[[int, int], object], total: int, minimum_chunk: int, align: int = _ALIGN) -> None:
     """Call ``fn(start, stop)`` over contiguous ranges that together cover ``range(total)``.
 
     The ranges run at the same time on up to ``torch.get_num_threads()`` threads, the caller's among them, so
@@ -53,6 +53,7 @@ def run_chunks(fn: Callable[[int, int], object], total: int, minimum_chunk: int)
     Args:
         fn: called with ``0 <= start < stop <= total``; what it returns is dropped.
         total: number of elements; nothing is called when it is 0.
+        align: ranges begin at multiples of this.
         minimum_chunk: no range is (noticeably) shorter than this, so small totals stay on the calling thread.
 
     Raises:
@@ -70,7 +71,7 @@ def run_chunks(fn: Callable[[int, int], object], total: int, minimum_chunk: int)
     if count <= 1 or getattr(_worker, "inside", False):
         fn(0, total)
         return
-    edges = [total * i // count // _ALIGN * _ALIGN for i in range(count)] + [total]
+    edges = [total * i // count // align * align for i in range(count)] + [total]
     ranges = [(a, b) for a, b in pairwise(edges) if a < b]
     pool = _get_pool(count - 1)
     futures = [pool.submit(fn, a, b) for a, b in ranges[:-1]]

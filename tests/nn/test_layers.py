@@ -93,7 +93,7 @@ def test_bodies_agree_on_a_whole_step(layer_and_input):
         y.square().sum().backward()
         results.append([y, inputs.grad, *(p.grad for p in analog.parameters())])
     for i, (a, e) in enumerate(zip(*results, strict=True)):
-        size = max(1.0, float(e.abs().max())) if e.numel() else 1.0
+        size = max(1.0, float(e.detach().abs().max())) if e.numel() else 1.0
         assert_close(f"tensor {i}", a, e, atol=2e-5 * size, rtol=1e-4)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aimc.errors import AimcError
-from aimc.ops import choose_backend, convert_input, convert_input_backward, perturb_weights, read_out
+from aimc.ops import choose_backend, convert_input, convert_input_backward, perturb_weights, read_out, read_out_backward
 from aimc.ops.read_out import ReadOut
 from aimc.random import Key
 from tests.helpers import assert_close
@@ -42,9 +42,9 @@ def test_convert_input_bodies_agree(shape, half, per_vector, contiguous_tiles):
         assert_close(f"tile {k}", a, e, atol=0, rtol=0)
         assert a.is_contiguous() or not contiguous_tiles
     assert actual[1:] == expected[1:]
-    grad = draws(*shape, seed=2)
-    expected = convert_input_backward(x, grad.clone(), ranges, splits, "reference")
-    actual = convert_input_backward(x, grad.clone(), ranges, splits, "cpu")
+    grads = [draws(*shape, seed=2)[:, :, a:b] for a, b in splits]
+    expected = convert_input_backward(x, grads, ranges, splits, "reference")
+    actual = convert_input_backward(x, grads, ranges, splits, "cpu")
     assert_close("gradient", actual[0], expected[0], atol=0, rtol=0)
     assert_close("push", actual[1], expected[1], atol=1e-4, rtol=1e-5)
 
@@ -76,7 +76,7 @@ def test_convert_input_gradient(backend):
     """Straight through inside, zero at and beyond the range; the push only widens."""
     x = torch.tensor([-2.0, -1.0, 0.5, 1.0, 3.0, 4.0]).view(1, 1, 6, 1)
     grad = torch.tensor([2.0, -3.0, 5.0, -7.0, 11.0, -13.0]).view(1, 1, 6, 1)
-    g, push = convert_input_backward(x, grad, torch.ones(1, 1), ((0, 6),), backend)
+    g, push = convert_input_backward(x, [grad], torch.ones(1, 1), ((0, 6),), backend)
     assert g.flatten().tolist() == [0, 0, 5, 0, 0, 0]
     assert push.tolist() == [-7 - 13 - 2]
 
@@ -128,6 +128,18 @@ def test_read_out_bodies_agree(shape, per_vector, setting):
             assert (actual[1] is None) == (expected[1] is None)
             if actual[1] is not None:
                 assert torch.equal(actual[1], expected[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 1), (2, 7, 9), (0, 2, 3)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("with_gain", [False, True])
+def test_read_out_backward(shape, masked, with_gain):
+    grad, mask = draws(*shape), draws(*shape, seed=1) > 0.5 if masked else None
+    gain = draws(shape[1], seed=2) if with_gain else None
+    expected = grad * (gain.view(1, -1, 1) if with_gain else 1)
+    expected = torch.where(mask, 0, expected) if masked else expected
+    for backend in ("reference", "cpu"):
+        assert_close(backend, read_out_backward(grad, mask, gain, backend), expected)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

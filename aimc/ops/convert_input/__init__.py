@@ -38,13 +38,13 @@ def convert_input(
 
 
 def convert_input_backward(
-    x: Tensor, grad: Tensor, ranges: Tensor, splits: Splits, backend: str = "auto"
+    x: Tensor, grads: list[Tensor], ranges: Tensor, splits: Splits, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Straight-through gradient of the rounding, zero where the input clips; and what widens the range.
 
     Args:
         x, ranges, splits: as in :func:`convert_input`.
-        grad: gradient with respect to the converted input, shaped like x; may be overwritten.
+        grads: gradients with respect to the converted inputs, one per row tile.
 
     Returns:
         Gradient with respect to x, and per row tile ``sum_{x >= r} min(grad, 0) - sum_{x <= -r} max(grad, 0)``: the
@@ -53,10 +53,10 @@ def convert_input_backward(
     Example:
         >>> import torch
         >>> g, push = convert_input_backward(
-        ...     torch.tensor([0.1, 2.0]).view(1, 1, 2, 1), torch.tensor([1.0, -1.0]).view(1, 1, 2, 1),
+        ...     torch.tensor([0.1, 2.0]).view(1, 1, 2, 1), [torch.tensor([1.0, -1.0]).view(1, 1, 2, 1)],
         ...     torch.ones(1, 1), ((0, 2),))
         >>> g.flatten(), push
         (tensor([1., 0.]), tensor([-1.]))
     """
-    body = cpu if choose_backend(backend, x, grad, ranges) == "cpu" else reference
-    return body.convert_input_backward(x, grad, ranges, splits)
+    body = cpu if choose_backend(backend, x, ranges, *grads) == "cpu" else reference
+    return body.convert_input_backward(x, grads, ranges, splits)

@@ -46,9 +46,9 @@ def _forward(x, ranges, k, a, b, half, out, start, n0, n1):
     return clipped, bad
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _backward(x, grad, ranges, k, a, b, n0, n1):
-    """In place on grad; returns the push on the range."""
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+def _backward(x, grad, ranges, k, a, b, out, n0, n1):
+    """Returns the push on the range."""
     groups, spatial = x.shape[1], x.shape[3]
     length = (b - a) * spatial
     push = 0.0
@@ -57,17 +57,14 @@ def _backward(x, grad, ranges, k, a, b, n0, n1):
         r = ranges[k, n if ranges.shape[1] > 1 else 0]
         for g in range(groups):
             source = x[n, g, a:b].reshape(length)
-            d = grad[n, g, a:b].reshape(length)
-            row = 0.0
+            d = grad[n, g].reshape(length)
+            target = out[n, g, a:b].reshape(length)
+            row = zero
             for i in range(length):
                 v, di = source[i], d[i]
-                above, below = v >= r, v <= -r
-                if above or below:
-                    if above and di < zero:
-                        row += di
-                    if below and di > zero:
-                        row -= di
-                    d[i] = zero
+                row += di if v >= r and di < zero else zero
+                row -= di if v <= -r and di > zero else zero
+                target[i] = zero if abs(v) >= r else di
             push += row
     return push
 
@@ -88,18 +85,21 @@ def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles
         def chunk(n0, n1, k=k, a=a, b=b, target=target, start=start, counts=counts):
             counts.append(_forward(source, r, k, a, b, half, target, start, n0, n1))
 
-        run_chunks(chunk, x.shape[0], _vectors(part))
+        run_chunks(chunk, x.shape[0], _vectors(part), align=1)
         clipped.append(sum(c for c, _ in counts))
         finite = finite and not any(bad for _, bad in counts)
         parts.append(part)
     return parts, clipped, finite
 
 
-def convert_input_backward(x: Tensor, grad: Tensor, ranges: Tensor, splits):
-    grad = grad.contiguous()
-    source, d, r = x.detach().numpy(), grad.numpy(), ranges.detach().numpy()
-    push = [_backward(source, d, r, k, a, b, 0, x.shape[0]) for k, (a, b) in enumerate(splits)]
-    return grad, torch.tensor(push, dtype=x.dtype)
+def convert_input_backward(x: Tensor, grads: list[Tensor], ranges: Tensor, splits):
+    result = torch.empty_like(x)
+    source, r, out = x.detach().numpy(), ranges.detach().numpy(), result.numpy()
+    push = [
+        _backward(source, grad.contiguous().numpy(), r, k, a, b, out, 0, x.shape[0])
+        for k, ((a, b), grad) in enumerate(zip(splits, grads, strict=True))
+    ]
+    return result, torch.tensor(push, dtype=x.dtype)
 
 
 def _vectors(part: Tensor) -> int:

@@ -25,11 +25,11 @@ def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles
     return parts, clipped, bool(torch.isfinite(x).all())
 
 
-def convert_input_backward(x: Tensor, grad: Tensor, ranges: Tensor, splits):
-    result = torch.empty_like(grad)
+def convert_input_backward(x: Tensor, grads: list[Tensor], ranges: Tensor, splits):
+    result = torch.empty_like(x)
     push = []
     for k, (a, b) in enumerate(splits):
-        part, d = x[:, :, a:b], grad[:, :, a:b]
+        part, d = x[:, :, a:b], grads[k]
         r = ranges[k].view(-1, 1, 1, 1)
         above, below = part >= r, part <= -r
         push.append((d.clamp_max(0) * above).sum() - (d.clamp_min(0) * below).sum())

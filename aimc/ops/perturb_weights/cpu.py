@@ -166,5 +166,5 @@ def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous
     def chunk(o0, o1):
         _perturb(*arrays, o0, o1)
 
-    run_chunks(chunk, outputs, max(1, _MINIMUM_CHUNK // max(rows, 1)))
+    run_chunks(chunk, outputs, max(1, _MINIMUM_CHUNK // max(rows, 1)), align=1)
     return tiles, scale, factor if with_factor else None

@@ -75,4 +75,24 @@ def read_out(
     return body.read_out(total, partial, scale, ranges, setting, key, variance, gain, bias)
 
 
-__all__ = ["ReadOut", "read_out"]
+def read_out_backward(grad: Tensor, saturated: Tensor | None, gain: Tensor | None, backend: str = "auto") -> Tensor:
+    """Gradient with respect to a tile's dot products: times the gain, zero where the converter saturated.
+
+    Args:
+        grad: ``[vectors, outputs, positions]``, contiguous.
+        saturated: as :func:`read_out` returned it.
+        gain: ``[outputs]``, or None for 1.
+
+    Example:
+        >>> import torch
+        >>> read_out_backward(torch.ones(1, 2, 1), torch.tensor([[[True], [False]]]), torch.tensor([2.0, 3.0])).flatten()
+        tensor([0., 3.])
+    """
+    if saturated is None and gain is None:
+        return grad
+    tensors = (grad,) if gain is None else (grad, gain)
+    body = cpu if choose_backend(backend, *tensors) == "cpu" else reference
+    return body.read_out_backward(grad, saturated, gain)
+
+
+__all__ = ["ReadOut", "read_out", "read_out_backward"]

@@ -11,7 +11,6 @@ from aimc.random.cpu import fill_normals, key_words
 
 _BLOCK = 1024
 _MINIMUM_CHUNK = 1 << 17
-_EMPTY1 = np.zeros(0, dtype=np.float32)
 _EMPTY3 = np.zeros((0, 0, 0), dtype=np.float32)
 
 
@@ -184,5 +183,49 @@ def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
         counts.append(_read_out(*arrays, *numbers, n0, n1))
 
     vectors = partial.shape[0]
-    run_chunks(chunk, vectors, max(1, _MINIMUM_CHUNK * vectors // max(partial.numel(), 1)))
+    run_chunks(chunk, vectors, max(1, _MINIMUM_CHUNK * vectors // max(partial.numel(), 1)), align=1)
     return total, saturated if any(counts) else None
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _backward(grad, saturated, gain, out, n0, n1):
+    outputs, positions = grad.shape[1], grad.shape[2]
+    zero = np.float32(0)
+    masked = saturated.size > 0
+    for n in range(n0, n1):
+        if positions == 1:
+            d, t = grad[n].reshape(outputs), out[n].reshape(outputs)
+            if masked:
+                flags = saturated[n].reshape(outputs)
+                for c in range(outputs):
+                    t[c] = zero if flags[c] else d[c] * gain[c]
+            else:
+                for c in range(outputs):
+                    t[c] = d[c] * gain[c]
+        else:
+            for c in range(outputs):
+                d, t, factor = grad[n, c], out[n, c], gain[c]
+                if masked:
+                    flags = saturated[n, c]
+                    for p in range(positions):
+                        t[p] = zero if flags[p] else d[p] * factor
+                else:
+                    for p in range(positions):
+                        t[p] = d[p] * factor
+
+
+def read_out_backward(grad, saturated, gain):
+    out = torch.empty_like(grad)
+    arrays = (
+        grad.numpy(),
+        saturated.numpy() if saturated is not None else np.zeros((0, 0, 0), dtype=np.bool_),
+        gain.numpy() if gain is not None else np.ones(grad.shape[1], dtype=np.float32),
+        out.numpy(),
+    )
+
+    def chunk(n0, n1):
+        _backward(*arrays, n0, n1)
+
+    vectors = grad.shape[0]
+    run_chunks(chunk, vectors, max(1, _MINIMUM_CHUNK * vectors // max(grad.numel(), 1)), align=1)
+    return out

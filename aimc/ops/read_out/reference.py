@@ -33,6 +33,12 @@ def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
     return total, saturated
 
 
+def read_out_backward(grad, saturated, gain):
+    if gain is not None:
+        grad = grad * gain.view(1, -1, 1)
+    return grad if saturated is None else grad.masked_fill(saturated, 0)
+
+
 def _noise(partial: Tensor, setting, key) -> Tensor:
     vectors, outputs, positions = partial.shape
     segment = outputs * positions

@@ -1,0 +1,75 @@
+"""The networks a recipe can name, as configurations: input and output sizes come from the data."""
+
+from __future__ import annotations
+
+import abc
+
+from torch import nn
+
+from aimc.config import Config
+from aimc.errors import AimcError
+from aimc.models import MODELS
+
+
+class Network(Config):
+    """Base of the network configurations.
+
+    To add one, copy a sibling; its class name is the ``type`` in YAML and on the command line.
+    """
+
+    @abc.abstractmethod
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """The torch network for inputs of a shape ``[channels, height, width]``; draws from torch's generator."""
+
+
+class LeNet5(Network):
+    """LeNet-5 with 16 and 32 channels, for 28x28 images.
+
+    Example:
+        >>> LeNet5().build((1, 28, 28), 10).fc2.out_features
+        10
+    """
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        self.require(tuple(shape[1:]) == (28, 28), "type", f"takes images of 28x28, the data has {list(shape)}")
+        return MODELS["lenet5"](num_classes=classes, in_channels=shape[0])
+
+
+class MLP(Network):
+    """Linear layers with ReLU between them.
+
+    Fields:
+        hidden: widths of the hidden layers.
+    """
+
+    hidden: tuple[int, ...] = (256, 128)
+
+    def validate(self):
+        self.require(all(w >= 1 for w in self.hidden), "hidden", "must be positive")
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        inputs = 1
+        for size in shape:
+            inputs *= size
+        return MODELS["mlp"]((inputs, *self.hidden, classes))
+
+
+class WideResNet(Network):
+    """Wide residual network for 32x32 images.
+
+    Fields:
+        depth: 6 n + 4.
+        width: factor on the channels 16, 32 and 64.
+    """
+
+    depth: int = 16
+    width: int = 4
+
+    def validate(self):
+        self.require(self.depth >= 10 and (self.depth - 4) % 6 == 0, "depth", f"is 10, 16, 22, ..., got {self.depth}")
+        self.require(self.width >= 1, "width", f"must be at least 1, got {self.width}")
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        if len(shape) != 3:
+            raise AimcError(f"takes images, the data has shape {list(shape)}", field="network")
+        return MODELS["wideresnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])

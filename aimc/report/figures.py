@@ -1,0 +1,57 @@
+"""Accuracy over time as a figure."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from aimc.errors import AimcError
+from aimc.files import write_atomic
+from aimc.report.reading import RunReport
+from aimc.units import readable
+
+_COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
+
+
+def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
+    """Draw the runs side by side: mean over chips, bands of one chip-to-chip standard deviation, digital baselines.
+
+    One colour per network; solid with drift compensation, dashed without.
+
+    Raises:
+        AimcError: no run has an evaluation, or the path cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    runs = [run for run in runs if run.groups]
+    if not runs:
+        raise AimcError("no run has an evaluation over time to draw", field="runs")
+    figure = Figure(figsize=(6.5 * len(runs), 4.5), layout="constrained")
+    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
+        group = run.groups[0]
+        variants = list(dict.fromkeys(e.name.split(",")[0] for e in group))
+        for evaluation in group:
+            result = evaluation.result
+            scale = 100.0 if result.chance is not None else 1.0
+            times = np.maximum(np.array(result.times), 0.1)
+            mean, spread = scale * result.mean, scale * np.nan_to_num(result.std)
+            colour = _COLOURS[variants.index(evaluation.name.split(",")[0]) % len(_COLOURS)]
+            axes.fill_between(times, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(times, mean, "o-" if evaluation.compensated else "o--", color=colour, label=evaluation.name)
+        first = group[0].result
+        scale = 100.0 if first.chance is not None else 1.0
+        for (name, value), style in zip(run.digital.items(), ("-", ":", "-.")):
+            axes.axhline(scale * value, color="black", linewidth=1, linestyle=style, label=name)
+        axes.set_xscale("log")
+        axes.set_xticks(np.maximum(np.array(first.times), 0.1), [readable(t) for t in first.times])
+        axes.minorticks_off()
+        axes.set_xlabel("time after programming")
+        axes.set_ylabel("test accuracy, %" if first.chance is not None else "metric")
+        axes.set_title(f"{run.path.name}: {first.chips} chips, band: 1 chip-to-chip std", fontsize="medium")
+        axes.legend(fontsize="small")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
+    write_atomic(path, picture.getvalue())

@@ -1,0 +1,121 @@
+"""A run directory as a report sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from aimc.chip import DriftResult
+from aimc.config import Config
+from aimc.errors import AimcError
+from aimc.files import read_config, read_json, read_records
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """One evaluation over time.
+
+    Attributes:
+        name: variant and whether it was compensated.
+        result: the values of every chip.
+        seconds: wall time.
+    """
+
+    name: str
+    result: DriftResult
+    seconds: float
+
+    @property
+    def compensated(self) -> bool:
+        """Whether drift was compensated."""
+        return self.result.compensation is not None
+
+    @property
+    def protocol(self) -> tuple[Any, ...]:
+        """What evaluations of one table have in common: times, number of chips, seed."""
+        return self.result.times, self.result.chips, self.result.seed
+
+
+@dataclasses.dataclass(frozen=True)
+class RunReport:
+    """What a run directory holds.
+
+    Attributes:
+        path: the directory.
+        config: the run's configuration.
+        environment: versions, machine, data.
+        records: every line, in order.
+    """
+
+    path: pathlib.Path
+    config: Config
+    environment: dict[str, Any]
+    records: tuple[dict[str, Any], ...]
+
+    @property
+    def digital(self) -> dict[str, float]:
+        """Test accuracy without hardware, by network."""
+        return {r["name"]: r["value"] for r in self.records if r["kind"] == "digital"}
+
+    @property
+    def evaluations(self) -> list[Evaluated]:
+        """Every evaluation over time, in the order they were made."""
+        return [
+            Evaluated(r["name"], DriftResult.from_dict(r["result"]), r["seconds"])
+            for r in self.records
+            if r["kind"] == "evaluation"
+        ]
+
+    @property
+    def groups(self) -> list[list[Evaluated]]:
+        """Evaluations on the same chips at the same times belong into one table; the run's own come first."""
+        found: dict[tuple[Any, ...], list[Evaluated]] = {}
+        for evaluation in self.evaluations:
+            found.setdefault(evaluation.protocol, []).append(evaluation)
+        return list(found.values())
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """How long each part took, seconds."""
+        found: dict[str, float] = {}
+        for r in self.records:
+            name = {"epoch": r.get("stage"), "digital": None}.get(r["kind"], r.get("name"))
+            if name and "seconds" in r:
+                name = f"training {name}" if r["kind"] == "epoch" else f"evaluating {name}"
+                found[name] = found.get(name, 0.0) + r["seconds"]
+        return list(found.items())
+
+    def epochs(self, stage: str) -> list[dict[str, Any]]:
+        """The epochs of a training stage."""
+        return [r for r in self.records if r["kind"] == "epoch" and r["stage"] == stage]
+
+    def results(self) -> dict[str, Any]:
+        """The numbers as plain data: digital accuracies, evaluations of the run's own protocol, times of the parts."""
+        groups = self.groups
+        return {
+            "digital": self.digital,
+            "evaluations": {e.name: e.result.to_dict() for e in (groups[0] if groups else [])},
+            "seconds": dict(self.parts),
+        }
+
+
+def load_run(path: str | os.PathLike[str]) -> RunReport:
+    """Read a run directory.
+
+    Raises:
+        AimcError: no run, damaged records, or nothing recorded yet.
+
+    Example:
+        >>> load_run("no such run")
+        Traceback (most recent call last):
+        ...
+        aimc.errors.AimcError: field 'run': no such run is no run directory (it has no config.yaml)
+    """
+    place = pathlib.Path(path)
+    config = read_config(place)
+    records = read_records(place)
+    if not records:
+        raise AimcError(f"{path} has no records yet", field="run")
+    return RunReport(place, config, read_json(place / "environment.json"), tuple(records))

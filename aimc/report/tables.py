@@ -1,0 +1,116 @@
+"""The numbers of runs as tables, for a terminal or in Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from aimc.chip import DriftResult
+from aimc.report.reading import Evaluated, RunReport
+from aimc.units import readable
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A title, a head and rows of text."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def _share(result: DriftResult, value: float) -> str:
+    """Per cent for an accuracy, a plain number for a metric without a chance level."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{100 * value:.2f}" if result.chance is not None else f"{value:.4g}"
+
+
+def _mean(result: DriftResult, i: int) -> str:
+    text = _share(result, result.mean[i])
+    return f"{text} ± {_share(result, result.std[i])}" if result.chips > 1 else text
+
+
+def _worst(result: DriftResult, i: int) -> str:
+    return _share(result, result.worst[i])
+
+
+def _star(result: DriftResult, i: int) -> str:
+    star, inside, p = result.normalised, result.normalised_interval, result.iso_p
+    if star is None or inside is None:
+        return "-"
+    mark = " *" if p is not None and p[i] < 0.05 else ""
+    return f"{100 * star[i]:.1f} ({100 * inside[i][0]:.1f} to {100 * inside[i][1]:.1f}){mark}"
+
+
+def tables(run: RunReport) -> list[Table]:
+    """All tables of a run: for each protocol the mean and spread over chips, the worst chip, and A*.
+
+    A* is the share of the digital network's lead over guessing that is left; a star marks iso-accuracy (A* of at
+    least 99 %) shown at the 5 % level.
+    """
+    found = []
+    for group in run.groups:
+        first = group[0].result
+        chips = f"{first.chips} chip{'s' if first.chips > 1 else ''}, seed {first.seed}"
+        unit = "%" if first.chance is not None else "value"
+        digital = [(n, *(_share(first, v) for _ in first.times)) for n, v in run.digital.items()]
+        head = ("network", *map(readable, first.times))
+        found.append(
+            Table(f"test accuracy, {unit}: mean ± chip-to-chip spread ({chips})", head,
+                  (*digital, *_rows(group, _mean)))
+        )  # fmt: skip
+        found.append(Table(f"worst chip, {unit} ({chips})", head, _rows(group, _worst)))
+        if first.normalised is not None:
+            found.append(
+                Table("A*, % (95 % interval of the mean; * iso-accuracy shown)", head, _rows(group, _star))
+            )
+    return found
+
+
+def _rows(group: Sequence[Evaluated], cell: Callable[[DriftResult, int], str]) -> tuple[tuple[str, ...], ...]:
+    return tuple((e.name, *(cell(e.result, i) for i in range(len(e.result.times)))) for e in group)
+
+
+def _heading(run: RunReport) -> str:
+    e = run.environment
+    return (
+        f"aimc {e.get('aimc')}, torch {e.get('torch')}, {e.get('cpu')} ({e.get('threads')} threads), "
+        f"started {e.get('started')}"
+    )
+
+
+def markdown(runs: Sequence[RunReport]) -> str:
+    """The tables of some runs in Markdown."""
+    lines = []
+    for run in runs:
+        lines += [f"### {run.path.name}", "", _heading(run), ""]
+        for table in tables(run):
+            lines += [f"**{table.title}**", "", f"| {' | '.join(table.head)} |"]
+            lines += ["|" + "---|" * len(table.head)]
+            lines += [f"| {' | '.join(row)} |" for row in table.rows]
+            lines += [""]
+        lines += ["Time: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in run.parts) + ".", ""]
+    return "\n".join(lines)
+
+
+def show(runs: Sequence[RunReport]) -> None:
+    """Print the tables of some runs to the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    for run in runs:
+        console.print(f"\n{run.path}", style="bold", markup=False)
+        console.print(_heading(run), markup=False)
+        for table in tables(run):
+            grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+            for i, name in enumerate(table.head):
+                grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+            for row in table.rows:
+                grid.add_row(*row)
+            console.print(grid)

@@ -1,0 +1,513 @@
+"""A chip is an object: the same today, at any time and after a file, and the network is unharmed by it."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import aimc
+from aimc.cells import PCM, Faults, SingleExponentPCM
+from aimc.chip import Chip, LeastSquares, MeanAbs
+from aimc.errors import AimcError
+from aimc.hwa import AddNormal, HardwareAware
+from aimc.periphery import InputRange
+from tests.helpers import assert_close
+from tests.moments import assert_moments
+
+TIMES = ("1s", "1h", "1d", "1y")
+PLAIN = aimc.presets.pcm().replace(**{"input_range.value": 2.0, "tile.rows": 10})
+
+
+def make(hardware=PLAIN, layers=2, seed=0):
+    torch.manual_seed(seed)
+    parts = [nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4)]
+    if layers == 3:
+        parts += [nn.ReLU(), nn.Linear(4, 3)]
+    return aimc.convert(nn.Sequential(*parts), hardware, seed=1).eval()
+
+
+X = torch.randn(6, 24, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def outputs(net, chip, times=TIMES):
+    found = {}
+    for time in times:
+        with chip.at(time):
+            found[time] = net(X)
+    return found
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert_close(str(name), a[name], b[name])
+
+
+# ---------------------------------------------------------------- one chip
+
+
+@pytest.mark.parametrize("compensation", [None, LeastSquares(), MeanAbs()])
+def test_same_seed_same_chip(compensation):
+    a, b = (aimc.program(make(), seed=7, compensation=compensation) for _ in range(2))
+    assert a.fingerprint() == b.fingerprint()
+    assert_same(outputs(a.net, a), outputs(b.net, b))
+    other = aimc.program(make(), seed=8, compensation=compensation)
+    assert other.fingerprint() != a.fingerprint()
+    for name, g in other.conductances().items():
+        assert float((g != a.conductances()[name]).double().mean()) > 0.7
+
+
+def test_torch_rules_the_seed_where_none_is_given():
+    seeds = []
+    for s in (3, 3, 4):
+        net = make()
+        torch.manual_seed(s)
+        seeds.append(aimc.program(net).seed)
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_times_in_any_order_and_again():
+    net = make()
+    chip = aimc.program(net, seed=7)
+    forward = outputs(net, chip)
+    backward = outputs(net, chip, TIMES[::-1])
+    assert_same(forward, dict(reversed(backward.items())))
+    assert_same(outputs(net, aimc.program(net, seed=7), ("1h",)), {"1h": forward["1h"]})
+    assert len({tuple(y.flatten().tolist()) for y in forward.values()}) == 4
+    with chip.at(3600), torch.no_grad():
+        assert_close("seconds or text", net(X), forward["1h"])
+
+
+@torch.no_grad()
+def test_programmed_once_and_held():
+    """Two forward passes see the same devices; only the noise of the read is new."""
+    net = make(PLAIN.replace(output_noise=0.0, short_term_noise=0.0))
+    with aimc.program(net, seed=7).at("1h"):
+        assert_close("second pass", net(X), net(X))
+    net = make()
+    chip = aimc.program(net, seed=7)
+    with chip.at("1h"):
+        held = chip.weights(compensated=False)
+        first, second = net(X), net(X)
+        assert_same(chip.weights(compensated=False), held)
+    assert not torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_recurrent_use_sees_one_chip():
+    """A layer called once a token is one array."""
+    cell = aimc.convert(nn.Linear(4, 4), aimc.presets.ideal().replace(cell=PCM()), seed=0).eval()
+    with aimc.program(cell, seed=0).at("1d"):
+        weight = torch.stack([(cell(torch.eye(4)) - cell.bias).T for _ in range(3)])
+    assert_close("three tokens", weight, weight[:1].expand(3, 4, 4))
+
+
+def test_appended_layer_changes_no_other_chip():
+    short, long = aimc.program(make(), seed=7), aimc.program(make(layers=3), seed=7)
+    for name, held in short._held.items():
+        assert_close(name, long._held[name].cells.conductance, held.cells.conductance)
+        assert_close(name, long._held[name].cells.exponent, held.cells.exponent)
+    with short.at("1y"), long.at("1y"):
+        for name, g in short.conductances().items():
+            assert_close(name, long.conductances()[name], g)
+
+
+def test_layers_have_their_own_devices():
+    torch.manual_seed(0)
+    one = nn.Linear(8, 8)
+    net = aimc.convert(nn.Sequential(one, copy.deepcopy(one)), PLAIN, seed=0).eval()
+    chip = aimc.program(net, seed=7)
+    first, second = chip._held["0"].cells, chip._held["1"].cells
+    assert_close("target", first.target, second.target)
+    assert float((first.exponent == second.exponent).double().mean()) < 0.1
+    with chip.at("1h"):
+        a, b = chip.conductances().values()
+    assert float((a / first.conductance == b / second.conductance).double().mean()) < 0.1
+
+
+def test_compensation_changes_no_device():
+    chips = [aimc.program(make(), seed=7, compensation=c) for c in (None, LeastSquares(), MeanAbs())]
+    for chip in chips[1:]:
+        for time in ("0s", "1y"):
+            with chips[0].at(time), chip.at(time):
+                assert_same(chip.conductances(), chips[0].conductances())
+                assert_same(chip.weights(compensated=False), chips[0].weights())
+    with chips[0].at("1y"):
+        assert chips[0].compensation_factors() == {}
+
+
+def test_training_of_the_hardware_changes_no_device():
+    """Variants are compared on common chips: the devices depend on seed, name and weights alone."""
+    noisy = PLAIN.replace(training=HardwareAware(modifiers=(AddNormal(std=0.1),)))
+    assert aimc.program(make(noisy), seed=7).fingerprint() == aimc.program(make(), seed=7).fingerprint()
+
+
+@pytest.mark.parametrize("scale", ["column", "tile"])
+def test_programming_error_without_compensation(scale):
+    """Both devices of every pair carry the error of their own target."""
+    torch.manual_seed(0)
+    digital = nn.Linear(600, 200, bias=False)
+    digital.weight.data = torch.where(torch.rand(200, 600) < 0.5, 0.25, -0.25)
+    digital.weight.data[:, ::3] = 0.5
+    hardware = aimc.presets.ideal().replace(cell=PCM(read_noise_scale=0.0), **{"mapping.scale": scale})
+    chip = aimc.program(aimc.convert(digital, hardware).eval(), seed=1, compensation=None)
+    weight, (plus, minus) = chip.weights()[""], chip.conductances()[""]
+    assert_close("weights", weight, 0.5 * (plus - minus) / 25, atol=1e-7)
+    third = slice(None, None, 3)
+    assert_moments("full scale", plus[:, third], 25.0, 1.05538)
+    rest = torch.tensor([c for c in range(600) if c % 3])
+    half = (digital.weight[:, rest] > 0).detach()
+    assert_moments("positive half", plus[:, rest][half], 12.5, 0.95271)
+    assert_moments("negative half", minus[:, rest][~half], 12.5, 0.95271)
+    reset = torch.cat([minus[:, third].flatten(), minus[:, rest][half], plus[:, rest][~half]])
+    assert_moments("reset partner", reset, 0.26348 / (2 * torch.pi) ** 0.5)
+    assert bool((reset >= 0).all()) and float((reset == 0).double().mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_two_reads_after_programming_differ():
+    """Read noise acts without any drift call, also at the very end of programming."""
+    net = make()
+    chip = aimc.program(net, seed=7, compensation=None)
+    held = {n: h.cells.conductance for n, h in chip._held.items()}
+    for name, g in chip.conductances().items():
+        assert float((g != held[name])[held[name] > 0].double().mean()) > 0.99
+    with chip.at("1s"):
+        later = chip.conductances()
+    assert not torch.equal(later["0"], chip.conductances()["0"])
+
+
+def test_faults_stay():
+    net = make(PLAIN.replace(cell=PCM(faults=Faults(maximum=0.2, random=0.1))))
+    chip = aimc.program(net, seed=7)
+    stuck = chip._held["0"].cells.stuck
+    assert stuck is not None
+    fresh = chip.conductances()["0"]
+    for time in TIMES:
+        with chip.at(time):
+            now = chip.conductances()["0"]
+        assert_close("stuck", now[stuck], fresh[stuck])
+        assert float((now[~stuck] == fresh[~stuck]).double().mean()) < 0.3
+
+
+def test_convolution_is_a_linear_layer():
+    torch.manual_seed(0)
+    linear = nn.Linear(20, 12)
+    conv = nn.Conv2d(20, 12, 1)
+    conv.weight.data, conv.bias.data = linear.weight.data[:, :, None, None].clone(), linear.bias.data.clone()
+    hardware = PLAIN.replace(training=HardwareAware(modifiers=(AddNormal(std=0.1),)))
+    a, b = (aimc.convert(digital, hardware, seed=3) for digital in (linear, conv))
+    x = torch.randn(50, 20)
+    with torch.no_grad():
+        y, z = (net.train()(v).flatten(1) for net, v in ((a, x), (b, x[:, :, None, None])))
+        assert_close("training noise", z, y, atol=1e-5 + 10 * 2 / 127)
+        assert float((z - y).abs().mean()) < 1e-3
+        clean = linear(x)
+        assert float((y - clean).std()) == pytest.approx(float((z - clean).std()), rel=1e-3)
+    first, second = aimc.program(a.eval(), seed=7), aimc.program(b.eval(), seed=7)
+    with first.at(1e7), second.at(1e7), torch.no_grad():
+        assert_close("devices", second.conductances()[""], first.conductances()[""])
+        assert_close("weights", second.weights()[""].flatten(1), first.weights()[""], rtol=1e-5)
+        assert_close("factors", second.compensation_factors()[""], first.compensation_factors()[""], rtol=1e-5)
+        late = (a(x) - linear.bias).abs().mean()
+    with first.at(0), torch.no_grad():
+        assert float(late / (a(x) - linear.bias).abs().mean()) == pytest.approx(1, abs=0.05)
+
+
+# ---------------------------------------------------------------- at
+
+
+@torch.no_grad()
+def test_leaving_restores_weights_time_and_numbering():
+    net, twin = make(), make()
+    chip = aimc.program(net, seed=7)
+    before = {n: p.clone() for n, p in net.state_dict().items()}
+    assert chip.time == 0
+    net(X), twin(X)
+    with chip.at("1h") as inside:
+        assert inside is chip and chip.time == 3600
+        assert not torch.equal(net(X), twin(X))
+    twin = make()
+    twin(X)
+    assert chip.time == 0
+    assert_close("reads go on as if nothing had happened", net(X), twin(X))
+    after = net.state_dict()
+    for name in before:
+        if not name.endswith("analog_state"):
+            assert_close(name, after[name], before[name])
+
+
+@torch.no_grad()
+def test_an_exception_restores_too():
+    net, twin = make(), make()
+    chip = aimc.program(net, seed=7)
+    with pytest.raises(KeyError), chip.at("1h"):
+        net(X)
+        raise KeyError
+    assert chip.time == 0
+    assert_close("clean again", net(X), twin(X))
+
+
+@torch.no_grad()
+def test_nested_times():
+    net = make()
+    chip, other = aimc.program(net, seed=7), aimc.program(net, seed=8)
+    alone = outputs(net, chip, ("1h", "1y")) | {"other": outputs(net, other, ("1h",))["1h"]}
+    with chip.at("1h"):
+        with chip.at("1y"):
+            assert chip.time == 31536000
+            assert_close("inner", net(X), alone["1y"])
+        assert chip.time == 3600
+        with other.at("1h"):
+            assert_close("another chip", net(X), alone["other"])
+        assert_close("outer again", net(X), alone["1h"])
+
+
+@torch.no_grad()
+def test_training_afterwards_starts_from_the_clean_weights():
+    net = make(PLAIN.replace(training=None))
+    clean = {n: m.weight.clone() for n, m in net.named_modules() if isinstance(m, nn.Linear)}
+    chip = aimc.program(net, seed=7)
+    with chip.at("1y"):
+        net(X)
+    net.train()
+    for name, weight in clean.items():
+        assert torch.equal(net.get_submodule(name).weight, weight)
+    digital = aimc.to_digital(net)
+    assert float((net(X) - digital(X)).abs().max()) < 1.0 < float(digital(X).abs().max()) + 1
+
+
+def test_training_mode_is_refused_while_a_chip_is_in_place():
+    net = make()
+    with aimc.program(net, seed=7).at("1h"):
+        net.train()
+        with pytest.raises(AimcError, match="training mode") as caught:
+            net(X)
+        assert caught.value.layer == "0"
+        net.eval()
+        net(X)
+    net.train()
+    net(X)
+
+
+def test_gradients_pass_the_chip_but_not_into_it():
+    net = make()
+    x = X.clone().requires_grad_()
+    with aimc.program(net, seed=7).at("1h"):
+        net(x).sum().backward()
+    assert x.grad is not None and float(x.grad.abs().sum()) > 0
+    assert all(m.weight.grad is None for m in net if isinstance(m, nn.Linear))
+
+
+@pytest.mark.parametrize("time", [-1, "1 fortnight", float("nan"), float("inf"), None, True])
+def test_times_that_are_none(time):
+    chip = aimc.program(make(), seed=7)
+    with pytest.raises(AimcError) as caught, chip.at(time):
+        pass
+    assert caught.value.field == "time"
+
+
+def test_drift_of_cells_without_drift_is_refused_by_name():
+    net = make(aimc.presets.ideal())
+    chip = aimc.program(net, seed=7)
+    with chip.at(0):
+        net(X)
+    with pytest.raises(AimcError, match="does not drift") as caught, chip.at("1h"):
+        pass
+    assert (caught.value.layer, caught.value.field) == ("0", "cell")
+    with pytest.raises(AimcError, match="layer '0', field 'cell'"):
+        aimc.evaluate_over_time(net, lambda n: 1.0, times=("1h",), chips=1)
+
+
+def test_a_network_that_changed_is_refused():
+    net = make()
+    chip = aimc.program(net, seed=7)
+    net[2] = nn.Linear(16, 4)
+    with pytest.raises(AimcError, match="2"), chip.at("1h"):
+        pass
+
+
+def test_what_cannot_be_programmed():
+    with pytest.raises(AimcError, match="no analog layer"):
+        aimc.program(nn.Linear(2, 2))
+    with pytest.raises(AimcError) as caught:
+        aimc.program(make(), compensation="gdc")  # type: ignore[arg-type]
+    assert caught.value.field == "compensation"
+    net = make()
+    net[2].weight.data[0, 0] = float("nan")
+    with pytest.raises(AimcError) as caught:
+        aimc.program(net)
+    assert caught.value.layer == "2"
+
+
+# ---------------------------------------------------------------- files
+
+KINDS = {
+    "standard": (PLAIN, LeastSquares()),
+    "faults": (PLAIN.replace(cell=PCM(faults=Faults(random=0.1))), MeanAbs(averages=2)),
+    "no_compensation": (PLAIN, None),
+    "single": (aimc.presets.single_exponent_pcm(), LeastSquares(per="column")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(kind, tmp_path):
+    hardware, compensation = KINDS[kind]
+    net = make(hardware)
+    chip = aimc.program(net, seed=2**63 + 5, compensation=compensation)
+    path = tmp_path / "chip.safetensors"
+    chip.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["chip.safetensors"]
+    twin = make(hardware)
+    loaded = Chip.load(path, twin)
+    assert loaded.fingerprint() == chip.fingerprint()
+    assert (loaded.seed, loaded.compensation, loaded.time) == (chip.seed, compensation, 0.0)
+    assert_same(outputs(twin, loaded), outputs(net, chip))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "chip.safetensors"
+    aimc.program(make(), seed=7).save(path)
+    return path
+
+
+def rewrite(path, change_metadata=None, change_tensors=None):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    if change_metadata is not None:
+        change_metadata(metadata)
+    if change_tensors is not None:
+        change_tensors(tensors)
+    save_file(tensors, path, metadata)
+
+
+def refused(path, net=None):
+    with pytest.raises(AimcError) as caught:
+        Chip.load(path, net if net is not None else make())
+    return caught.value
+
+
+@pytest.mark.parametrize("at", [-1, -1000, -4000])
+def test_a_flipped_bit_is_noticed(saved, at):
+    data = bytearray(saved.read_bytes())
+    data[at] ^= 0x10
+    saved.write_bytes(bytes(data))
+    error = refused(saved)
+    assert "damaged" in str(error) and str(saved) in str(error)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_torn_file_is_refused(saved, share):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(share * len(data))])
+    assert str(saved) in str(refused(saved))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(seed="8"),
+        lambda m: m.update(fingerprint="0" * 64),
+        lambda m: m.pop("fingerprint"),
+        lambda m: m.pop("seed"),
+        lambda m: m.update(seed="seven"),
+        lambda m: m.update(layers="{"),
+        lambda m: m.update(compensation="{}"),
+        lambda m: m.update(version="new"),
+    ],
+)
+def test_damaged_metadata_is_refused(saved, change):
+    rewrite(saved, change)
+    assert str(saved) in str(refused(saved))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.pop("0/conductance"),
+        lambda t: t.pop("2/scale"),
+        lambda t: t.pop("0/baseline1"),
+        lambda t: t["0/exponent"].zero_(),
+        lambda t: t.update({"0/conductance": t["0/conductance"][:, :3].contiguous()}),
+        lambda t: t.update({"0/exponent": t["0/exponent"][:, :3].contiguous()}),
+    ],
+)
+def test_damaged_tensors_are_refused(saved, change):
+    rewrite(saved, None, change)
+    error = refused(saved)
+    assert str(saved) in str(error) or error.layer == "0"
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    assert str(path) in str(refused(path))
+    save_file({"x": torch.ones(2)}, path)
+    assert "not a chip" in str(refused(path))
+    path.write_text("hello")
+    assert str(path) in str(refused(path))
+
+
+def test_newer_files_are_refused(saved):
+    rewrite(saved, lambda m: m.update(version="2"))
+    assert "newer" in str(refused(saved))
+
+
+def test_other_networks_are_refused_by_name(saved):
+    assert "4" in str(refused(saved, make(layers=3)))
+    error = refused(saved, make(PLAIN.replace(**{"adc.bits": 6, "cell.t0": 30.0})))
+    assert error.layer == "0" and "adc.bits: 8 -> 6" in str(error) and "cell.t0: 20.0 -> 30.0" in str(error)
+    wide = aimc.convert(nn.Sequential(nn.Linear(24, 17), nn.ReLU(), nn.Linear(17, 4)), PLAIN).eval()
+    error = refused(saved, wide)
+    assert error.layer == "0" and error.shape == (2, 16, 24)
+    assert "call aimc.set_hardware" in str(refused(saved, make(PLAIN.replace(cell=SingleExponentPCM()))))
+    Chip.load(saved, make(PLAIN.replace(training=None)))  # training is no part of a chip
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    chip = aimc.program(make(), seed=7)
+    with pytest.raises(AimcError) as caught:
+        chip.save(tmp_path / "no" / "where.safetensors")
+    assert caught.value.field == "path"
+
+
+def test_file_can_be_read_without_pickle(saved):
+    with safe_open(saved, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "aimc-chip" and set(json.loads(metadata["layers"])) == {"0", "2"}
+
+
+# ---------------------------------------------------------------- calibration
+
+
+@torch.no_grad()
+def test_calibration_measures_what_the_digital_network_sends():
+    torch.manual_seed(0)
+    hardware = aimc.presets.pcm().replace(input_range=InputRange(mode="static"), **{"tile.rows": 12})
+    net = make(hardware)
+    with pytest.raises(AimcError) as caught:
+        net(X)
+    assert caught.value.field == "input_range"
+    batches = [torch.randn(500, 24) for _ in range(2)]
+    x = torch.cat(batches)
+    hidden = aimc.to_digital(net)[:2](x)
+
+    def expected(measure):
+        return [torch.stack([measure(v[:, a:b]) for a, b in net[i].layout.splits]) for i, v in ((0, x), (2, hidden))]
+
+    for method, measure in (
+        ("max", lambda v: v.abs().max()),
+        ("std", lambda v: 3 * v.std(correction=0)),
+        ("quantile", lambda v: torch.quantile(v.abs().flatten(), 0.999)),
+    ):
+        aimc.calibrate(net, batches, method=method, quantile=0.999)
+        for i, values in zip((0, 2), expected(measure), strict=True):
+            assert_close(method, net[i].input_range.detach(), values, rtol=0.01 if method == "quantile" else 1e-4)
+    assert not net.training

@@ -1,0 +1,199 @@
+"""The statistics of many chips, by hand; and that nothing but the chips decides them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import aimc
+from aimc.chip import Accuracy, DriftResult, LeastSquares
+from aimc.errors import AimcError
+from aimc.random import Key
+from tests.helpers import assert_close
+
+HARDWARE = aimc.presets.pcm().replace(**{"input_range.value": 2.0})
+
+
+def make(seed=0, hardware=HARDWARE):
+    torch.manual_seed(seed)
+    return aimc.convert(nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4)), hardware, seed=1)
+
+
+GENERATOR = torch.Generator().manual_seed(3)
+X = torch.randn(300, 12, generator=GENERATOR)
+with torch.no_grad():
+    Y = aimc.to_digital(make())(X).argmax(1)
+
+VALUES = np.random.default_rng(0).normal(0.9, 0.02, (3, 25))
+RESULT = DriftResult(times=(1.0, 3600.0, 31536000.0), values=VALUES, seed=4, reference=0.91, chance=0.1)
+
+
+def test_mean_spread_and_worst():
+    np.testing.assert_allclose(RESULT.mean, VALUES.sum(1) / 25)
+    by_hand = np.sqrt(((VALUES - VALUES.mean(1, keepdims=True)) ** 2).sum(1) / 24)
+    np.testing.assert_allclose(RESULT.std, by_hand)
+    np.testing.assert_array_equal(RESULT.worst, VALUES.min(1))
+    loss = DriftResult(times=(1.0,), values=VALUES[:1], seed=0, higher_is_better=False)
+    np.testing.assert_array_equal(loss.worst, VALUES[:1].max(1))
+    one = DriftResult(times=(1.0,), values=VALUES[:1, :1], seed=0, reference=1.0, chance=0.0)
+    assert np.isnan(one.std).all() and one.iso_p is None
+
+
+def test_bootstrap_interval():
+    interval = RESULT.interval
+    half = 1.96 * RESULT.std * np.sqrt(24 / 25) / 5  # the bootstrap's own spread has n, not n - 1
+    np.testing.assert_allclose(interval[:, 0], RESULT.mean - half, atol=0.12 * half.max())
+    np.testing.assert_allclose(interval[:, 1], RESULT.mean + half, atol=0.12 * half.max())
+    np.testing.assert_array_equal(interval, DriftResult.from_dict(RESULT.to_dict()).interval)
+
+
+def test_normalised_accuracy():
+    by_hand = (VALUES - 0.1) / (0.91 - 0.1)
+    np.testing.assert_allclose(RESULT.normalised_values, by_hand)
+    np.testing.assert_allclose(RESULT.normalised, by_hand.mean(1))
+    # in terms of errors, as it is usually written: 1 - (e - e_fp) / (e_chance - e_fp)
+    errors = 1 - VALUES.mean(1)
+    np.testing.assert_allclose(RESULT.normalised, 1 - (errors - 0.09) / (0.9 - 0.09))
+    np.testing.assert_allclose(RESULT.normalised_interval, (RESULT.interval - 0.1) / 0.81)
+    published = DriftResult(times=(3600.0,), values=np.array([[1 - 0.2483]]), seed=0, reference=1 - 0.2387, chance=0.001)
+    assert published.normalised == pytest.approx(0.987, abs=5e-4)
+    loss = DriftResult(
+        times=(1.0,), values=np.array([[73.0, 73.4]]), seed=0, reference=72.9, chance=10_000.0, higher_is_better=False
+    )
+    assert loss.normalised == pytest.approx(1 - 0.3 / (10_000 - 72.9))
+    assert loss.normalised_interval is not None and bool((loss.normalised_interval[:, 0] <= loss.normalised).all())
+    assert DriftResult(times=(1.0,), values=VALUES[:1], seed=0).normalised is None
+
+
+def test_iso_accuracy_is_a_test():
+    for shift in (-0.02, 0.0, 0.005, 0.05):
+        result = DriftResult(times=RESULT.times, values=VALUES + shift, seed=0, reference=0.91, chance=0.1)
+        star = (VALUES + shift - 0.1) / 0.81
+        expected = stats.ttest_1samp(star, 0.99, axis=1, alternative="greater").pvalue
+        np.testing.assert_allclose(result.iso_p, expected, rtol=1e-9)
+        np.testing.assert_array_equal(result.iso, expected < 0.05)
+    for value, p in ((0.9, 1.0), (0.9999, 0.0)):
+        flat = DriftResult(times=(1.0,), values=np.full((1, 3), value), seed=0, reference=1.0, chance=0.0)
+        assert flat.iso_p == pytest.approx([p], abs=1e-12)
+
+
+def test_round_trip(tmp_path):
+    data = RESULT.to_dict()
+    assert json.loads(json.dumps(data)) == data
+    RESULT.save(tmp_path / "result.json")
+    loaded = DriftResult.load(tmp_path / "result.json")
+    assert loaded.to_dict() == data and str(loaded) == str(RESULT)
+    np.testing.assert_array_equal(loaded.values, VALUES)
+    np.testing.assert_allclose(data["statistics"]["std"], RESULT.std)
+    (tmp_path / "result.json").write_text('{"times": [1]}')
+    with pytest.raises(AimcError, match="result.json"):
+        DriftResult.load(tmp_path / "result.json")
+    with pytest.raises(AimcError, match="nothing.json"):
+        DriftResult.load(tmp_path / "nothing.json")
+
+
+def test_text_and_figure(tmp_path):
+    text = str(RESULT)
+    for piece in ("1 h", "1 y", f"{RESULT.mean[0]:.4f}", f"{RESULT.std[1]:.4f}", f"{RESULT.worst[2]:.4f}", "25 chips"):
+        assert piece in text
+    RESULT.plot(tmp_path / "drift.png")
+    assert (tmp_path / "drift.png").stat().st_size > 5000
+
+
+def test_every_value_is_one_chip_at_one_time():
+    net, metric = make(), Accuracy(X, Y, classes=4)
+    result = aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=4, seed=5)
+    net.eval()
+    for c in range(4):
+        chip = aimc.program(net, Key(5).fold("chip", c).seed)
+        for i, time in enumerate((1, 31536000)):
+            with chip.at(time):
+                assert result.values[i, c] == metric(net)
+    assert result.reference == 1.0 and result.chance == 0.25
+    assert len(set(result.values[1])) > 1, "chips differ"
+    assert result.compensation is not None and "LeastSquares" in result.compensation
+
+
+def test_same_seed_same_result_and_common_chips():
+    metric = Accuracy(X, Y)
+    results = [aimc.evaluate_over_time(make(), metric, times=("1h",), chips=3, seed=s) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(results[0].values, results[1].values)
+    assert not np.array_equal(results[0].values, results[2].values)
+    more = aimc.evaluate_over_time(make(), metric, times=("1s", "1h"), chips=5, seed=0)
+    np.testing.assert_array_equal(more.values[1:, :3], results[0].values)
+
+
+def test_compensation_pays_after_a_year():
+    metric = Accuracy(X, Y)
+    with_it, without = (
+        aimc.evaluate_over_time(make(), metric, times=("1s", "1y"), chips=5, seed=0, compensation=c)
+        for c in (LeastSquares(), None)
+    )
+    assert without.compensation is None
+    assert with_it.mean[1] > without.mean[1]
+    assert with_it.mean[1] < with_it.mean[0] <= 1.0, "a year costs something"
+
+
+@pytest.mark.parametrize("size", [1, 7, 59, 1000])
+def test_batch_size_changes_nothing(size):
+    """In double precision, where a matrix product does not round differently for another batch."""
+    net, x, y = make().double().eval(), X[:60].double(), Y[:60]
+    chip = aimc.program(net, seed=0)
+    with chip.at("1y"):
+        expected = Accuracy(x, y)(net)
+    with chip.at("1y"):
+        logits = net(x).detach()
+    assert 0.5 < expected < 1, "noise must be able to show"
+    with chip.at("1y"):
+        assert Accuracy(x, y, batch_size=size)(net) == expected
+    with chip.at("1y"):
+        assert_close("outputs", torch.cat([net(part).detach() for part in x.split(size)]), logits, atol=1e-12)
+
+
+def test_modes_come_back():
+    net = make().train()
+    net[1].eval()
+    aimc.evaluate_over_time(net, Accuracy(X, Y), times=("1s",), chips=1)
+    assert [m.training for m in net] == [True, False, True]
+
+    def broken(module):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        aimc.evaluate_over_time(net, broken, times=("1s",), chips=1, reference=1.0)
+    assert [m.training for m in net] == [True, False, True]
+
+
+def test_progress_and_metric_attributes():
+    seen = []
+    result = aimc.evaluate_over_time(
+        make(), lambda net: 2.5, times=("1s", "1h"), chips=2, reference=2.0, chance=9.0,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (result.reference, result.chance, result.higher_is_better) == (2.0, 9.0, True)
+
+
+@pytest.mark.parametrize(
+    "arguments, field",
+    [({"times": ()}, "times"), ({"chips": 0}, "chips"), ({"times": ("soon",)}, "time"), ({"metric": lambda n: float("nan")}, "metric")],
+)  # fmt: skip
+def test_impossible_requests(arguments, field):
+    with pytest.raises(AimcError) as caught:
+        aimc.evaluate_over_time(make(), **{"metric": Accuracy(X, Y), "chips": 1, "reference": 1.0, **arguments})
+    assert caught.value.field == field
+
+
+def test_accuracy_counts():
+    metric = Accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]), batch_size=3)
+    assert metric(nn.Identity()) == 0.75
+    assert metric.chance == pytest.approx(1 / 3)
+    with pytest.raises(AimcError):
+        Accuracy(torch.ones(2, 2), torch.ones(3))
+    with pytest.raises(AimcError):
+        Accuracy(torch.ones(0, 2), torch.ones(0))
