@@ -16,7 +16,8 @@ PACKAGE = Path(aimc.__file__).parent
 # Lower rows are imported by higher ones, never the reverse. Names in one row do not import each other.
 ROWS = (
     ("errors",),
-    ("config", "files", "units", "random"),
+    ("config", "units", "random"),
+    ("files",),
     ("cells", "periphery"),
     ("ops",),
     ("crossbar",),

@@ -242,8 +242,8 @@ class Chip:
                 )
             part = {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}
             shape = (hardware.cell.devices, layer.layout.outputs, layer.layout.rows)
-            count = len(saved[name]["estimators"] or ())
-            if not {"target", "conductance", "exponent", "scale", *(f"baseline{k}" for k in range(count))} <= part.keys():
+            baseline_names = {f"baseline{k}" for k in range(len(saved[name]["estimators"] or ()))}
+            if not {"target", "conductance", "exponent", "scale", *baseline_names} <= part.keys():
                 raise damaged
             if tuple(part["conductance"].shape) != shape:
                 raise AimcError(f"the network needs {list(shape)}", layer=name, shape=part["conductance"].shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
 import os
@@ -198,9 +197,14 @@ def _network(config: HwaExperiment, data: _Data) -> nn.Module:
         return config.network.build(data.shape, len(data.train.classes))
 
 
-def _analog(config: HwaExperiment, net: nn.Module, data: _Data) -> nn.Module:
-    """The network on analog layers with measured input ranges."""
-    net = convert(net, config.hardware, digital=config.digital, seed=config.seed, backend=config.backend)
+def _analog(config: HwaExperiment, net: nn.Module, data: _Data, aware: bool) -> nn.Module:
+    """The network on analog layers with measured input ranges.
+
+    Clipping is part of hardware-aware training and would change the weights right here, so the mapped baseline goes
+    without.
+    """
+    hardware = config.hardware if aware else config.hardware.replace(training=None)
+    net = convert(net, hardware, digital=config.digital, seed=config.seed, backend=config.backend)
     setting = config.calibration
     if config.hardware.dac is not None and config.hardware.input_range.mode != "dynamic":
         inputs = data.train.inputs[: setting.images].split(500)
@@ -264,8 +268,8 @@ class _Experiment:
         config, data = self.config, self.data
         teacher = _network(config, data)
         self.fit("teacher", teacher, config.teacher, data.metric("validation"), None)
-        student = _analog(config, teacher, data)
-        mapped = copy.deepcopy(student)
+        student = _analog(config, teacher, data, aware=True)
+        mapped = _analog(config, teacher, data, aware=False)
         metric = noisy(data.metric("validation"), config.student.validation_repeats)
         self.fit("student", student, config.student, metric, teacher)
         reference = self.digital("digital", teacher)
@@ -381,8 +385,8 @@ def evaluate_run(
         with Run(path, config, data=loaded.hashes, backend=config.backend, tensorboard=False) as run:
             teacher = _network(config, loaded)
             load_weights(teacher, run, "teacher")
-            student = _analog(config, teacher, loaded)
-            mapped = copy.deepcopy(student)
+            student = _analog(config, teacher, loaded, aware=True)
+            mapped = _analog(config, teacher, loaded, aware=False)
             load_weights(student, run, "student")
             metric = loaded.metric("test", setting.batch_size)
             teacher.eval()

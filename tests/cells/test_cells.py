@@ -30,7 +30,11 @@ N = 200_000
 
 def targets(cell: Cell, n: int) -> torch.Tensor:
     g = torch.linspace(0, 1, n) * cell.g_max
-    return torch.stack([g, g.flip(0)]) if cell.devices == 2 else (2 * torch.linspace(0, 1, n) - 1)[None] * cell.g_max
+    return (
+        torch.stack([g, g.flip(0)])
+        if cell.devices == 2
+        else (2 * torch.linspace(0, 1, n) - 1)[None] * cell.g_max
+    )
 
 
 # ---------------------------------------------------------------- every cell
@@ -56,7 +60,9 @@ def test_times_in_any_order(name):
         if t in fresh:
             assert torch.equal(again, fresh[t])
         fresh[t] = again
-    assert len({tuple(v.flatten().tolist()) for v in fresh.values()}) == (4 if name == "single_exponent" else 5)
+    assert len({tuple(v.flatten().tolist()) for v in fresh.values()}) == (
+        4 if name == "single_exponent" else 5
+    )
 
 
 @pytest.mark.parametrize("name", DRIFTING)
@@ -181,7 +187,9 @@ def test_table_is_interpolated_and_held_outside():
     g = torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0, 15.0, 25.0], dtype=torch.float64)
     mean, spread = TABLE.drift_exponent(g)
     assert_close("mean", mean, torch.tensor([0.1, 0.1, 0.09, 0.08, 0.06, 0.055, 0.05]).double(), atol=1e-8)
-    assert_close("spread", spread, torch.tensor([0.04, 0.04, 0.035, 0.03, 0.02, 0.015, 0.01]).double(), atol=1e-8)
+    assert_close(
+        "spread", spread, torch.tensor([0.04, 0.04, 0.035, 0.03, 0.02, 0.015, 0.01]).double(), atol=1e-8
+    )
     assert_close("programming", TABLE.programming_std(g), PCM().programming_std(g))
     assert_close("read noise", TABLE.read_noise_std(g, HOUR), PCM().read_noise_std(g, HOUR))
 
@@ -215,7 +223,12 @@ def test_single_exponent_factor():
     cells = cell.program(torch.tensor([10.0, -10.0]), Key(0))
     expected = {0.0: 1.0, 1.0: 1.0, 20.0: 1.0, HOUR: 180**-0.05, YEAR: 0.489905}
     for time, factor in expected.items():
-        assert_close(f"at {time} s", cell.read(cells, time, Key(0)) / cells.conductance, torch.full((2,), factor), rtol=2e-6)
+        assert_close(
+            f"at {time} s",
+            cell.read(cells, time, Key(0)) / cells.conductance,
+            torch.full((2,), factor),
+            rtol=2e-6,
+        )
     assert float(cell.read(cells, YEAR, Key(0))[0] / cells.conductance[0]) == pytest.approx(0.4899, abs=1e-4)
 
 

@@ -207,7 +207,9 @@ def test_exponents():
 def test_every_device_has_its_own_exponent():
     _, cells = program(25.0, n=1000)
     assert cells.exponent.unique().numel() > 990
-    assert abs(float(torch.corrcoef(torch.stack([cells.exponent, cells.conductance]))[0, 1])) < 5 / math.sqrt(1000)
+    assert abs(float(torch.corrcoef(torch.stack([cells.exponent, cells.conductance]))[0, 1])) < 5 / math.sqrt(
+        1000
+    )
 
 
 @pytest.mark.parametrize("g", [25.0, 5.0, 1.0])
@@ -284,7 +286,9 @@ def test_noise_of_device_and_pair_partner_are_independent():
     assert abs(float(torch.corrcoef(pair)[0, 1])) < 5 / math.sqrt(N / 2)
 
 
-@pytest.mark.parametrize("effect", ["programming_scale", "drift_scale", "drift_spread_scale", "read_noise_scale"])
+@pytest.mark.parametrize(
+    "effect", ["programming_scale", "drift_scale", "drift_spread_scale", "read_noise_scale"]
+)
 def test_switches(effect):
     """Each effect scales alone, and 0 switches it off."""
     scaled, plain = PCM(**{effect: 3.0}), PCM()

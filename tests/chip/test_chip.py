@@ -214,7 +214,9 @@ def test_convolution_is_a_linear_layer():
     with first.at(1e7), second.at(1e7), torch.no_grad():
         assert_close("devices", second.conductances()[""], first.conductances()[""])
         assert_close("weights", second.weights()[""].flatten(1), first.weights()[""], rtol=1e-5)
-        assert_close("factors", second.compensation_factors()[""], first.compensation_factors()[""], rtol=1e-5)
+        assert_close(
+            "factors", second.compensation_factors()[""], first.compensation_factors()[""], rtol=1e-5
+        )
         late = (a(x) - linear.bias).abs().mean()
     with first.at(0), torch.no_grad():
         assert float(late / (a(x) - linear.bias).abs().mean()) == pytest.approx(1, abs=0.05)
@@ -500,7 +502,10 @@ def test_calibration_measures_what_the_digital_network_sends():
     hidden = aimc.to_digital(net)[:2](x)
 
     def expected(measure):
-        return [torch.stack([measure(v[:, a:b]) for a, b in net[i].layout.splits]) for i, v in ((0, x), (2, hidden))]
+        return [
+            torch.stack([measure(v[:, a:b]) for a, b in net[i].layout.splits])
+            for i, v in ((0, x), (2, hidden))
+        ]
 
     for method, measure in (
         ("max", lambda v: v.abs().max()),
@@ -509,5 +514,7 @@ def test_calibration_measures_what_the_digital_network_sends():
     ):
         aimc.calibrate(net, batches, method=method, quantile=0.999)
         for i, values in zip((0, 2), expected(measure), strict=True):
-            assert_close(method, net[i].input_range.detach(), values, rtol=0.01 if method == "quantile" else 1e-4)
+            assert_close(
+                method, net[i].input_range.detach(), values, rtol=0.01 if method == "quantile" else 1e-4
+            )
     assert not net.training

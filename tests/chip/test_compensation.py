@@ -15,9 +15,10 @@ from aimc.cells import PCM, Cell, TabulatedPCM
 from aimc.chip import Compensation, ExactReference, LeastSquares, MeanAbs, PerColumn, TileReader
 from aimc.crossbar import from_conductance, to_conductance
 from aimc.nn.product import Periphery
-from aimc.periphery import ADC
+from aimc.periphery import ADC, DAC, IRDrop
 from aimc.random import Key
 from tests.helpers import assert_close
+from tests.moments import assert_moments
 
 HOUR, YEAR = 3600.0, 31536000.0
 SIZE = 512
@@ -62,8 +63,12 @@ def estimate(estimator: Compensation, std: float) -> float:
 
 @pytest.mark.parametrize(
     "std, exact, one_hot, averaged, slope, optimum",
-    [(0.2, 2.040, 1.926, 2.020, 1.868, 1.925), (0.1, 2.164, 1.788, 2.075, 1.859, 1.874), (0.05, 2.365, 1.462, 2.027, 1.804, 1.786)],
-)  # fmt: skip
+    [
+        (0.2, 2.040, 1.926, 2.020, 1.868, 1.925),
+        (0.1, 2.164, 1.788, 2.075, 1.859, 1.874),
+        (0.05, 2.365, 1.462, 2.027, 1.804, 1.786),
+    ],
+)
 def test_published_factors_at_one_year(std, exact, one_hot, averaged, slope, optimum):
     chips = [aged(std, seed) for seed in SEEDS]
     true = sum(float(fresh.abs().mean() / old.abs().mean()) for _, fresh, old in chips) / len(SEEDS)
@@ -225,7 +230,9 @@ def test_factor_per_tile_and_per_column():
     base, tile = torch.ones(4), torch.tensor([0, 0, 1, 1])
     assert_close("tile", MeanAbs().factor(base, now, tile), torch.tensor([4 / 3, 4 / 3, 8 / 3, 8 / 3]))
     assert_close("column", PerColumn().factor(base, now, tile), 1 / now)
-    assert_close("tile", LeastSquares().factor(base[None], now[None], tile), torch.tensor([1.2, 1.2, 2.4, 2.4]))
+    assert_close(
+        "tile", LeastSquares().factor(base[None], now[None], tile), torch.tensor([1.2, 1.2, 2.4, 2.4])
+    )
     assert_close("column", LeastSquares(per="column").factor(base[None], now[None], tile), 1 / now)
     dark = torch.zeros(4)
     for estimator in (PerColumn(), LeastSquares(per="column")):
@@ -270,3 +277,34 @@ def test_factor_multiplies_the_output_before_the_bias():
     parts = sum((x[:, a:b] @ array[:, a:b].T) * factor[k] for k, (a, b) in enumerate(net.layout.row_splits))
     assert_close("output", y, parts * net.output_gain + digital.bias, atol=1e-5)
     assert_close("weights", x @ weight.T, parts, atol=1e-5)
+
+
+def test_probes_pass_the_dac():
+    reader = TileReader(torch.ones(2), Periphery(DAC(bits=3), None, 0.0, 0.0, None))
+    y = reader.read(torch.eye(2), torch.tensor([[0.4, -0.6], [1.0, 0.1]]), Key(0))
+    assert_close("on the grid", y, torch.tensor([[1 / 3, -2 / 3], [1.0, 0.0]]), atol=1e-6)
+
+
+def test_readings_feel_ir_drop_and_short_term_noise():
+    weight, probes = torch.eye(2).expand(2, 2), torch.ones(4000, 2)
+    noisy = TileReader(torch.ones(2), Periphery(None, None, 0.0, 0.1, None)).read(weight, probes, Key(0))
+    assert_moments("short-term noise", noisy, 1.0, 0.1)
+    ir = IRDrop(scale=100_000.0)
+    lossy = TileReader(torch.ones(2), Periphery(None, None, 0.0, 0.0, ir)).read(weight, probes[:1], Key(0))
+    c = float(ir.coefficient(ir.load(2, torch.tensor(1.0))))
+    assert_close("IR drop", lossy, torch.tensor([[1.0, 1 - 0.75 * c]]), rtol=1e-5)
+
+
+def test_two_times_are_two_readings():
+    """Devices that do not change at all still give factors that scatter around one, and anew at every time."""
+    still = PCM(read_noise_scale=0.0, drift_scale=0.0, programming_scale=0.0)
+    net = small_net(still, output_noise=0.1)
+    chip = aimc.program(net, seed=1)
+    found = []
+    for time in ("0s", "1s", "1h"):
+        with chip.at(time):
+            found.append(float(chip.compensation_factors()["0"][0, 0]))
+        with chip.at(time):
+            assert found[-1] == float(chip.compensation_factors()["0"][0, 0])
+    assert len({1.0, *found}) == 4
+    assert found == pytest.approx([1.0] * 3, abs=0.02)

@@ -60,13 +60,22 @@ def test_normalised_accuracy():
     errors = 1 - VALUES.mean(1)
     np.testing.assert_allclose(RESULT.normalised, 1 - (errors - 0.09) / (0.9 - 0.09))
     np.testing.assert_allclose(RESULT.normalised_interval, (RESULT.interval - 0.1) / 0.81)
-    published = DriftResult(times=(3600.0,), values=np.array([[1 - 0.2483]]), seed=0, reference=1 - 0.2387, chance=0.001)
+    published = DriftResult(
+        times=(3600.0,), values=np.array([[1 - 0.2483]]), seed=0, reference=1 - 0.2387, chance=0.001
+    )
     assert published.normalised == pytest.approx(0.987, abs=5e-4)
     loss = DriftResult(
-        times=(1.0,), values=np.array([[73.0, 73.4]]), seed=0, reference=72.9, chance=10_000.0, higher_is_better=False
+        times=(1.0,),
+        values=np.array([[73.0, 73.4]]),
+        seed=0,
+        reference=72.9,
+        chance=10_000.0,
+        higher_is_better=False,
     )
     assert loss.normalised == pytest.approx(1 - 0.3 / (10_000 - 72.9))
-    assert loss.normalised_interval is not None and bool((loss.normalised_interval[:, 0] <= loss.normalised).all())
+    assert loss.normalised_interval is not None and bool(
+        (loss.normalised_interval[:, 0] <= loss.normalised).all()
+    )
     assert DriftResult(times=(1.0,), values=VALUES[:1], seed=0).normalised is None
 
 
@@ -99,7 +108,14 @@ def test_round_trip(tmp_path):
 
 def test_text_and_figure(tmp_path):
     text = str(RESULT)
-    for piece in ("1 h", "1 y", f"{RESULT.mean[0]:.4f}", f"{RESULT.std[1]:.4f}", f"{RESULT.worst[2]:.4f}", "25 chips"):
+    for piece in (
+        "1 h",
+        "1 y",
+        f"{RESULT.mean[0]:.4f}",
+        f"{RESULT.std[1]:.4f}",
+        f"{RESULT.worst[2]:.4f}",
+        "25 chips",
+    ):
         assert piece in text
     RESULT.plot(tmp_path / "drift.png")
     assert (tmp_path / "drift.png").stat().st_size > 5000
@@ -181,11 +197,18 @@ def test_progress_and_metric_attributes():
 
 @pytest.mark.parametrize(
     "arguments, field",
-    [({"times": ()}, "times"), ({"chips": 0}, "chips"), ({"times": ("soon",)}, "time"), ({"metric": lambda n: float("nan")}, "metric")],
-)  # fmt: skip
+    [
+        ({"times": ()}, "times"),
+        ({"chips": 0}, "chips"),
+        ({"times": ("soon",)}, "time"),
+        ({"metric": lambda net: float("nan")}, "metric"),
+    ],
+)
 def test_impossible_requests(arguments, field):
     with pytest.raises(AimcError) as caught:
-        aimc.evaluate_over_time(make(), **{"metric": Accuracy(X, Y), "chips": 1, "reference": 1.0, **arguments})
+        aimc.evaluate_over_time(
+            make(), **{"metric": Accuracy(X, Y), "chips": 1, "reference": 1.0, **arguments}
+        )
     assert caught.value.field == field
 
 

@@ -25,7 +25,9 @@ def test_pair(g_min):
     assert_close("pair", g, expected, atol=1e-12)
     assert bool(((g == g_min).any(0)).all()), "one device of every pair is reset"
     assert_close("round trip", from_conductance(g, cell), w, atol=1e-12)
-    assert float(from_conductance(torch.tensor([[10.0], [4.0]]), cell)) == pytest.approx(6 / (25 - g_min), rel=1e-6)
+    assert float(from_conductance(torch.tensor([[10.0], [4.0]]), cell)) == pytest.approx(
+        6 / (25 - g_min), rel=1e-6
+    )
 
 
 def test_signed_device():
@@ -51,10 +53,17 @@ def test_scales():
         assert_close(name, column_scale(W, LAYOUT, Mapping(scale=name)), torch.tensor(expected[name]))
 
 
-@pytest.mark.parametrize("fan_in, scale", [(27, 1 / 3), (144, 0.1443), (576, 0.0722), (2304, 0.0361), (256, 0.1083)])
+@pytest.mark.parametrize(
+    "fan_in, scale", [(27, 1 / 3), (144, 0.1443), (576, 0.0722), (2304, 0.0361), (256, 0.1083)]
+)
 def test_fan_in_scale(fan_in, scale):
     layout = Layout.of(TileSize(rows=4096), outputs=2, channels=fan_in)
-    assert_close("scale", column_scale(torch.zeros(2, fan_in), layout, Mapping(scale="fan_in")), torch.full((1, 2), scale), atol=5e-5)
+    assert_close(
+        "scale",
+        column_scale(torch.zeros(2, fan_in), layout, Mapping(scale="fan_in")),
+        torch.full((1, 2), scale),
+        atol=5e-5,
+    )
 
 
 @pytest.mark.parametrize("learned_gain", [False, True])
@@ -68,7 +77,9 @@ def test_function_is_kept(scale, learned_gain):
     mapping = Mapping(scale=scale, learned_gain=learned_gain)
     for remap_every in (0, 1, 3):
         hardware = aimc.presets.ideal().replace(
-            mapping=mapping, training=aimc.hwa.HardwareAware(remap_every=remap_every), **{"tile.rows": 16, "tile.columns": 7}
+            mapping=mapping,
+            training=aimc.hwa.HardwareAware(remap_every=remap_every),
+            **{"tile.rows": 16, "tile.columns": 7},
         )
         net = aimc.convert(digital, hardware)
         x = torch.randn(6, 40, dtype=torch.float64)

@@ -33,7 +33,9 @@ def through_dac(x, bits, backend):
 
 def through_adc(x, bits, backend):
     setting = ReadOut(half=ADC(bits=bits).half, bound=2.0)
-    return read_out(None, x.view(-1, 1, 1), torch.ones(1), torch.ones(1), setting, Key(0), backend=backend)[0].flatten()
+    return read_out(None, x.view(-1, 1, 1), torch.ones(1), torch.ones(1), setting, Key(0), backend=backend)[
+        0
+    ].flatten()
 
 
 CONVERTERS = {"round_to_grid": through_round_to_grid, "dac": through_dac, "adc": through_adc}
@@ -64,7 +66,9 @@ def test_steps_instead_of_bits(kind):
 
 def test_steps_of_the_standard_model():
     assert float(round_to_grid(torch.tensor(0.005), 1.0, DAC().half)) == pytest.approx(2 / 254, abs=1e-7)
-    assert float(round_to_grid(torch.tensor(0.05), ADC().bound, ADC().half)) == pytest.approx(0.0787402, abs=1e-7)
+    assert float(round_to_grid(torch.tensor(0.05), ADC().bound, ADC().half)) == pytest.approx(
+        0.0787402, abs=1e-7
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,9 @@ def test_adc_grid_with_scaling_per_vector(backend):
     x = torch.tensor([[1e-3], [0.3], [1.0], [7.0], [1e4]])
     y = one_weight(0.1876, hardware, backend)(x)
     assert_close("half a step above rounds up", y / x, torch.full_like(x, 0.375), rtol=1e-6)
-    assert_close("half a step below rounds down", one_weight(0.1874, hardware, backend)(x), torch.zeros_like(x))
+    assert_close(
+        "half a step below rounds down", one_weight(0.1874, hardware, backend)(x), torch.zeros_like(x)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,6 +145,13 @@ def test_weight_rounding_has_the_same_levels(bits, levels, backend):
     hardware = aimc.presets.ideal().replace(**{"mapping.scale": "tile"}, training=training)
     net = aimc.convert(layer, hardware, backend=backend).train()
     seen = net(torch.eye(64)).detach().T
-    assert_close("levels", torch.unique((seen * 1e5).round() / 1e5), torch.linspace(-0.7, 0.7, levels), atol=1e-5)
+    assert_close(
+        "levels", torch.unique((seen * 1e5).round() / 1e5), torch.linspace(-0.7, 0.7, levels), atol=1e-5
+    )
     assert_close("nearest", seen, layer.weight.detach(), atol=0.7 / (levels - 1) + 1e-6)
-    assert_close("evaluation uses the clean weights", net.eval()(torch.eye(64)).detach().T, layer.weight.detach(), atol=1e-6)
+    assert_close(
+        "evaluation uses the clean weights",
+        net.eval()(torch.eye(64)).detach().T,
+        layer.weight.detach(),
+        atol=1e-6,
+    )

@@ -15,7 +15,12 @@ from tests.helpers import assert_close
 
 @pytest.mark.parametrize(
     "weighted, load, coefficient",
-    [(10.0, 0.00896, 0.004464), (50.0, 0.0448, 0.022003), (100.0, 0.0896, 0.043230), (200.0, 0.1792, 0.083465)],
+    [
+        (10.0, 0.00896, 0.004464),
+        (50.0, 0.0448, 0.022003),
+        (100.0, 0.0896, 0.043230),
+        (200.0, 0.1792, 0.083465),
+    ],
 )
 def test_spot_values(weighted, load, coefficient):
     a = IRDrop().load(512, torch.tensor(weighted, dtype=torch.float64))
@@ -60,21 +65,28 @@ def test_ladder_closed_forms():
     one = solve_ladder(torch.tensor([[25.0]]).double(), torch.tensor([[0.2]], dtype=torch.float64), 1000.0)
     assert float(one) == pytest.approx(1e6 * 0.2 / (1 / 25e-6 + 1000), rel=1e-12)
     # Only the far device of three conducts: three wires in series with it.
-    far = solve_ladder(torch.tensor([[0.0, 0.0, 25.0]]).double(), torch.full((1, 3), 0.2, dtype=torch.float64), 1000.0)
+    far = solve_ladder(
+        torch.tensor([[0.0, 0.0, 25.0]]).double(), torch.full((1, 3), 0.2, dtype=torch.float64), 1000.0
+    )
     assert float(far) == pytest.approx(1e6 * 0.2 / (1 / 25e-6 + 3000), rel=1e-12)
-    thin = solve_ladder(torch.tensor([[25.0, 5.0]]).double(), torch.tensor([[0.2, -0.1]], dtype=torch.float64), 1e-9)
+    thin = solve_ladder(
+        torch.tensor([[25.0, 5.0]]).double(), torch.tensor([[0.2, -0.1]], dtype=torch.float64), 1e-9
+    )
     assert float(thin) == pytest.approx(0.2 * 25 - 0.1 * 5, rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    "g, v, r", [((2, 3), (1, 4), 1.0), ((3,), (1, 3), 1.0), ((2, 3), (1, 3), 0.0), ((2, 3), (1, 3), float("nan"))]
+    "g, v, r",
+    [((2, 3), (1, 4), 1.0), ((3,), (1, 3), 1.0), ((2, 3), (1, 3), 0.0), ((2, 3), (1, 3), float("nan"))],
 )
 def test_ladder_refuses_nonsense(g, v, r):
     with pytest.raises(AimcError):
         solve_ladder(torch.ones(g), torch.ones(v), r)
 
 
-@pytest.mark.parametrize("start, stop, exact, fast", [(0, 128, 0.52, 0.24), (128, 256, 1.11, 0.56), (0, 256, 0.82, 0.79)])
+@pytest.mark.parametrize(
+    "start, stop, exact, fast", [(0, 128, 0.52, 0.24), (128, 256, 1.11, 0.56), (0, 256, 0.82, 0.79)]
+)
 def test_fast_form_against_the_ladder(start, stop, exact, fast):
     """Good for activity spread evenly, two times too small where it is clustered; far rows lose more than near ones."""
     rows, full_scale, r = 256, 5.0, 0.35

@@ -24,7 +24,11 @@ def test_standard_numbers():
     assert (hardware.dac.half, hardware.adc.half, hardware.adc.bound) == (127, 127, 10.0)
     assert (hardware.output_noise, hardware.short_term_noise) == (0.04, 0.0175)
     assert hardware.ir_drop is not None and hardware.ir_drop.scale == 1.0
-    assert (hardware.tile.rows, hardware.mapping.scale, hardware.input_range.mode) == (512, "column", "learned")
+    assert (hardware.tile.rows, hardware.mapping.scale, hardware.input_range.mode) == (
+        512,
+        "column",
+        "learned",
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -34,7 +38,11 @@ def test_output_noise(backend):
     digital = nn.Linear(3, 2)
     digital.weight.data = torch.tensor([[0.5, -2.0, 1.0], [0.1, 0.2, -0.3]])
     net = build(
-        digital, backend, output_noise=0.04, dac=DAC(bits=None), input_range=InputRange(mode="static", value=3.0)
+        digital,
+        backend,
+        output_noise=0.04,
+        dac=DAC(bits=None),
+        input_range=InputRange(mode="static", value=3.0),
     )
     x = torch.tensor([[0.3, -0.2, 1.0]])
     noise = net(x.expand(READS, 3)) - digital(x)
@@ -50,7 +58,11 @@ def test_short_term_noise(backend):
     digital = nn.Linear(3, 2)
     digital.weight.data = torch.tensor([[0.5, -2.0, 1.0], [0.1, 0.2, -0.3]])
     net = build(
-        digital, backend, short_term_noise=0.0175, dac=DAC(bits=None), input_range=InputRange(mode="static", value=3.0)
+        digital,
+        backend,
+        short_term_noise=0.0175,
+        dac=DAC(bits=None),
+        input_range=InputRange(mode="static", value=3.0),
     )
     x = torch.tensor([[0.3, -0.2, 1.0]])
     noise = net(x.expand(READS, 3)) - digital(x)
@@ -93,7 +105,12 @@ def test_every_row_tile_has_its_own_converter_and_noise():
     assert_moments("one tile", one, 0.0, 0.04)
     assert_moments("two tiles", two, 0.0, 0.04 * 2**0.5)
     clipped = build(digital, adc=ADC(bound=1.5), **{"tile.rows": 2})
-    assert_close("each saturates alone", clipped(torch.tensor([[1.0, 1.0, 0.25, 0.0]])), torch.tensor([[1.75]]), atol=0.01)
+    assert_close(
+        "each saturates alone",
+        clipped(torch.tensor([[1.0, 1.0, 0.25, 0.0]])),
+        torch.tensor([[1.75]]),
+        atol=0.01,
+    )
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ def read_out(
     Args:
         total: digital sum so far ``[vectors, outputs, positions]``, added to in place, or None for the first tile, which
             starts from the bias.
-        partial: the tile's dot products in the units of weight times input, same shape, contiguous.
+        partial: the tile's dot products in the units of weight times input, same shape, contiguous; may be
+            overwritten.
         scale: weight scale of each column, ``[outputs]``, >= 0.
         ranges: input range, ``[1]`` or ``[vectors]``; full scale of a column is scale times range.
         setting: the tile's numbers.

@@ -153,7 +153,7 @@ def _read_out(
 def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
     first = total is None
     if total is None:
-        total = torch.empty_like(partial)
+        total = partial  # written in place: an element is read before it is written, and fresh pages are slow
     outputs = partial.shape[1]
     saturated = torch.zeros(partial.shape, dtype=torch.bool) if setting.half else None
     arrays = (

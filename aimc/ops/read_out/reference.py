@@ -40,20 +40,8 @@ def read_out_backward(grad, saturated, gain):
 
 
 def _noise(partial: Tensor, setting, key) -> Tensor:
+    """The draws of this tile, cut out of those of all tiles of these vectors."""
     vectors, outputs, positions = partial.shape
-    segment = outputs * positions
-    if setting.tiles == 1:
-        return normal(
-            key, tuple(partial.shape), offset=setting.offset * segment, device=partial.device, dtype=partial.dtype
-        )
-    rows = [
-        normal(
-            key,
-            (outputs, positions),
-            offset=((setting.offset + n) * setting.tiles + setting.tile) * segment,
-            device=partial.device,
-            dtype=partial.dtype,
-        )
-        for n in range(vectors)
-    ]
-    return torch.stack(rows) if rows else torch.zeros_like(partial)
+    shape = (vectors, setting.tiles, outputs, positions)
+    offset = setting.offset * setting.tiles * outputs * positions
+    return normal(key, shape, offset=offset, device=partial.device, dtype=partial.dtype)[:, setting.tile]
