@@ -3,11 +3,12 @@
 Both run in this process, interleaved, on one thread; the figure is the ratio of the medians, with the spread of the
 ratio over rounds. Absolute times depend on the machine. The step is forward, loss, backward and an SGD update.
 
-    python benchmarks/hwa_step.py [--rounds 15] [--networks lenet,mlp,wideresnet] [--markdown]
+    python benchmarks/hwa_step.py [--rounds 15] [--networks lenet,mlp,wideresnet] [--memory]
 
 Settings:
   matched   8-bit converters, learned input range, output noise, additive weight noise, 512-row tiles: what other
             simulators are usually timed with
+  peer      the settings of "matched" in aihwkit-lightning, where that is installed
   preset    everything of presets.pcm(): the above with three times the programming error as weight noise, clipping at
             2.5 standard deviations, learned output gains, short-term noise and IR drop (three more products a layer)
 """
@@ -15,12 +16,13 @@ Settings:
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +55,29 @@ def settings() -> dict[str, aimc.Hardware]:
     return {"matched": matched, "preset": preset}
 
 
+def peer(net: nn.Module) -> nn.Module:
+    """The network converted by aihwkit-lightning with the settings of "matched"."""
+    from aihwkit_lightning.nn.conversion import convert_to_analog
+    from aihwkit_lightning.simulator.configs import TorchInferenceRPUConfig
+    from aihwkit_lightning.simulator.parameters.enums import WeightNoiseInjectionType
+
+    config = TorchInferenceRPUConfig()
+    config.forward.inp_res = config.forward.out_res = 2**8 - 2
+    config.forward.out_bound, config.forward.out_noise = 10.0, 0.04
+    config.forward.out_noise_per_channel = True
+    config.mapping.max_input_size = 512
+    config.pre_post.input_range.enable = True
+    config.pre_post.input_range.init_from_data = 1
+    config.modifier.noise_type = WeightNoiseInjectionType.ADD_NORMAL_PER_CHANNEL
+    config.modifier.std_dev = 0.1
+    return convert_to_analog(net, config)
+
+
+def variants() -> list[str | None]:
+    has_peer = importlib.util.find_spec("aihwkit_lightning") is not None
+    return [None, *settings(), *(["peer"] if has_peer else [])]
+
+
 def stepper(net: nn.Module, x: torch.Tensor, y: torch.Tensor):
     """A function that makes one training step."""
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
@@ -69,7 +94,9 @@ def build(name: str, setting: str | None):
     torch.manual_seed(0)
     make, shape, classes = NETWORKS[name]
     net = make()
-    if setting is not None:
+    if setting == "peer":
+        net = peer(net)
+    elif setting is not None:
         net = aimc.convert(net, settings()[setting], seed=0)
     if name == "lenet":
         images = data.load("mnist_small", "train", limit=shape[0])
@@ -81,7 +108,7 @@ def build(name: str, setting: str | None):
 
 def measure(name: str, rounds: int) -> list[dict]:
     """Interleaved rounds; the first two of each are warm-up."""
-    names = [None, *settings()]
+    names = variants()
     steps = {s: build(name, s) for s in names}
     repeat = 10 if name == "lenet" else 1
     times: dict[str | None, list[float]] = {s: [] for s in names}
@@ -116,7 +143,7 @@ def peak_memory(name: str, setting: str | None) -> float:
         f"step = hwa_step.build({name!r}, {setting!r})\n"
         "step(); step(); step()\nprint((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
     )
-    folder = __file__.rsplit("/", 1)[0]
+    folder = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 

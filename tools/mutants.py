@@ -7,22 +7,34 @@ failure, and so is one whose tests fail without it. With words, only mutants who
 
 from __future__ import annotations
 
+import importlib
 import os
-import queue
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("aimc", "tests", "tools")
 WORKERS = 2
+TIMEOUT = 600  # seconds; a mutant that hangs is a mutant that was noticed
 
 
-def read_mutants(words: list[str]) -> list[tuple[str, str, str, str]]:
+@dataclass(frozen=True)
+class Mutant:
+    """One line of the list; without a path it is the code as it is."""
+
+    tests: str
+    path: str = ""
+    old: str = ""
+    new: str = ""
+
+
+def read_mutants(words: list[str]) -> list[Mutant]:
     """The mutants of the list that hold one of the words."""
     mutants = []
     for number, line in enumerate((ROOT / "tools" / "mutants.txt").read_text().splitlines(), 1):
@@ -35,70 +47,85 @@ def read_mutants(words: list[str]) -> list[tuple[str, str, str, str]]:
         count = (ROOT / path).read_text().count(old)
         if count != 1:
             sys.exit(f"mutants.txt:{number}: {old!r} occurs {count} times in {path}")
-        mutants.append((path, old, new, tests))
+        mutants.append(Mutant(tests, path, old, new))
     return mutants
 
 
-def passes(tree: Path, tests: str, numba_cache: Path | None = None) -> bool:
-    """Whether the tests pass in the copy."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
+def run_tests(tree: Path, tests: str, numba_cache: Path | None) -> int:
+    """Run pytest in the copy and return its status; called in a child process."""
+    import numba
+    import pytest
+
+    output = os.open(tree.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    signal.alarm(TIMEOUT)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    os.environ["PYTHONPATH"] = str(tree)
     if numba_cache is not None:
-        environment["NUMBA_CACHE_DIR"] = str(numba_cache)
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=900)
-    if done.returncode not in (0, 1, 2):  # 2: the mutant does not even import
-        raise SystemExit(f"pytest {tests} did not run:\n{done.stdout}{done.stderr}")
-    return done.returncode == 0
+        os.environ["NUMBA_CACHE_DIR"] = str(numba_cache)
+        numba.config.reload_config()  # type: ignore[attr-defined]  (made at run time)
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests.split()]))
 
 
-def survives(tree: Path, path: str, old: str, new: str, tests: str) -> bool:
-    """Whether the tests pass with the mutant in the copy, which is as before afterwards."""
-    file = tree / path
-    original, stamp = file.read_text(), file.stat()
-    file.write_text(original.replace(old, new))
-    try:
-        if "njit" not in original:
-            return passes(tree, tests)
-        # Other files' kernels may hold an inlined copy, and their caches do not notice: compile everything anew.
-        with tempfile.TemporaryDirectory() as cache:
-            return passes(tree, tests, Path(cache))
-    finally:
-        file.write_text(original)
-        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # so that compiled kernels stay valid
+def attempts(mutants: Iterable[Mutant], trees: list[Path]) -> Iterator[tuple[Mutant, bool, float]]:
+    """Try the mutants, one a tree at a time; yields mutant, whether its tests passed, and seconds."""
+    free, waiting = list(trees), list(mutants)[::-1]
+    running: dict[int, tuple] = {}
+    while waiting or running:
+        while waiting and free:
+            tree, mutant = free.pop(), waiting.pop()
+            file = tree / mutant.path if mutant.path else None
+            original, cache = file.read_text() if file else "", None
+            if "njit" in original:
+                # Other files' kernels may hold an inlined copy, and their caches do not notice: compile anew.
+                cache = tree.parent / "numba"
+                shutil.rmtree(cache, ignore_errors=True)
+            stamp = file.stat() if file else None
+            if file:
+                file.write_text(original.replace(mutant.old, mutant.new))
+            child = os.fork()  # the child finds torch and numba loaded already
+            if child == 0:
+                status = 3
+                try:
+                    status = run_tests(tree, mutant.tests, cache)
+                finally:
+                    os._exit(status)
+            running[child] = tree, mutant, file, original, stamp, time.perf_counter()
+        child, raw = os.wait()
+        tree, mutant, file, original, stamp, began = running.pop(child)
+        if file and stamp:
+            file.write_text(original)
+            os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # compiled kernels stay valid
+        free.append(tree)
+        status = os.waitstatus_to_exitcode(raw)
+        if status > 2:  # 2: the mutant does not even import
+            sys.exit(f"pytest {mutant.tests} did not run:\n{(tree.parent / 'output.txt').read_text()}")
+        yield mutant, status == 0, time.perf_counter() - began
 
 
 def main() -> None:
     """Try every mutant and print one line for each."""
     mutants = read_mutants(sys.argv[1:])
+    for name in ("torch", "numba", "scipy.stats", "hypothesis", "safetensors", "_pytest.assertion.rewrite"):
+        importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "0" / "aimc"
-        tree.mkdir(parents=True)
+        trees = [Path(folder) / str(worker) / "aimc" for worker in range(WORKERS)]
+        trees[0].mkdir(parents=True)
         for name in FOLDERS:
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", tree)
-        for tests in sorted({tests for *_, tests in mutants}):
-            if not passes(tree, tests):
-                sys.exit(f"{tests} fails before anything is broken")
-        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        free.put(tree)
-        for worker in range(1, WORKERS):  # copied only now, with the kernels that the tests above compiled
-            shutil.copytree(tree, Path(folder) / str(worker) / "aimc")
-            free.put(Path(folder) / str(worker) / "aimc")
-
-        def attempt(mutant: tuple[str, str, str, str]) -> bool:
-            copy = free.get()
-            began = time.perf_counter()
-            try:
-                lives = survives(copy, *mutant)
-            finally:
-                free.put(copy)
-            path, old, new, _ = mutant
+            shutil.copytree(ROOT / name, trees[0] / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", trees[0])
+        for mutant, passed, _ in attempts([Mutant(t) for t in sorted({m.tests for m in mutants})], trees[:1]):
+            if not passed:
+                sys.exit(f"{mutant.tests} fails before anything is broken")
+        for tree in trees[1:]:  # copied only now, with the kernels that the tests above compiled
+            shutil.copytree(trees[0], tree)
+        alive = 0
+        for mutant, lives, seconds in attempts(mutants, trees):
+            alive += lives
             verdict = "LIVES" if lives else "killed"
-            print(f"{verdict:6}  {time.perf_counter() - began:5.1f} s  {path}: {old}  ->  {new}", flush=True)
-            return lives
-
-        with ThreadPoolExecutor(WORKERS) as pool:
-            alive = sum(pool.map(attempt, mutants))
+            print(f"{verdict:6}  {seconds:5.1f} s  {mutant.path}: {mutant.old}  ->  {mutant.new}", flush=True)
     if alive:
         sys.exit(f"{alive} of {len(mutants)} mutants live: the tests above do not test this")
     print(f"all {len(mutants)} mutants killed")

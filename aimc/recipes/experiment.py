@@ -22,7 +22,7 @@ from aimc.files import read_config, write_atomic
 from aimc.hardware import Hardware
 from aimc.ops import check_backend
 from aimc.random import Key
-from aimc.recipes.networks import MLP, Network
+from aimc.recipes.networks import Network
 from aimc.report import draw, load_run
 from aimc.train import Progress, Run, Stage, fit, load_weights, noisy
 from aimc.units import seconds
@@ -110,6 +110,7 @@ class HwaExperiment(Config):
         backend: body of the operations.
 
     Example:
+        >>> from aimc.recipes import MLP
         >>> HwaExperiment(network=MLP()).replace(**{"student.epochs": 5}).student.epochs
         5
     """
@@ -131,7 +132,9 @@ class HwaExperiment(Config):
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
         training = self.hardware.training
-        self.require(training is not None, "hardware.training", "is null, so there is nothing to train a student with")
+        self.require(
+            training is not None, "hardware.training", "is null, so there is nothing to train a student with"
+        )
         self.require(
             training is None or training.ramp_steps == 0 or self.student.noise_ramp == 0,
             "student.noise_ramp",
@@ -250,9 +253,7 @@ def run_experiment(
     progress = progress or Progress()
     with _threads(config.threads):
         loaded = _load(config.dataset, data)
-        with Run(
-            output, config, data=loaded.hashes, backend=config.backend, tensorboard=tensorboard
-        ) as run:
+        with Run(output, config, data=loaded.hashes, backend=config.backend, tensorboard=tensorboard) as run:
             _Experiment(config, loaded, run, progress).all()
             return finish(run.path, progress)
 
@@ -298,7 +299,9 @@ class _Experiment:
         self.progress.line(f"{name}: test accuracy {value:.4f}")
         return value
 
-    def evaluate(self, variant: str, net: nn.Module, compensation: Compensation | None, reference: float) -> None:
+    def evaluate(
+        self, variant: str, net: nn.Module, compensation: Compensation | None, reference: float
+    ) -> None:
         """One line of the result: a variant with or without drift compensation."""
         evaluate_variant(
             self.run, variant, net, self.test, self.config.evaluation, compensation, reference, self.progress
@@ -376,7 +379,9 @@ def evaluate_run(
     progress = progress or Progress()
     config = read_config(path)
     if not isinstance(config, HwaExperiment):
-        raise AimcError(f"{path} holds a {type(config).__name__}, which has no chips to evaluate", field="run")
+        raise AimcError(
+            f"{path} holds a {type(config).__name__}, which has no chips to evaluate", field="run"
+        )
     changes = {"times": times, "chips": chips, "seed": seed}
     setting = config.evaluation.replace(**{k: v for k, v in changes.items() if v is not None})
     wanted = (setting.compensation, None) if compensation == "configured" else (compensation,)

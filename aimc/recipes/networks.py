@@ -31,7 +31,9 @@ class LeNet5(Network):
     """
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        self.require(tuple(shape[1:]) == (28, 28), "type", f"takes images of 28x28, the data has {list(shape)}")
+        self.require(
+            tuple(shape[1:]) == (28, 28), "type", f"takes images of 28x28, the data has {list(shape)}"
+        )
         return MODELS["lenet5"](num_classes=classes, in_channels=shape[0])
 
 
@@ -66,7 +68,9 @@ class WideResNet(Network):
     width: int = 4
 
     def validate(self):
-        self.require(self.depth >= 10 and (self.depth - 4) % 6 == 0, "depth", f"is 10, 16, 22, ..., got {self.depth}")
+        self.require(
+            self.depth >= 10 and (self.depth - 4) % 6 == 0, "depth", f"is 10, 16, 22, ..., got {self.depth}"
+        )
         self.require(self.width >= 1, "width", f"must be at least 1, got {self.width}")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -40,7 +40,9 @@ def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
             mean, spread = scale * result.mean, scale * np.nan_to_num(result.std)
             colour = _COLOURS[variants.index(evaluation.name.split(",")[0]) % len(_COLOURS)]
             axes.fill_between(times, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(times, mean, "o-" if evaluation.compensated else "o--", color=colour, label=evaluation.name)
+            axes.plot(
+                times, mean, "o-" if evaluation.compensated else "o--", color=colour, label=evaluation.name
+            )
         first = group[0].result
         scale = 100.0 if first.chance is not None else 1.0
         for (name, value), style in zip(run.digital.items(), ("-", ":", "-.")):

@@ -25,7 +25,9 @@ def _digest(tensors: dict[str, Tensor], details: str) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(path: str | os.PathLike[str], tensors: dict[str, Tensor], details: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], details: dict[str, Any]
+) -> None:
     """Write tensors and plain data to one file, atomically and with a checksum.
 
     Args:
@@ -71,7 +73,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         raise AimcError(f"{path} was written by a newer aimc; update aimc", field="checkpoint")
     text = metadata.get("details", "")
     if metadata.get("sha256") != _digest(tensors, text):
-        raise AimcError(f"{path} is damaged: its checksum does not fit; delete it to start over", field="checkpoint")
+        raise AimcError(
+            f"{path} is damaged: its checksum does not fit; delete it to start over", field="checkpoint"
+        )
     return tensors, json.loads(text)
 
 

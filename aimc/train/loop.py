@@ -89,7 +89,9 @@ def _noisy_copy(net: nn.Module, repeat: int) -> nn.Module:
         layer.key = layer.key.fold("validation", repeat)
         layer.noise_strength = 1.0
         if layer.input_range is not None:
-            layer.set_input_range(layer.input_range.detach().clone())  # an early range must not move on validation data
+            layer.set_input_range(
+                layer.input_range.detach().clone()
+            )  # an early range must not move on validation data
     _keep_clipped(net)
     return net
 
@@ -193,9 +195,15 @@ def fit(
         try:
             for epoch in range(len(history), stage.epochs):
                 with progress.bar(f"{name} {epoch + 1}/{stage.epochs}") as advance:
-                    row = _epoch(net, stage, batches, optimizer, teacher, epoch, steps, ramped, name, advance, validate)
+                    row = _epoch(
+                        net, stage, batches, optimizer, teacher, epoch, steps, ramped, name, advance, validate
+                    )
                 history.append(row)
-                if stage.selection == "last" or not best or row["validation"] > history[chosen - 1]["validation"]:
+                if (
+                    stage.selection == "last"
+                    or not best
+                    or row["validation"] > history[chosen - 1]["validation"]
+                ):
                     chosen, best = epoch + 1, copy.deepcopy(net.state_dict())
                 if run is not None:
                     _save_epoch(run, name, net, optimizer, best, history, chosen)
@@ -319,6 +327,10 @@ def load_weights(net: nn.Module, run: Run | str, name: str) -> None:
     """
     import pathlib
 
-    path = run.checkpoint(name) if isinstance(run, Run) else pathlib.Path(run, "checkpoints", f"{name}.safetensors")
+    path = (
+        run.checkpoint(name)
+        if isinstance(run, Run)
+        else pathlib.Path(run, "checkpoints", f"{name}.safetensors")
+    )
     tensors, _ = load_checkpoint(path)
     _load(net, under("model", tensors), str(path))

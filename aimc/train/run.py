@@ -85,11 +85,15 @@ def _git_hash() -> str | None:
     folder = pathlib.Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "errors.py")  # an installed copy inside some other repository does not count
+        git(
+            "ls-files", "--error-unmatch", "errors.py"
+        )  # an installed copy inside some other repository does not count
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -162,8 +166,8 @@ class Run:
             changed = differences(old, config)
             if changed:
                 raise AimcError(
-                    f"{self.path} holds a run with another configuration ({'; '.join(changed)}); give another --output, "
-                    "or the old values",
+                    f"{self.path} holds a run with another configuration ({'; '.join(changed)}); give another "
+                    "--output, or the old values",
                     field="output",
                 )
         else:
@@ -182,7 +186,8 @@ class Run:
             moved = [k for k, v in now["data"].items() if known.get("data", {}).get(k, v) != v]
             if moved:
                 raise AimcError(
-                    f"{self.path} was run on other data (the checksum of {', '.join(moved)} differs)", field="data"
+                    f"{self.path} was run on other data (the checksum of {', '.join(moved)} differs)",
+                    field="data",
                 )
             now = known | {"resumed": [*known.get("resumed", ()), now]}
         write_atomic(before, json.dumps(now, indent=1) + "\n")

@@ -175,14 +175,14 @@ def test_modes_come_back():
     net = make().train()
     net[1].eval()
     aimc.evaluate_over_time(net, Accuracy(X, Y), times=("1s",), chips=1)
-    assert [m.training for m in net] == [True, False, True]
+    assert [m.training for m in net.children()] == [True, False, True]
 
     def broken(module):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
         aimc.evaluate_over_time(net, broken, times=("1s",), chips=1, reference=1.0)
-    assert [m.training for m in net] == [True, False, True]
+    assert [m.training for m in net.children()] == [True, False, True]
 
 
 def test_progress_and_metric_attributes():

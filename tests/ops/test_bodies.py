@@ -208,7 +208,7 @@ def test_perturb_weights_bodies_agree(changes, given, contiguous_tiles, shape):
     scale = (draws(len(splits), shape[0], seed=1).abs() + 0.2) if given else None
 
     def run(backend):
-        return perturb_weights(weight, splits, scale, changes, KEY, contiguous_tiles, backend)
+        return perturb_weights(weight, splits, scale, changes, KEY, contiguous_tiles, backend=backend)
 
     expected, actual = run("reference"), run("cpu")
     rounded = {"dorefa": 1 / 127, "discretize": 1 / 7}

@@ -32,10 +32,9 @@ def through_dac(x, bits, backend):
 
 
 def through_adc(x, bits, backend):
-    setting = ReadOut(half=ADC(bits=bits).half, bound=2.0)
-    return read_out(None, x.view(-1, 1, 1), torch.ones(1), torch.ones(1), setting, Key(0), backend=backend)[
-        0
-    ].flatten()
+    setting, one = ReadOut(half=ADC(bits=bits).half, bound=2.0), torch.ones(1)
+    y, _ = read_out(None, x.view(-1, 1, 1), one, one, setting, Key(0), backend=backend)
+    return y.flatten()
 
 
 CONVERTERS = {"round_to_grid": through_round_to_grid, "dac": through_dac, "adc": through_adc}

@@ -1,0 +1,270 @@
+"""The command line: ``aimc demo | list | run | evaluate | report``.
+
+The heavy imports happen inside the commands, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from aimc.errors import AimcError, suggest
+
+if TYPE_CHECKING:
+    from aimc.recipes import HwaExperiment, Recipe
+
+_DESCRIPTION = """Train, program and age neural networks on simulated analog in-memory hardware.
+
+Start with:   aimc demo
+Then:         aimc list, and aimc run NAME --help for everything a recipe lets you change."""
+
+_RUN_DESCRIPTION = """Run a recipe, or go on with it where it stopped.
+
+Every field of its configuration has a flag: aimc run NAME --help lists them with their defaults.
+  aimc run NAME --student.epochs 5 --evaluation.times 1s,1h
+  aimc run NAME --hardware.cell '{type: Hermes, parallel: 2}' --hardware.cell.g_max 20
+  aimc run NAME --config my.yaml          a file with some or all of the fields
+Flags win over the file, the file wins over the recipe."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage, and offers the nearest name."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise AimcError(f"{message}; see {self.prog} --help")
+
+    @property
+    def flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    main = _Parser(prog="aimc", description=_DESCRIPTION)
+    main.add_argument("--version", action="store_true", help="print the version")
+    commands = main.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    made: dict[str, _Parser] = {}
+
+    def add(name: str, summary: str, description: str | None = None) -> _Parser:
+        made[name] = commands.add_parser(name, help=summary, description=description or summary)
+        return made[name]
+
+    for name, summary in (("demo", "train, program, age and draw a small network, about a minute"),
+                          ("run", "run a recipe")):  # fmt: skip
+        parser = add(name, summary, _RUN_DESCRIPTION if name == "run" else None)
+        if name == "run":
+            parser.add_argument("name", metavar="NAME", help="recipe, see aimc list")
+        parser.add_argument(
+            "--config", metavar="FILE", help="YAML file with fields that replace the recipe's"
+        )
+        parser.add_argument("--output", metavar="DIR", help="run directory (default: runs/NAME)")
+        _add_data(parser)
+        parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard scalars")
+    add("list", "list the recipes with expected result, machine and time")
+
+    parser = add("evaluate", "evaluate a finished run again, at other times or on other chips")
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument("--times", metavar="1s,1h,...", help="times after programming (default: the run's)")
+    parser.add_argument("--chips", type=int, metavar="N", help="number of chips (default: the run's)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the set of chips (default: the run's)")
+    parser.add_argument(
+        "--compensation", metavar="YAML",
+        help="estimator such as '{type: MeanAbs}', or null for none (default: the run's, and none)",
+    )  # fmt: skip
+    _add_data(parser)
+
+    parser = add("report", "tables and figures from the records of runs")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    parser.add_argument("--format", choices=("table", "markdown"), default="table", help="default: table")
+    parser.add_argument("--figure", metavar="FILE", help="also draw accuracy over time into a PNG file")
+    return main, made
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder of the data sets (default: the environment variable AIMC_DATA)"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, 2 for a mistake that its message explains, 130 for Ctrl-C.
+
+    Example:
+        >>> main(["report", "no such run"])
+        2
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except AimcError as error:
+        print(f"aimc: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = f"; go on with: aimc {shlex.join(words)}" if words and words[0] in ("demo", "run") else ""
+        print(f"\naimc: interrupted{again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main(words: list[str]) -> int:
+    main_parser, parsers = _parsers()
+    first = words[0] if words else ""
+    if first and not first.startswith("-") and first not in parsers:
+        raise AimcError(f"no command is called {first!r}; {suggest(first, parsers)}")
+    overrides: list[tuple[str, str]] = []
+    if first in ("demo", "run"):
+        wants_help = any(word in ("-h", "--help") for word in words)
+        plain, overrides = _split(words[1:], parsers[first].flags, wants_help)
+        name = "demo" if first == "demo" else next((w for w in plain if not w.startswith("-")), None)
+        if wants_help and name is not None:
+            recipe = _recipe(name)
+            print(_recipe_help(parsers[first], recipe))
+            return 0
+        words = [first, *plain]
+    try:
+        asked, rest = main_parser.parse_known_args(words)
+    except SystemExit as done:  # --help has printed
+        return int(done.code or 0)
+    if rest:
+        known = parsers[asked.command].flags if asked.command else main_parser.flags
+        raise AimcError(f"unknown argument {rest[0]!r}; {suggest(rest[0].partition('=')[0], known)}")
+    if asked.version:
+        import importlib.metadata
+
+        try:
+            print(f"aimc {importlib.metadata.version('aimc')}")
+        except importlib.metadata.PackageNotFoundError:
+            print("aimc (not installed)")
+        return 0
+    if asked.command is None:
+        main_parser.print_help()
+        return 0
+    if asked.command in ("demo", "run"):
+        name = "demo" if asked.command == "demo" else asked.name
+        return _run(name, asked, overrides, parsers[asked.command].flags)
+    return {"list": _list, "evaluate": _evaluate, "report": _report}[asked.command](asked)
+
+
+def _split(words: list[str], known: list[str], wants_help: bool) -> tuple[list[str], list[tuple[str, str]]]:
+    """Take the configuration's flags out: ``--a.b value`` or ``--a.b=value``."""
+    plain: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    valued = [flag for flag in known if flag not in ("--help", "--no-tensorboard")]
+    i = 0
+    while i < len(words):
+        word = words[i]
+        flag, equals, value = word.partition("=")
+        if not word.startswith("--") or word == "--" or flag in known:
+            plain.append(word)
+            if flag in valued and not equals and i + 1 < len(words):
+                plain.append(words[i + 1])
+                i += 1
+        elif equals:
+            overrides.append((flag[2:], value))
+        elif i + 1 < len(words) and not words[i + 1].startswith("--"):
+            overrides.append((flag[2:], words[i + 1]))
+            i += 1
+        elif not wants_help:
+            overrides.append((flag[2:], ""))
+        i += 1
+    return plain, overrides
+
+
+def _recipe(name: str) -> Recipe:
+    from aimc.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise AimcError(f"no recipe is called {name!r}; {suggest(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def _run(name: str, asked: argparse.Namespace, overrides: list[tuple[str, str]], flags: list[str]) -> int:
+    from aimc.recipes import run_experiment
+    from aimc.recipes.overrides import configure
+    from aimc.report import load_run, show
+    from aimc.train import choose_progress
+
+    config: HwaExperiment = configure(_recipe(name).config(), asked.config, overrides, flags)  # type: ignore[assignment]
+    output = asked.output or os.path.join("runs", name)
+    progress = choose_progress()
+    run_experiment(config, output, data=asked.data, tensorboard=not asked.no_tensorboard, progress=progress)
+    found = load_run(output)
+    show([found])
+    print("time: " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in found.parts))
+    print(f"written: {output}/ with drift.png, results.json, records.jsonl, config.yaml, environment.json, checkpoints/"
+          + ("" if asked.no_tensorboard else ", tensorboard/"))  # fmt: skip
+    return 0
+
+
+def _list(asked: argparse.Namespace) -> int:
+    from aimc.recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        print(f"{recipe.name}\n    {recipe.summary}")
+        for label, text in (
+            ("expected", recipe.expected),
+            ("machine", recipe.machine),
+            ("time", recipe.time),
+        ):
+            print(f"    {label}: {text}")
+    return 0
+
+
+def _evaluate(asked: argparse.Namespace) -> int:
+    from aimc.chip import Compensation
+    from aimc.recipes import evaluate_run
+    from aimc.recipes.overrides import parse
+    from aimc.train import choose_progress
+
+    options: dict[str, Any] = {"chips": asked.chips, "seed": asked.seed}
+    if asked.times is not None:
+        options["times"] = tuple(t.strip() for t in asked.times.split(",") if t.strip())
+    if asked.compensation is not None:
+        given = parse(asked.compensation, "--compensation")
+        given = {"type": given} if isinstance(given, str) else given
+        options["compensation"] = Compensation.from_dict(given) if given is not None else None
+    for result in evaluate_run(asked.run, **options, data=asked.data, progress=choose_progress()):
+        print(f"\n{result}")
+    print(f"\nwritten: {asked.run}/records.jsonl; all tables: aimc report {shlex.quote(asked.run)}")
+    return 0
+
+
+def _report(asked: argparse.Namespace) -> int:
+    from aimc.report import draw, load_run, markdown, show
+
+    runs = [load_run(path) for path in asked.runs]
+    if asked.format == "markdown":
+        print(markdown(runs))
+    else:
+        show(runs)
+    if asked.figure is not None:
+        draw(runs, asked.figure)
+        print(f"written: {asked.figure}", file=sys.stderr)
+    return 0
+
+
+def _recipe_help(parser: _Parser, recipe: Recipe) -> str:
+    """The command's help followed by every field of the recipe."""
+    from aimc.recipes.overrides import describe
+
+    head = parser.format_help().replace("NAME", recipe.name, 1)
+    about = [f"The recipe {recipe.name}: {recipe.summary}", ""]
+    for label, text in (("expected", recipe.expected), ("machine", recipe.machine), ("time", recipe.time)):
+        about.append(f"  {label}: {text}")
+    return "\n".join(
+        [head, *about, "", "Flags of its configuration, with their defaults:", "", describe(recipe.config())]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
