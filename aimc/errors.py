@@ -45,7 +45,8 @@ class AimcError(ValueError):
         if layer is not None and self.layer is None:
             self.layer = layer
         if field is not None:
-            self.field = field if self.field is None else f"{field}.{self.field}"
+            inner = self.field or ""
+            self.field = f"{field}.{inner}" if inner and not inner.startswith("[") else f"{field}{inner}"
         if shape is not None and self.shape is None:
             self.shape = tuple(shape)
         return self
