@@ -41,7 +41,7 @@ class ProgrammedWeights:
 class Call:
     """What one forward pass hands to its backward pass."""
 
-    key: Key
+    keys: tuple[Key, ...]
     offset: int
     backend: str
     check_finite: bool
@@ -81,6 +81,7 @@ class AnalogLayer(nn.Module):
         self.statistics: Statistics | None = None
         self._programmed: ProgrammedWeights | None = None
         self._observer: Callable[[Tensor], None] | None = None
+        self._folded: tuple[tuple[Key, int], list[list[Key]]] | None = None
         self._step = self._evaluated = self._range_batches = 0
         self._clipped_version = -1
         like = {"dtype": self.weight.dtype, "device": self.weight.device}
@@ -212,6 +213,15 @@ class AnalogLayer(nn.Module):
 
     # Forward -------------------------------------------------------------------------------------------------------
 
+    def _read_keys(self) -> tuple[Key, ...]:
+        """Keys of the reads of this forward pass, one per row tile."""
+        if self._folded is None or self._folded[0] != (self.key, self.layout.row_tiles):
+            purposes = ("training", "evaluation")
+            keys = [[self.key.fold(p, k).at("output_noise") for k in range(self.layout.row_tiles)] for p in purposes]
+            self._folded = (self.key, self.layout.row_tiles), keys
+        keys = self._folded[1][0 if self.training else 1]
+        return tuple(k.at(step=self._step) for k in keys) if self.training else tuple(keys)
+
     def _analog(self, x: Tensor, geometry: Geometry) -> Tensor:
         """``[vectors, groups, channels, positions]`` -> ``[vectors, outputs, positions]``."""
         x = x.contiguous()  # an expanded or transposed input is a view
@@ -221,11 +231,8 @@ class AnalogLayer(nn.Module):
             tiles = self._tiles(geometry.contiguous_tiles)
             started = self._range_batches >= self.hardware.input_range.init_batches
             ranges = self._ranges(x.detach())
-            key = self.key.at("output_noise", step=self._step) if self.training else self.key.fold("evaluation").at(
-                "output_noise", step=0
-            )
             call = Call(
-                key, 0 if self.training else self._evaluated, self.backend, self.check_finite,
+                self._read_keys(), 0 if self.training else self._evaluated, self.backend, self.check_finite,
                 self._range_gradient if started or not self.training else _no_gradient,
             )
             bias = self.bias if self.bias is not None else None
@@ -239,7 +246,7 @@ class AnalogLayer(nn.Module):
         if self.training:
             self._step += 1
         else:
-            self._evaluated += x.shape[0]
+            self._evaluated += y.shape[0]
         return y
 
     @contextlib.contextmanager

@@ -19,34 +19,61 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class ConvGeometry:
-    """A convolution over one tile's channels; ``size`` is the spatial size of the (padded) input."""
+    """A convolution over one tile's channels.
+
+    Args:
+        layer: the convolution.
+        size: spatial size of the (padded) input.
+        padding: what is left to pad.
+        channels_last: whether the input has its channels innermost. Then a vector is one position, as it lies in memory,
+            and inputs are ``[images * positions, groups, channels, 1]``; otherwise a vector is one image.
+    """
 
     contiguous_tiles = True
 
-    def __init__(self, layer: _AnalogConv, size: tuple[int, ...], padding: tuple[int, ...]):
-        self.size, self.padding, self.groups = size, padding, layer.groups
+    def __init__(self, layer: _AnalogConv, size: tuple[int, ...], padding: tuple[int, ...], channels_last: bool):
+        self.size, self.padding, self.groups, self.channels_last = size, padding, layer.groups, channels_last
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.out = tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, p, d, k, s in zip(size, padding, self.dilation, self.kernel, self.stride, strict=True)
         )
 
+    def flatten(self, x: Tensor) -> Tensor:
+        """Images to ``[vectors, groups, channels, positions]``."""
+        images, channels = x.shape[0], x.shape[1] // self.groups
+        if self.channels_last:
+            return x.permute(0, 2, 3, 1).reshape(images * math.prod(self.size), self.groups, channels, 1)
+        return x.reshape(images, self.groups, channels, math.prod(self.size))
+
+    def unflatten(self, y: Tensor, images: int) -> Tensor:
+        """``[vectors, outputs, positions]`` to images."""
+        if self.channels_last:
+            return y.view(images, *self.out, y.shape[1]).permute(0, 3, 1, 2)
+        return y.view(images, y.shape[1], *self.out)
+
     def _image(self, part: Tensor) -> Tensor:
-        return part.view(part.shape[0], -1, *self.size)
+        if self.channels_last:
+            channels = part.shape[1] * part.shape[2]
+            return part.view(part.shape[0] // math.prod(self.size), *self.size, channels).permute(0, 3, 1, 2)
+        return part.view(part.shape[0], part.shape[1] * part.shape[2], *self.size)
 
     def _filter(self, weight: Tensor) -> Tensor:
-        return weight.reshape(weight.shape[0], -1, *self.kernel)
+        return weight.reshape(weight.shape[0], weight.shape[1] // math.prod(self.kernel), *self.kernel)
 
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
         y = _CONV[len(self.size)](
             self._image(part), self._filter(weight), None, self.stride, self.padding, self.dilation, self.groups
         )
-        return y.contiguous().view(part.shape[0], weight.shape[0], math.prod(self.out))
+        if self.channels_last:
+            return y.permute(0, 2, 3, 1).reshape(y.shape[0] * math.prod(self.out), weight.shape[0], 1)
+        return y.reshape(y.shape[0], weight.shape[0], math.prod(self.out))
 
     def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None):
+        image = self._image(part)
         found_part, found_weight, _ = torch.ops.aten.convolution_backward(
-            grad.view(grad.shape[0], -1, *self.out),
-            self._image(part),
+            self.unflatten(grad, image.shape[0]),
+            image,
             self._filter(weight),
             None,
             self.stride,
@@ -59,7 +86,19 @@ class ConvGeometry:
         )
         if to_weight is not None:
             to_weight.copy_(found_weight.reshape(weight.shape))
-        return found_part.reshape(part.shape) if need_part else None
+        if not need_part:
+            return None
+        return found_part.permute(0, 2, 3, 1).reshape(part.shape) if self.channels_last else found_part.reshape(part.shape)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether torch's own convolution would take this input as channels-last, and answer in kind."""
+    return (
+        x.dim() == 4
+        and x.stride(1) == 1
+        and x.shape[2] * x.shape[3] > 1
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 class _AnalogConv(AnalogLayer):
@@ -105,12 +144,12 @@ class _AnalogConv(AnalogLayer):
             x, symmetric = F.pad(x, amounts, mode=self.padding_mode), (0,) * self.spatial
         elif any(amounts[2 * i] != amounts[2 * i + 1] for i in range(self.spatial)):
             x, symmetric = F.pad(x, amounts), (0,) * self.spatial  # 'same' with an even kernel
-        size = tuple(x.shape[2:])
-        geometry = ConvGeometry(self, size, symmetric)
+        # A dynamic input range belongs to an image, so there an image has to stay one vector.
+        channels_last = _is_channels_last(x) and self.hardware.input_range.mode != "dynamic"
+        geometry = ConvGeometry(self, tuple(x.shape[2:]), symmetric, channels_last)
         if any(n < 1 for n in geometry.out):
             raise AimcError("the kernel is larger than the padded input", layer=self.name, shape=input.shape)
-        flat = x.reshape(x.shape[0], self.groups, self.layout.channels, math.prod(size))
-        y = self._analog(flat, geometry).view(x.shape[0], -1, *geometry.out)
+        y = geometry.unflatten(self._analog(geometry.flatten(x), geometry), x.shape[0])
         return y[0] if single else y
 
     def to_digital(self):

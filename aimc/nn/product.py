@@ -144,12 +144,10 @@ class AnalogProduct(torch.autograd.Function):
                 bound=adc.bound if adc is not None else 0.0,
                 output_noise=periphery.output_noise,
                 short_term=periphery.short_term_noise,
-                tile=k,
-                tiles=layout.row_tiles,
                 offset=call.offset,
             )
             total, mask = read_tile(
-                part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.key,
+                part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.keys[k],
                 total, factor, bias, call.backend,
             )  # fmt: skip
             masks.append(mask)

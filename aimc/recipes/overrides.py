@@ -115,15 +115,25 @@ def _merge(old: Any, new: Any) -> Any:
     if not isinstance(new, dict):
         return new
     if isinstance(old, list) and new and all(str(k).isdigit() for k in new):
-        merged = list(old)
-        for key, value in new.items():
+        merged: Any = list(old)
+        for key in new:
             if int(key) >= len(merged):
-                raise AimcError(f"there are only {len(merged)}", field=str(key))
-            merged[int(key)] = _merge(merged[int(key)], value)
-        return merged
-    if not isinstance(old, dict) or new.get("type", old.get("type")) != old.get("type"):
+                raise AimcError(f"there is no entry {key}, they are counted from 0 to {len(merged) - 1}", field=str(key))
+    elif isinstance(old, dict) and new.get("type", old.get("type")) == old.get("type"):
+        merged = dict(old)
+        for key in new:
+            if key not in old:
+                known = [name for name in old if name not in ("type", "version")]
+                raise AimcError(f"{old['type']} has no such field; {suggest(key, known)}", field=key)
+    else:
         return new
-    return old | {key: _merge(old.get(key), value) for key, value in new.items()}
+    for key, value in new.items():
+        place = int(key) if isinstance(merged, list) else key
+        try:
+            merged[place] = _merge(merged[place] if isinstance(merged, list) else merged.get(key), value)
+        except AimcError as error:
+            raise error.at(field=str(key)) from None
+    return merged
 
 
 def _set(config: Config, path: str, text: str, more: Sequence[str]) -> Config:

@@ -78,14 +78,14 @@ class RunReport:
 
     @property
     def parts(self) -> list[tuple[str, float]]:
-        """How long each part took, seconds."""
+        """How long each part of the run took, seconds, over every session; later evaluations do not count."""
         found: dict[str, float] = {}
         for r in self.records:
-            name = {"epoch": r.get("stage"), "digital": None}.get(r["kind"], r.get("name"))
-            if name and "seconds" in r:
-                name = f"training {name}" if r["kind"] == "epoch" else f"evaluating {name}"
+            if r["kind"] == "epoch":
+                name = f"training {r['stage']}"
                 found[name] = found.get(name, 0.0) + r["seconds"]
-        return list(found.items())
+        own = self.groups[0] if self.groups else []
+        return [*found.items(), *((f"evaluating {e.name}", e.seconds) for e in own)]
 
     def epochs(self, stage: str) -> list[dict[str, Any]]:
         """The epochs of a training stage."""

@@ -97,6 +97,44 @@ def test_bodies_agree_on_a_whole_step(layer_and_input):
         assert_close(f"tensor {i}", a, e, atol=2e-5 * size, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 9, 8), (3, 6, 9, 8), (2, 6, 1, 1), (1, 1, 1, 1), (2, 6, 1, 5)], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_memory_format_is_torchs_own(shape, groups, channels_last):
+    torch.manual_seed(0)
+    channels = shape[1]
+    groups = groups if channels % groups == 0 else 1
+    layer = nn.Conv2d(channels, 4, 3, padding=1, groups=groups)
+    x = torch.randn(shape)
+    if channels_last:
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    analog = aimc.convert(layer, IDEAL.replace(**{"tile.rows": 20}))
+    results = []
+    for module in (layer, analog):
+        inputs = x.detach().requires_grad_()
+        y = module(inputs)
+        y.square().sum().backward()
+        results.append((y, inputs.grad, *(p.grad for p in module.parameters())))
+    assert results[0][0].stride() == results[1][0].stride()
+    for name, a, e in zip(("output", "input", "weight", "bias"), results[1], results[0]):
+        assert_close(name, a, e, atol=1e-4)
+
+
+def test_standard_hardware_in_channels_last():
+    """Same result as contiguous but for the draws, which are numbered as the outputs lie in memory."""
+    torch.manual_seed(0)
+    hardware = aimc.presets.pcm().replace(
+        output_noise=0.0, short_term_noise=0.0, training=None,
+        **{"tile.rows": 30, "input_range.value": 2.0, "input_range.init_batches": 0},
+    )  # fmt: skip
+    analog = aimc.convert(nn.Conv2d(6, 5, 3), hardware, seed=0)
+    x = torch.randn(4, 6, 9, 8)
+    y, z = analog(x), analog(x.contiguous(memory_format=torch.channels_last))
+    assert z.is_contiguous(memory_format=torch.channels_last)
+    assert ((y - z).abs() > 1e-5).float().mean() < 0.01
+    assert abs(float(y.std() / z.std()) - 1) < 1e-3
+
+
 def switched(**changes):
     """Ideal hardware with one effect on."""
     return IDEAL.replace(**changes)

@@ -21,6 +21,7 @@ def shape_list():
         (2, 1, 63, 5),
         (0, 1, 7, 4),
         (130, 1, 63, 1),
+        (9001, 1, 1, 1),
     ):
         yield pytest.param((vectors, groups, channels, positions), id=f"{vectors}x{groups}x{channels}x{positions}")
 
@@ -82,7 +83,7 @@ def test_convert_input_gradient(backend):
 
 
 def read_out_cases():
-    for shape in ((1, 1, 1), (3, 5, 1), (2, 7, 9), (4, 1100, 1), (2, 3, 1500), (0, 4, 2), (6, 40, 64)):
+    for shape in ((1, 1, 1), (3, 5, 1), (2, 7, 9), (4, 1100, 1), (2, 3, 1500), (0, 4, 2), (6, 40, 64), (300, 16, 1), (5, 1023, 1), (4, 1024, 1)):
         yield pytest.param(shape, id="x".join(map(str, shape)))
 
 
@@ -93,11 +94,11 @@ def read_out_cases():
     [
         ReadOut(),
         ReadOut(half=127, bound=10.0),
-        ReadOut(half=3, bound=0.5, tile=1, tiles=3, offset=17),
+        ReadOut(half=3, bound=0.5, offset=17),
         ReadOut(output_noise=0.04),
-        ReadOut(half=127, bound=2.0, output_noise=0.04, tile=1, tiles=2, offset=5),
+        ReadOut(half=127, bound=2.0, output_noise=0.04, offset=5),
         ReadOut(half=127, bound=10.0, output_noise=0.04, short_term=0.0175),
-        ReadOut(short_term=0.1, tile=2, tiles=3),
+        ReadOut(short_term=0.1),
     ],
     ids=["plain", "adc", "coarse", "noise", "noise-adc", "standard", "short-term"],
 )
@@ -165,7 +166,7 @@ def test_read_out_does_not_see_the_batch(backend, threads):
     try:
 
         def run(a, b):
-            setting = ReadOut(half=127, bound=4.0, output_noise=0.1, tile=1, tiles=2, offset=a)
+            setting = ReadOut(half=127, bound=4.0, output_noise=0.1, offset=a)
             return read_out(None, partial[a:b].contiguous(), scale, ranges, setting, KEY, backend=backend)[0]
 
         whole = run(0, 40)

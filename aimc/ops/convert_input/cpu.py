@@ -13,63 +13,86 @@ _MINIMUM_CHUNK = 1 << 18
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _forward(x, ranges, k, a, b, half, out, start, n0, n1):
-    groups, spatial = x.shape[1], x.shape[3]
-    length = (b - a) * spatial
+def _run(source, target, r, half):
+    """One contiguous run with one range; returns how many clip and how many are not finite."""
     clipped = 0
     bad = 0
     top = np.float32(half)
+    if half:
+        up, down = top / r, r / top
+        for i in range(len(source)):
+            v = source[i]
+            size = abs(v)
+            clipped += size >= r
+            bad += not (size < np.float32(np.inf))
+            q = np.rint(v * up)
+            q = top if q > top else q
+            q = -top if q < -top else q
+            target[i] = q * down
+    else:
+        for i in range(len(source)):
+            v = source[i]
+            size = abs(v)
+            clipped += size >= r
+            bad += not (size < np.float32(np.inf))
+            v = r if v > r else v
+            target[i] = -r if v < -r else v
+    return clipped, bad
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _forward(x, ranges, k, a, b, half, out, start, n0, n1):
+    length = (b - a) * x.shape[3]
+    clipped = 0
+    bad = 0
     for n in range(n0, n1):
         r = ranges[k, n if ranges.shape[1] > 1 else 0]
-        for g in range(groups):
+        for g in range(x.shape[1]):
             source = x[n, g, a:b].reshape(length)
             target = out[n, g, start : start + b - a].reshape(length)
-            if half:
-                up, down = top / r, r / top
-                for i in range(length):
-                    v = source[i]
-                    size = abs(v)
-                    clipped += size >= r
-                    bad += not (size < np.float32(np.inf))
-                    q = np.rint(v * up)
-                    q = top if q > top else q
-                    q = -top if q < -top else q
-                    target[i] = q * down
-            else:
-                for i in range(length):
-                    v = source[i]
-                    size = abs(v)
-                    clipped += size >= r
-                    bad += not (size < np.float32(np.inf))
-                    v = r if v > r else v
-                    target[i] = -r if v < -r else v
+            c, f = _run(source, target, r, half)
+            clipped += c
+            bad += f
     return clipped, bad
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def _backward(x, grad, ranges, k, a, b, out, n0, n1):
+def _run_backward(source, d, target, r):
     """Returns the push on the range."""
-    groups, spatial = x.shape[1], x.shape[3]
-    length = (b - a) * spatial
-    push = 0.0
     zero = np.float32(0)
-    for n in range(n0, n1):
-        r = ranges[k, n if ranges.shape[1] > 1 else 0]
-        for g in range(groups):
-            source = x[n, g, a:b].reshape(length)
-            d = grad[n, g].reshape(length)
-            target = out[n, g, a:b].reshape(length)
-            row = zero
-            for i in range(length):
-                v, di = source[i], d[i]
-                row += di if v >= r and di < zero else zero
-                row -= di if v <= -r and di > zero else zero
-                target[i] = zero if abs(v) >= r else di
-            push += row
+    push = zero
+    for i in range(len(source)):
+        v, di = source[i], d[i]
+        push += di if v >= r and di < zero else zero
+        push -= di if v <= -r and di > zero else zero
+        target[i] = zero if abs(v) >= r else di
     return push
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _backward(x, grad, ranges, k, a, b, out):
+    length = (b - a) * x.shape[3]
+    push = 0.0
+    for n in range(x.shape[0]):
+        r = ranges[k, n if ranges.shape[1] > 1 else 0]
+        for g in range(x.shape[1]):
+            target = out[n, g, a:b].reshape(length)
+            push += _run_backward(x[n, g, a:b].reshape(length), grad[n, g].reshape(length), target, r)
+    return push
+
+
+_LINE = 4096
+
+
+def _as_lines(x: Tensor) -> Tensor:
+    """The same memory as few long vectors: one tile and one range make no difference between elements."""
+    whole = x.numel() // _LINE * _LINE
+    return x.view(-1)[:whole].view(-1, 1, _LINE, 1)
+
+
 def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles: bool):
+    if len(splits) == 1 and ranges.shape[1] == 1 and x[0:1].numel() < _LINE < x.numel():
+        return _convert_whole(x, ranges, half)
     source, r = x.detach().numpy(), ranges.detach().numpy()
     parts, clipped, finite = [], [], True
     whole = x if contiguous_tiles else torch.empty_like(x)
@@ -92,13 +115,38 @@ def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles
     return parts, clipped, finite
 
 
+def _convert_whole(x: Tensor, ranges: Tensor, half: int):
+    """One tile, one range, short vectors: run over long lines of the same memory, then over the rest."""
+    part = torch.empty_like(x)
+    lines, into = _as_lines(x.detach()), _as_lines(part)
+    _, clipped, finite = convert_input_into(lines, ranges, half, into)
+    rest = lines.numel()
+    c, bad = _run(x.detach().view(-1)[rest:].numpy(), part.view(-1)[rest:].numpy(), ranges.numpy()[0, 0], half)
+    return [part], [clipped + c], finite and not bad
+
+
+def convert_input_into(lines: Tensor, ranges: Tensor, half: int, into: Tensor):
+    """As :func:`convert_input` for one tile, with the result's memory given."""
+    source, target, r, counts = lines.numpy(), into.numpy(), ranges.detach().numpy(), []
+
+    def chunk(n0, n1):
+        counts.append(_forward(source, r, 0, 0, source.shape[2], half, target, 0, n0, n1))
+
+    run_chunks(chunk, len(lines), _vectors(lines), align=1)
+    return into, sum(c for c, _ in counts), not any(bad for _, bad in counts)
+
+
 def convert_input_backward(x: Tensor, grads: list[Tensor], ranges: Tensor, splits):
     result = torch.empty_like(x)
     source, r, out = x.detach().numpy(), ranges.detach().numpy(), result.numpy()
-    push = [
-        _backward(source, grad.contiguous().numpy(), r, k, a, b, out, 0, x.shape[0])
-        for k, ((a, b), grad) in enumerate(zip(splits, grads, strict=True))
-    ]
+    if len(splits) == 1 and ranges.shape[1] == 1:
+        d = grads[0].contiguous().view(-1).numpy()
+        push = [_run_backward(source.reshape(-1), d, out.reshape(-1), r[0, 0])]
+    else:
+        push = [
+            _backward(source, grad.contiguous().numpy(), r, k, a, b, out)
+            for k, ((a, b), grad) in enumerate(zip(splits, grads, strict=True))
+        ]
     return result, torch.tensor(push, dtype=x.dtype)
 
 

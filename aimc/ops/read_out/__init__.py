@@ -20,7 +20,6 @@ class ReadOut:
         bound: full scale of the ADC in normalised units.
         output_noise: standard deviation before the ADC, normalised units.
         short_term: standard deviation of the weights' noise within one read, normalised units.
-        tile, tiles: index of this row tile and their number, for the position of the draws.
         offset: number of the first vector, for the position of the draws.
     """
 
@@ -28,8 +27,6 @@ class ReadOut:
     bound: float = 0.0
     output_noise: float = 0.0
     short_term: float = 0.0
-    tile: int = 0
-    tiles: int = 1
     offset: int = 0
 
 
@@ -55,7 +52,7 @@ def read_out(
         scale: weight scale of each column, ``[outputs]``, >= 0.
         ranges: input range, ``[1]`` or ``[vectors]``; full scale of a column is scale times range.
         setting: the tile's numbers.
-        key: key of the layer's output noise. Position: vector-major, then tile, output, position.
+        key: key of the tile's output noise. A draw's position is that of its element in memory, plus the offset.
         variance: ``sum_j |w_ij| x_j^2``, same shape; needed if ``short_term`` is not 0.
         gain: digital factor per output, ``[outputs]``.
         bias: ``[outputs]``, used where ``total`` is None.

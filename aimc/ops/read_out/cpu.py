@@ -78,40 +78,60 @@ def _convert_each(z, up, down, limit, gain, r, top):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _repeated(values, times):
+    result = np.empty(len(values) * times, dtype=np.float32)
+    for t in range(times):
+        result[t * len(values) : (t + 1) * len(values)] = values
+    return result
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _read_out(
     total, partial, scale, ranges, variance, gain, bias, saturated,
-    half, bound, output_noise, short_term, tile, tiles, offset, first, k0, k1, step, stream, n0, n1,
+    half, bound, output_noise, short_term, offset, first, k0, k1, step, stream, n0, n1,
 ):  # fmt: skip
     outputs, positions = partial.shape[1], partial.shape[2]
     size = outputs * positions
     noisy = 2 if short_term > 0 else (1 if output_noise > 0 else 0)
+    shared = positions > 1
+    if not shared and len(ranges) == 1 and outputs < _BLOCK:
+        # Short vectors with one column each: a block holds several, and the columns' numbers repeat with them.
+        times = _BLOCK // outputs
+        scale, gain, bias = _repeated(scale, times), _repeated(gain, times), _repeated(bias, times)
+    period = len(scale)
     noise = scale * np.float32(output_noise)
     short = scale * np.float32(short_term * short_term)
     limit = scale * np.float32(bound)
     top = np.float32(max(half, 1))
     down = limit / top
     up = np.zeros_like(down)
-    for c in range(outputs):
+    for c in range(period):
         if down[c] > 0:
             up[c] = np.float32(1) / down[c]
     block = np.empty(_BLOCK, dtype=np.float32)
     analog = np.empty(_BLOCK if half else 0, dtype=np.float32)
     everywhere = 0.0
-    shared = positions > 1
-    for n in range(n0, n1):
+    lines = n1 - n0
+    if period > outputs:
+        lines = 1
+    for line in range(lines):
+        n = n0 + line
+        length = size if period == outputs else (n1 - n0) * size
+        into = total[n : n + length // size].reshape(length)
+        source = partial[n : n + length // size].reshape(length)
+        spread = variance[n : n + length // size].reshape(length) if noisy == 2 else source
         r = ranges[n if len(ranges) > 1 else 0]
-        base = ((offset + n) * tiles + tile) * size
-        into, source = total[n].reshape(size), partial[n].reshape(size)
-        spread = variance[n].reshape(size) if noisy == 2 else source
-        for low in range(0, size, _BLOCK):
-            high = min(low + _BLOCK, size)
+        base = (offset + n) * size
+        stride = _BLOCK if period == outputs else period
+        for low in range(0, length, stride):
+            high = min(low + stride, length)
             if noisy:
                 fill_normals(block, high - low, k0, k1, step, stream, base + low)
             a = low
             while a < high:  # runs of one column, or the whole block
-                c = a // positions
+                c = a // positions if period == outputs else 0
                 b = min((c + 1) * positions, high) if shared else high
-                d = c + 1 if shared else b
+                d = c + 1 if shared else c + b - a
                 z = block[a - low : b - low]
                 count = np.float32(0)
                 if shared:
@@ -127,7 +147,7 @@ def _read_out(
                         count = _convert_each(z, up[c:d], down[c:d], limit[c:d], gain[c:d], r, top)
                     if count > 0:
                         everywhere += count
-                        flags = saturated[n].reshape(size)[a:b]
+                        flags = saturated[n : n + length // size].reshape(length)[a:b]
                         for i in range(b - a):
                             flags[i] = abs(kept[i]) > limit[c if shared else c + i] * r
                 elif shared:
@@ -171,8 +191,6 @@ def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
         float(setting.bound),
         float(setting.output_noise),
         float(setting.short_term),
-        setting.tile,
-        setting.tiles,
         setting.offset,
         first,
         *key_words(key),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from aimc.random import normal
 
@@ -16,7 +15,9 @@ def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
         std = setting.output_noise * full
         if setting.short_term:
             std = torch.sqrt(std**2 + setting.short_term**2 * scale.view(1, -1, 1) * variance)
-        analog = partial + std * _noise(partial, setting, key)
+        offset = setting.offset * outputs * positions
+        draws = normal(key, tuple(partial.shape), offset=offset, device=partial.device, dtype=partial.dtype)
+        analog = partial + std * draws
     saturated = None
     if setting.half:
         limit = setting.bound * full
@@ -37,11 +38,3 @@ def read_out_backward(grad, saturated, gain):
     if gain is not None:
         grad = grad * gain.view(1, -1, 1)
     return grad if saturated is None else grad.masked_fill(saturated, 0)
-
-
-def _noise(partial: Tensor, setting, key) -> Tensor:
-    """The draws of this tile, cut out of those of all tiles of these vectors."""
-    vectors, outputs, positions = partial.shape
-    shape = (vectors, setting.tiles, outputs, positions)
-    offset = setting.offset * setting.tiles * outputs * positions
-    return normal(key, shape, offset=offset, device=partial.device, dtype=partial.dtype)[:, setting.tile]

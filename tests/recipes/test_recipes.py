@@ -1,0 +1,188 @@
+"""Recipes say what to expect and build; an experiment runs, resumes and writes what it found."""
+
+import json
+
+import pytest
+import torch
+
+from aimc import cells, data, presets
+from aimc.chip import DriftResult
+from aimc.errors import AimcError
+from aimc.files import read_config, read_records
+from aimc.recipes import MLP, RECIPES, Dataset, Evaluation, HwaExperiment, evaluate_run, run_experiment
+from aimc.recipes.experiment import VARIANTS
+from aimc.train import Optimizer, Progress, Stage, load_checkpoint
+
+TINY = HwaExperiment(
+    dataset=Dataset(name="mnist_small", train_images=300, validation_images=60, test_images=100),
+    network=MLP(hidden=(12,)),
+    teacher=Stage(epochs=2, batch_size=50, optimizer=Optimizer(lr=0.1)),
+    student=Stage(epochs=2, batch_size=50, optimizer=Optimizer(lr=0.02, clip_norm=5.0), validation_repeats=1),
+    hardware=presets.pcm(),
+    evaluation=Evaluation(times=("1s", "1d"), chips=2),
+    threads=1,
+)
+PARTS = [f"{v}, {c}" for v in VARIANTS for c in ("compensated", "not compensated")]
+
+
+class Stop(Progress):
+    """Ctrl-C when a line begins in some way."""
+
+    def __init__(self, start):
+        self.start = start
+
+    def line(self, text):
+        if text.startswith(self.start):
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    path = tmp_path_factory.mktemp("straight") / "run"
+    return path, run_experiment(TINY, path, tensorboard=False)
+
+
+def _without_time(value):
+    if isinstance(value, dict):
+        return {k: _without_time(v) for k, v in value.items() if k != "seconds"}
+    return [_without_time(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_to_expect_and_builds(name):
+    recipe = RECIPES[name]
+    assert recipe.name == name
+    assert recipe.summary and recipe.expected and recipe.machine and recipe.time
+    config = recipe.config()
+    assert isinstance(config, HwaExperiment)
+    assert type(config).from_yaml(config.to_yaml()) == config == type(config).from_json(config.to_json())
+    source = data.DATASETS[config.dataset.name]
+    net = config.network.build(source.shape if len(source.shape) == 3 else (1, *source.shape), len(source.classes))
+    assert sum(p.numel() for p in net.parameters()) > 0
+
+
+def test_the_results_are_in_the_directory(straight):
+    path, results = straight
+    for name in ("config.yaml", "environment.json", "records.jsonl", "results.json", "drift.png"):
+        assert (path / name).stat().st_size > 0, name
+    assert sorted(p.name for p in (path / "checkpoints").iterdir()) == ["student.safetensors", "teacher.safetensors"]
+    assert not list(path.rglob("*.part"))
+    assert json.loads((path / "results.json").read_text()) == results
+    assert list(results["evaluations"]) == PARTS
+    for name, held in results["evaluations"].items():
+        result = DriftResult.from_dict(held)
+        assert result.values.shape == (2, 2) and result.times == (1.0, 86400.0), name
+        assert result.reference == results["digital"]["digital"] and result.chance == 0.1
+        assert (result.compensation is None) == ("not" in name)
+    assert results["digital"]["digital"] > 0.5
+    assert read_config(path) == TINY
+
+
+def test_a_finished_run_is_not_repeated(straight):
+    path, results = straight
+    before = (path / "records.jsonl").read_bytes()
+    assert run_experiment(TINY, path, tensorboard=False) == results
+    assert (path / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        ["teacher epoch 1/", "teacher: goes on"],
+        ["teacher epoch 2/", "student epoch 1/", "student epoch 2/"],
+        ["digital", "student, digital", *PARTS],
+    ],
+    ids=["teacher", "student", "between evaluations"],
+)
+def test_an_interrupted_experiment_ends_like_a_straight_one(straight, tmp_path, stops):
+    path, expected = straight
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(TINY, tmp_path / "run", tensorboard=False, progress=Stop(stop))
+        torch.rand(3)
+    results = run_experiment(TINY, tmp_path / "run", tensorboard=False)
+    assert _without_time(results) == _without_time(expected)
+    assert _without_time(read_records(tmp_path / "run")) == _without_time(read_records(path))
+    for stage in ("teacher", "student"):
+        ours, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / f"{stage}.safetensors")
+        theirs, _ = load_checkpoint(path / "checkpoints" / f"{stage}.safetensors")
+        assert all(torch.equal(ours[n], t) for n, t in theirs.items()) and ours.keys() == theirs.keys()
+
+
+def test_the_teacher_decides_nothing_on_the_test_set(tmp_path, straight):
+    other = TINY.replace(**{"dataset.test_images": 50})
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(other, tmp_path, tensorboard=False, progress=Stop("student, digital"))
+    for stage in ("teacher", "student"):
+        ours, _ = load_checkpoint(tmp_path / "checkpoints" / f"{stage}.safetensors")
+        theirs, _ = load_checkpoint(straight[0] / "checkpoints" / f"{stage}.safetensors")
+        assert all(torch.equal(ours[n], t) for n, t in theirs.items())
+
+
+def test_the_mapped_baseline_keeps_the_teachers_weights(straight):
+    from aimc.recipes.experiment import _analog, _load, _network
+    from aimc.train import load_weights
+
+    loaded = _load(TINY.dataset, None)
+    teacher = _network(TINY, loaded)
+    load_weights(teacher, str(straight[0]), "teacher")
+    mapped = _analog(TINY, teacher, loaded, aware=False)
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(mapped.state_dict()[name], value)
+    assert mapped.state_dict()["layers.0.input_range"].isfinite().all()
+
+
+def test_another_configuration_in_the_same_directory_is_refused(straight):
+    with pytest.raises(AimcError, match=r"student\.epochs: 2 -> 3"):
+        run_experiment(TINY.replace(**{"student.epochs": 3}), straight[0], tensorboard=False)
+
+
+def test_a_run_can_be_evaluated_again(straight):
+    path, results = straight
+    same = evaluate_run(path)
+    assert [r.values.tolist() for r in same] == [e["values"] for e in results["evaluations"].values()]
+    count = len(read_records(path))
+    new = evaluate_run(path, times=("1h",), chips=1, seed=5, compensation=None)
+    assert [r.values.shape for r in new] == [(1, 1), (1, 1)] and all(r.compensation is None for r in new)
+    assert new[0].reference == pytest.approx(results["digital"]["digital"])
+    assert len(read_records(path)) == count + 2
+    assert run_experiment(TINY, path, tensorboard=False) == results  # the run's own results stay
+
+
+def test_evaluating_needs_a_finished_run(tmp_path):
+    with pytest.raises(AimcError, match="no run directory"):
+        evaluate_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(TINY, tmp_path / "a", tensorboard=False, progress=Stop("teacher epoch 1/"))
+    with pytest.raises(AimcError, match="no such checkpoint"):
+        evaluate_run(tmp_path / "a")
+
+
+def test_a_student_needs_training_and_one_ramp():
+    with pytest.raises(AimcError, match=r"hardware\.training"):
+        TINY.replace(**{"hardware.training": None})
+    with pytest.raises(AimcError, match="ramp_steps"):
+        TINY.replace(**{"hardware.training.ramp_steps": 5, "student.noise_ramp": 1})
+
+
+def test_other_hardware_runs(tmp_path):
+    config = TINY.replace(
+        hardware=TINY.hardware.replace(cell=cells.Hermes(parallel=2)),
+        student=TINY.student.replace(epochs=1),
+        teacher=TINY.teacher.replace(epochs=1),
+        evaluation=Evaluation(times=("1h",), chips=1),
+        digital=("layers.1",),
+    )
+    results = run_experiment(config, tmp_path, tensorboard=True)
+    assert results["evaluations"][PARTS[0]]["statistics"]["std"] is None
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_networks_refuse_data_that_does_not_fit():
+    from aimc.recipes import LeNet5, WideResNet
+
+    with pytest.raises(AimcError, match="28x28"):
+        LeNet5().build((3, 32, 32), 10)
+    with pytest.raises(AimcError, match="depth"):
+        WideResNet(depth=11)
+    assert WideResNet(depth=10, width=1).build((3, 32, 32), 10)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)

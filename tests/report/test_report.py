@@ -1,0 +1,116 @@
+"""Reports show what the records hold, number by number."""
+
+import json
+
+import numpy as np
+import pytest
+
+from aimc.chip import DriftResult
+from aimc.config import Config
+from aimc.errors import AimcError
+from aimc.report import draw, load_run, markdown, show, tables
+from aimc.train import Run
+
+
+class Settings(Config):
+    seed: int = 0
+
+
+VALUES = np.array([[0.91, 0.93, 0.95], [0.61, 0.70, 0.79]])
+
+
+def _result(values=VALUES, seed=0, **fields):
+    known = {"times": (1.0, 3600.0), "reference": 0.95, "chance": 0.1, "compensation": '{"type": "LeastSquares"}'}
+    return DriftResult(values=np.array(values), seed=seed, **{**known, **fields})
+
+
+def _run(path, *evaluations, digital=True):
+    with Run(path, Settings(), tensorboard=False) as run:
+        for epoch in (1, 2):
+            run.record("epoch", stage="teacher", epoch=epoch, seconds=1.5)
+        if digital:
+            run.record("digital", name="digital", value=0.95, seconds=0.1)
+        for name, result in evaluations:
+            run.record("evaluation", name=name, result=result.to_dict(), seconds=2.0)
+    return load_run(path)
+
+
+def test_tables_equal_the_records(tmp_path):
+    run = _run(tmp_path / "a", ("student, compensated", _result()))
+    accuracy, worst, star = tables(run)
+    assert accuracy.head == ("network", "1 s", "1 h")
+    assert accuracy.rows == (("digital", "95.00", "95.00"), ("student, compensated", "93.00 ± 2.00", "70.00 ± 9.00"))
+    assert "3 chips" in accuracy.title
+    assert worst.rows == (("student, compensated", "91.00", "61.00"),)
+    low, high = 100 * _result().normalised_interval[0]
+    assert star.rows[0][1] == f"{100 * (0.93 - 0.1) / 0.85:.1f} ({low:.1f} to {high:.1f})"
+
+
+def test_iso_accuracy_is_marked_only_where_it_is_shown(tmp_path):
+    run = _run(tmp_path / "a", ("x", _result([[0.951, 0.952, 0.953], [0.951, 0.951, 0.80]])))
+    assert [cell.endswith("*") for cell in tables(run)[2].rows[0][1:]] == [True, False]
+
+
+def test_one_chip_has_no_spread_and_a_metric_without_chance_no_per_cent(tmp_path):
+    run = _run(tmp_path / "a", ("x", _result([[0.9], [0.8]])))
+    assert tables(run)[0].rows[-1] == ("x", "90.00", "80.00")
+    run = _run(tmp_path / "b", ("x", _result([[72.9], [73.0]], chance=None, higher_is_better=False)))
+    assert len(tables(run)) == 2 and tables(run)[0].rows[-1] == ("x", "72.9", "73")
+
+
+def test_other_protocols_get_their_own_tables_and_stay_out_of_the_results(tmp_path):
+    run = _run(tmp_path / "a", ("x", _result()), ("x", _result(seed=5)), ("y", _result()))
+    assert [[e.name for e in group] for group in run.groups] == [["x", "y"], ["x"]]
+    assert len(tables(run)) == 6
+    assert list(run.results()["evaluations"]) == ["x", "y"]
+    assert run.results()["seconds"] == {"training teacher": 3.0, "evaluating x": 2.0, "evaluating y": 2.0}
+    assert run.results()["evaluations"]["x"] == _result().to_dict()
+    json.dumps(run.results(), allow_nan=False)
+
+
+def test_markdown_and_terminal_hold_the_same_numbers(tmp_path, capsys):
+    run = _run(tmp_path / "name", ("student, compensated", _result()))
+    text = markdown([run])
+    assert "| student, compensated | 93.00 ± 2.00 | 70.00 ± 9.00 |" in text and "### name" in text
+    for block in text.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) <= 1
+    show([run])
+    shown = capsys.readouterr().out
+    assert "93.00 ± 2.00" in shown and "70.00 ± 9.00" in shown and "name" in shown
+
+
+def test_figures_are_drawn_from_any_number_of_runs(tmp_path):
+    runs = [_run(tmp_path / n, ("x, compensated", _result()), ("x, not", _result(compensation=None))) for n in "ab"]
+    for n in (1, 2):
+        draw(runs[:n], tmp_path / f"{n}.png")
+        assert (tmp_path / f"{n}.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.raises(AimcError, match="no run has an evaluation"):
+        draw([_run(tmp_path / "c")], tmp_path / "c.png")
+    with pytest.raises(AimcError, match="cannot write"):
+        draw(runs, tmp_path / "nowhere" / "a.png")
+
+
+def test_the_figure_shows_the_recorded_means(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    real = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: (drawn.append((a, k)), real(self, *a, **k))[1])
+    draw([_run(tmp_path / "a", ("x, compensated", _result()))], tmp_path / "a.png")
+    (times, mean, _), options = drawn[0]
+    assert times.tolist() == [1.0, 3600.0] and mean == pytest.approx([93.0, 70.0])
+    assert options["label"] == "x, compensated"
+
+
+def test_a_run_without_records_or_with_damaged_ones_is_named(tmp_path):
+    with Run(tmp_path / "a", Settings(), tensorboard=False):
+        pass
+    with pytest.raises(AimcError, match="no records yet"):
+        load_run(tmp_path / "a")
+    with pytest.raises(AimcError, match="no run directory"):
+        load_run(tmp_path)
+    (tmp_path / "a" / "records.jsonl").write_text("{\n")
+    with pytest.raises(AimcError, match="line 1"):
+        load_run(tmp_path / "a")

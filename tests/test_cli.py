@@ -1,0 +1,274 @@
+"""The command line: what it accepts, what it refuses and how, and that nothing ends in a traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from aimc import cli
+from aimc.cells import PCM, Hermes
+from aimc.errors import AimcError
+from aimc.files import read_config, read_records
+from aimc.recipes import RECIPES
+from aimc.recipes.overrides import _fields, configure, describe, parse
+
+DEMO = RECIPES["demo"].config()
+TINY = [
+    "--dataset.train_images", "200", "--dataset.validation_images", "40", "--dataset.test_images", "60",
+    "--teacher.epochs", "12", "--student.epochs=1", "--student.validation_repeats", "1",
+    "--evaluation.chips", "2", "--evaluation.times", "1s,1h", "--no-tensorboard",
+]  # fmt: skip
+
+
+def _flags(*words):
+    return configure(DEMO, None, list(zip(words[::2], words[1::2])))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.main(["run", "demo", "--output", str(path), *TINY]) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["rnu"], "no command is called 'rnu'; did you mean 'run'?"),
+        (["run", "demmo"], "no recipe is called 'demmo'; did you mean 'demo'?"),
+        (["run"], "NAME"),
+        (["run", "demo", "--student.epoch", "5"], "'--student.epoch'; did you mean '--student.epochs'?"),
+        (["run", "demo", "--studnt.epochs", "5"], "did you mean '--student.epochs'?"),
+        (["run", "demo", "--ouput", "x"], "did you mean '--output'?"),
+        (["run", "demo", "--zzz", "1"], "unknown flag '--zzz'"),
+        (["run", "demo", "extra"], "extra"),
+        (["demo", "--sed", "1"], "did you mean '--seed'?"),
+        (["run", "demo", "--student.epochs"], "--student.epochs needs a value"),
+        (["run", "demo", "--student.epochs", "--seed", "1"], "--student.epochs needs a value"),
+        (["run", "demo", "--student.epochs", "five"], "'student.epochs': expects a whole number, got 'five'"),
+        (["run", "demo", "--student.epochs", "0"], "'student.epochs': must be at least 1"),
+        (["run", "demo", "--seed.x", "1"], "--seed holds 0, which has no fields"),
+        (["run", "demo", "--hardware.cell", "{type: Hermez}"], "did you mean 'Hermes'?"),
+        (["run", "demo", "--hardware.cell", "{type: ["], "not valid YAML"),
+        (["run", "demo", "--hardware.cell.parallel", "2"], "--hardware.cell.parallel"),
+        (["run", "demo", "--hardware.training.modifiers.7.scale", "2"], "modifiers.7': there is no entry 7"),
+        (["run", "demo", "--evaluation.times", "1s,1hh"], "not a time: '1hh'"),
+        (["run", "demo", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["run", "demo", "--dataset.name", "mnits"], "did you mean 'mnist'?"),
+        (["evaluate", "nowhere"], "no run directory"),
+        (["evaluate", "nowhere", "--tmes", "1s"], "did you mean '--times'?"),
+        (["evaluate", "nowhere", "--chips", "many"], "--chips"),
+        (["report", "nowhere"], "no run directory"),
+        (["report"], "RUN"),
+        (["report", "x", "--format", "pdf"], "'pdf'"),
+        (["list", "--al"], "unknown argument '--al'"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_a_mistake_is_one_line_with_a_hint_and_exit_code_2(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    seen = capsys.readouterr()
+    assert seen.out == ""
+    assert seen.err.startswith("aimc: error: ") and seen.err.count("\n") == 1 and message in seen.err
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_the_whole_way_through(finished, capsys):
+    assert cli.main(["run", "demo", "--output", str(finished), *TINY]) == 0  # goes on, that is: shows
+    out = capsys.readouterr().out
+    assert "finished earlier" in out and "A*" in out and f"written: {finished}" in out
+    results = json.loads((finished / "results.json").read_text())
+    value = results["evaluations"]["mapped, compensated"]["statistics"]["worst"][0]
+    assert f"{100 * value:.2f}" in out
+    config = read_config(finished)
+    assert config.student.epochs == 1 and config.evaluation.times == ("1s", "1h") and config.dataset.test_images == 60
+
+    assert cli.main(["evaluate", str(finished), "--times", "1d, 2d", "--chips", "1", "--compensation", "null"]) == 0
+    assert "compensation: none" in capsys.readouterr().out
+    assert read_records(finished)[-1]["times"] == [86400.0, 172800.0]
+    assert cli.main(["evaluate", str(finished), "--times", "1h", "--chips", "1", "--compensation", "MeanAbs"]) == 0
+    assert read_records(finished)[-1]["compensation"]["type"] == "MeanAbs"
+
+    capsys.readouterr()
+    figure = finished / "again.png"
+    assert cli.main(["report", str(finished), str(finished), "--format", "markdown", "--figure", str(figure)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| mapped, compensated |") >= 2 and f"{100 * value:.2f}" in out and figure.exists()
+
+
+def test_another_configuration_in_the_same_directory(finished, capsys):
+    assert cli.main(["run", "demo", "--output", str(finished), *TINY, "--seed", "4"]) == 2
+    assert "seed: 0 -> 4" in capsys.readouterr().err
+
+
+def test_list_names_every_recipe(capsys):
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    for recipe in RECIPES.values():
+        assert recipe.name in out and recipe.expected in out and recipe.time in out and recipe.machine in out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_shows_the_commands(words, capsys):
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    for word in ("demo", "list", "run", "evaluate", "report", "Start with"):
+        assert word in out
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate", "report", "list"])
+def test_every_command_has_help(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    assert f"usage: aimc {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["run", "demo", "--help"], ["demo", "--help"], ["run", "-h", "demo"]])
+def test_the_help_of_a_recipe_shows_every_field_with_its_default(words, capsys):
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    for path, *_ in _fields(DEMO):
+        assert f"--{path} " in out, path
+    assert f"--student.epochs {DEMO.student.epochs}\n" in out
+    assert RECIPES["demo"].expected[:40] in out
+    assert "Hermes" in out and "passes over the training data" in out
+    assert "``" not in out and ":class:" not in out
+
+
+def test_every_shown_default_is_accepted_as_a_value():
+    for line in describe(DEMO).splitlines():
+        if line.startswith("  --"):
+            flag, value = line.strip().split(" ", 1)
+            if "{type" not in value:
+                assert configure(DEMO, None, [(flag[2:], value.strip("'"))]) == DEMO, line
+
+
+def test_flags_reach_every_kind_of_field():
+    config = _flags(
+        "student.epochs", "5", "student.optimizer.lr", "1e-3", "dataset.name", "123", "evaluation.times", "1s,30d,60",
+        "network.hidden", "[7, 8]", "digital", "fc*", "hardware.dac", "null", "threads", "null",
+        "hardware.training.modifiers.0.scale", "1.5", "student.selection", "last",
+    )  # fmt: skip
+    assert config.student.epochs == 5 and config.student.optimizer.lr == 1e-3 and config.student.selection == "last"
+    assert config.dataset.name == "123" and config.evaluation.times == ("1s", "30d", 60.0)
+    assert config.network.hidden == (7, 8) and config.digital == ("fc*",)
+    assert config.hardware.dac is None and config.threads is None
+    assert config.hardware.training.modifiers[0].scale == 1.5
+    assert config.teacher == DEMO.teacher
+
+
+def test_polymorphic_nodes_take_a_type_and_then_its_fields_in_any_order():
+    config = _flags("hardware.cell.g_max", "20", "hardware.cell", "{type: Hermes, parallel: 2}")
+    assert config.hardware.cell == Hermes(parallel=2, g_max=20.0)
+    config = _flags("hardware.cell.g_max", "20")
+    assert config.hardware.cell == PCM(g_max=20.0)
+    config = _flags("hardware.training.modifiers", '[{"type": "AddNormal", "std": 0.2}, {"type": "DropConnect"}]')
+    assert [type(m).__name__ for m in config.hardware.training.modifiers] == ["AddNormal", "DropConnect"]
+    config = _flags("hardware.training.clip", "{type: FixedClip, value: 0.5}")
+    assert config.hardware.training.clip.value == 0.5
+    config = _flags("hardware.adc", "null", "hardware.dac.bits", "6", "network", "{type: LeNet5}")
+    assert config.hardware.adc is None and config.hardware.dac.bits == 6 and type(config.network).__name__ == "LeNet5"
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("student: {epochs: 7, batch_size: 16}\nteacher.optimizer.lr: 1e-2\nhardware:\n  adc.bits: 6\n")
+    config = configure(DEMO, file, [("student.epochs", "3")])
+    assert config.student.epochs == 3 and config.student.batch_size == 16
+    assert config.teacher.optimizer.lr == 0.01 and config.hardware.adc.bits == 6
+    assert config.student.optimizer == DEMO.student.optimizer and config.teacher.epochs == DEMO.teacher.epochs
+
+
+def test_a_runs_own_configuration_is_a_file_that_reproduces_it(tmp_path):
+    wanted = _flags("hardware.cell", "{type: Hermes, parallel: 2}", "student.epochs", "2", "digital", "a,b")
+    file = tmp_path / "config.yaml"
+    file.write_text(wanted.to_yaml())
+    assert configure(RECIPES["lenet_mnist_hwa"].config(), file, []) == wanted
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("student: {epoch: 3}", r"student\.epoch'.*did you mean 'epochs'.*my\.yaml"),
+        ("studnet: {epochs: 3}", r"did you mean 'student'"),
+        ("student: {epochs: 3, epochs: 4}", r"given twice"),
+        ("- 1", r"must hold fields"),
+        ("a: [", r"my\.yaml is not valid YAML"),
+        ("student: !!python/object/apply:os.system ['true']", r"not valid YAML"),
+        ("student: 3", r"'student': expects Stage"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, text, message):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(AimcError, match=message):
+        configure(DEMO, file, [])
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    (tmp_path / "my.yaml").write_text("# nothing\n")
+    assert configure(DEMO, tmp_path / "my.yaml", []) == DEMO
+
+
+def test_numbers_with_an_exponent_are_numbers_and_safe_yaml_stays_the_same():
+    assert parse("[1e-3, 2E5, 1.5e+2, 1e3s]", "x") == [1e-3, 2e5, 150.0, "1e3s"]
+    assert yaml.safe_load("1e-3") == "1e-3"
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    import aimc.recipes
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aimc.recipes, "run_experiment", interrupted)
+    assert cli.main(["run", "demo", "--output", "my runs/a", "--seed", "3"]) == 130
+    assert "go on with: aimc run demo --output 'my runs/a' --seed 3" in capsys.readouterr().err
+
+
+def test_an_error_below_ends_without_traceback(monkeypatch, capsys):
+    import aimc.recipes
+
+    def failing(*args, **kwargs):
+        raise AimcError("too hot", layer="fc1")
+
+    monkeypatch.setattr(aimc.recipes, "run_experiment", failing)
+    assert cli.main(["demo"]) == 2
+    assert capsys.readouterr().err == "aimc: error: layer 'fc1': too hot\n"
+
+
+def test_a_run_that_is_killed_goes_on(tmp_path, finished):
+    path = tmp_path / "run"
+    words = [sys.executable, "-m", "aimc.cli", "run", "demo", "--output", str(path), *TINY, "--teacher.epochs", "400"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=os.getcwd())
+    try:
+        deadline = time.monotonic() + 60
+        while len(read_records(path) if path.exists() else []) < 3:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    count = len(read_records(path))
+    assert 3 <= count < 400
+    from aimc.train import Progress
+
+    class Stop(Progress):
+        lines: list[str] = []
+
+        def line(self, text):
+            self.lines.append(text)
+            if len(self.lines) == 3:
+                raise KeyboardInterrupt
+
+    from aimc.recipes import run_experiment
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(read_config(path), path, tensorboard=False, progress=Stop())
+    assert Stop.lines[0].startswith("teacher: goes on after epoch ")
+    assert [r["epoch"] for r in read_records(path)] == list(range(1, len(read_records(path)) + 1))

@@ -1,0 +1,92 @@
+"""Checkpoints are whole, checked, and refused by name when they are not."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from aimc.errors import AimcError
+from aimc.files import read_records, write_atomic
+from aimc.train import load_checkpoint, save_checkpoint
+
+
+def _tensors():
+    return {
+        "weight": torch.arange(6.0).view(2, 3).t(),  # not contiguous
+        "step": torch.tensor(3),
+        "mask": torch.tensor([True, False]),
+        "half": torch.tensor([1.5], dtype=torch.bfloat16),
+        "empty": torch.empty(0, 4),
+    }
+
+
+def test_round_trip_keeps_every_bit_and_the_details(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, _tensors(), {"epoch": 3, "history": [{"loss": 0.1}]})
+    tensors, details = load_checkpoint(path)
+    assert details == {"epoch": 3, "history": [{"loss": 0.1}]}
+    assert tensors.keys() == _tensors().keys()
+    for name, value in _tensors().items():
+        assert tensors[name].dtype == value.dtype and torch.equal(tensors[name], value), name
+
+
+def test_shared_memory_is_no_obstacle(tmp_path):
+    tied = torch.ones(3)
+    save_checkpoint(tmp_path / "a.safetensors", {"a": tied, "b": tied}, {})
+    assert load_checkpoint(tmp_path / "a.safetensors")[0].keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "details", "foreign", "text", "missing", "newer"])
+def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path, damage):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, _tensors(), {"epoch": 3})
+    data = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(data[:-5])
+    elif damage == "flip":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "details":
+        path.write_bytes(data.replace(b'\\"epoch\\": 3', b'\\"epoch\\": 4'))
+        assert path.read_bytes() != data
+    elif damage == "foreign":
+        save_file({"w": torch.ones(1)}, path)
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "newer":
+        path.write_bytes(data.replace(b'"version":"1"', b'"version":"9"'))
+        assert path.read_bytes() != data
+    with pytest.raises(AimcError, match=r"model\.safetensors") as caught:
+        load_checkpoint(path)
+    expected = {"missing": "no such", "foreign": "not written", "newer": "newer"}.get(damage, "damaged")
+    assert expected in str(caught.value)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomic(path, "old")
+
+    def fail(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    with pytest.raises(AimcError, match="nowhere"):
+        write_atomic(tmp_path / "nowhere" / "a", "x")
+
+
+def test_a_record_cut_short_is_left_out_and_one_in_the_middle_is_an_error(tmp_path):
+    place = tmp_path / "records.jsonl"
+    place.write_text(json.dumps({"kind": "a"}) + "\n" + '{"kind": "b')
+    assert read_records(tmp_path) == [{"kind": "a"}]
+    place.write_text('{"kind": "b\n' + json.dumps({"kind": "a"}) + "\n")
+    with pytest.raises(AimcError, match="line 1"):
+        read_records(tmp_path)

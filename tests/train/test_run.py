@@ -1,0 +1,111 @@
+"""Run directories: what they hold, and what they refuse."""
+
+import json
+
+import pytest
+
+from aimc.config import Config
+from aimc.errors import AimcError
+from aimc.files import read_config, read_records
+from aimc.train import Run, Stage
+
+
+def _open(path, config=None, **options):
+    return Run(path, config or Stage(epochs=3), tensorboard=False, **options)
+
+
+def test_a_new_run_holds_its_configuration_and_environment(tmp_path):
+    with _open(tmp_path / "deep" / "run", data={"train": "abc"}, backend="cpu") as run:
+        pass
+    assert read_config(run.path) == Stage(epochs=3)
+    known = json.loads((run.path / "environment.json").read_text())
+    for name in ("aimc", "python", "torch", "numpy", "numba", "cpu", "command", "started", "git"):
+        assert name in known
+    assert known["threads"] >= 1 and known["backend"] == "cpu" and known["data"] == {"train": "abc"}
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
+    _open(tmp_path / "a").close()
+    with pytest.raises(AimcError, match=r"epochs: 3 -> 4; optimizer\.lr: 0\.05 -> 0\.1"):
+        _open(tmp_path / "a", Stage(epochs=4).replace(**{"optimizer.lr": 0.1}))
+    assert read_config(tmp_path / "a") == Stage(epochs=3)
+    _open(tmp_path / "a").close()  # the refusal released the directory
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(AimcError, match=r"thesis\.tex"):
+        _open(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "x" and not (tmp_path / "config.yaml").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(AimcError, match="cannot make"):
+        _open(tmp_path / "a")
+
+
+def test_other_data_is_refused(tmp_path):
+    _open(tmp_path, data={"train": "abc", "test": "x"}).close()
+    with pytest.raises(AimcError, match="checksum of train differs"):
+        _open(tmp_path, data={"train": "abd", "test": "x"})
+
+
+def test_two_processes_do_not_share_a_directory(tmp_path):
+    pytest.importorskip("fcntl")
+    with _open(tmp_path), pytest.raises(AimcError, match="another process"):
+        _open(tmp_path)
+
+
+def test_resuming_is_noted_in_the_environment(tmp_path):
+    for _ in range(3):
+        _open(tmp_path).close()
+    known = json.loads((tmp_path / "environment.json").read_text())
+    assert len(known["resumed"]) == 2 and known["resumed"][0]["started"] >= known["started"]
+
+
+def test_a_torn_last_line_is_taken_out_before_the_next_is_written(tmp_path):
+    with _open(tmp_path) as run:
+        run.record("note", n=1)
+    with open(tmp_path / "records.jsonl", "a") as file:
+        file.write('{"kind": "no')
+    with _open(tmp_path) as run:
+        run.record("note", n=2)
+        assert run.find("note", n=1) == {"kind": "note", "n": 1} and run.find("note", n=3) is None
+    assert [r["n"] for r in read_records(tmp_path)] == [1, 2]
+
+
+def test_records_refuse_what_json_cannot_hold(tmp_path):
+    with _open(tmp_path) as run, pytest.raises(ValueError):
+        run.record("note", value=float("nan"))
+    assert read_records(tmp_path) == []
+
+
+def test_settle_appends_what_is_missing_and_takes_back_what_was_lost(tmp_path):
+    rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}]
+    with _open(tmp_path) as run:
+        run.settle("a", rows)
+        run.record("note")
+        run.settle("b", rows[:1])
+        run.settle("a", rows)
+        assert [r.get("stage") for r in read_records(tmp_path)] == ["a", "a", None, "b"]
+        run.settle("a", rows[:1])
+        held = read_records(tmp_path)
+        assert held == run.records
+        assert [(r.get("stage"), r.get("epoch")) for r in held] == [(None, None), ("b", 1), ("a", 1)]
+
+
+def test_scalars_go_to_tensorboard_unless_switched_off(tmp_path):
+    for name, wanted in (("on", True), ("off", False)):
+        with Run(tmp_path / name, Stage(), tensorboard=wanted) as run:
+            run.scalar("loss", 0.5, 1)
+        assert (tmp_path / name / "tensorboard").exists() == wanted
+
+
+def test_a_configuration_of_another_kind_is_refused(tmp_path):
+    class Other(Config):
+        epochs: int = 3
+
+    _open(tmp_path).close()
+    with pytest.raises(AimcError, match="Stage"):
+        _open(tmp_path, Other())
