@@ -87,17 +87,30 @@ def test_the_whole_way_through(finished, capsys):
     value = results["evaluations"]["mapped, compensated"]["statistics"]["worst"][0]
     assert f"{100 * value:.2f}" in out
     config = read_config(finished)
-    assert config.student.epochs == 1 and config.evaluation.times == ("1s", "1h") and config.dataset.test_images == 60
+    assert (
+        config.student.epochs == 1
+        and config.evaluation.times == ("1s", "1h")
+        and config.dataset.test_images == 60
+    )
 
-    assert cli.main(["evaluate", str(finished), "--times", "1d, 2d", "--chips", "1", "--compensation", "null"]) == 0
+    assert (
+        cli.main(["evaluate", str(finished), "--times", "1d, 2d", "--chips", "1", "--compensation", "null"])
+        == 0
+    )
     assert "compensation: none" in capsys.readouterr().out
     assert read_records(finished)[-1]["times"] == [86400.0, 172800.0]
-    assert cli.main(["evaluate", str(finished), "--times", "1h", "--chips", "1", "--compensation", "MeanAbs"]) == 0
+    assert (
+        cli.main(["evaluate", str(finished), "--times", "1h", "--chips", "1", "--compensation", "MeanAbs"])
+        == 0
+    )
     assert read_records(finished)[-1]["compensation"]["type"] == "MeanAbs"
 
     capsys.readouterr()
     figure = finished / "again.png"
-    assert cli.main(["report", str(finished), str(finished), "--format", "markdown", "--figure", str(figure)]) == 0
+    assert (
+        cli.main(["report", str(finished), str(finished), "--format", "markdown", "--figure", str(figure)])
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.count("| mapped, compensated |") >= 2 and f"{100 * value:.2f}" in out and figure.exists()
 
@@ -154,7 +167,11 @@ def test_flags_reach_every_kind_of_field():
         "network.hidden", "[7, 8]", "digital", "fc*", "hardware.dac", "null", "threads", "null",
         "hardware.training.modifiers.0.scale", "1.5", "student.selection", "last",
     )  # fmt: skip
-    assert config.student.epochs == 5 and config.student.optimizer.lr == 1e-3 and config.student.selection == "last"
+    assert (
+        config.student.epochs == 5
+        and config.student.optimizer.lr == 1e-3
+        and config.student.selection == "last"
+    )
     assert config.dataset.name == "123" and config.evaluation.times == ("1s", "30d", 60.0)
     assert config.network.hidden == (7, 8) and config.digital == ("fc*",)
     assert config.hardware.dac is None and config.threads is None
@@ -167,17 +184,25 @@ def test_polymorphic_nodes_take_a_type_and_then_its_fields_in_any_order():
     assert config.hardware.cell == Hermes(parallel=2, g_max=20.0)
     config = _flags("hardware.cell.g_max", "20")
     assert config.hardware.cell == PCM(g_max=20.0)
-    config = _flags("hardware.training.modifiers", '[{"type": "AddNormal", "std": 0.2}, {"type": "DropConnect"}]')
+    config = _flags(
+        "hardware.training.modifiers", '[{"type": "AddNormal", "std": 0.2}, {"type": "DropConnect"}]'
+    )
     assert [type(m).__name__ for m in config.hardware.training.modifiers] == ["AddNormal", "DropConnect"]
     config = _flags("hardware.training.clip", "{type: FixedClip, value: 0.5}")
     assert config.hardware.training.clip.value == 0.5
     config = _flags("hardware.adc", "null", "hardware.dac.bits", "6", "network", "{type: LeNet5}")
-    assert config.hardware.adc is None and config.hardware.dac.bits == 6 and type(config.network).__name__ == "LeNet5"
+    assert (
+        config.hardware.adc is None
+        and config.hardware.dac.bits == 6
+        and type(config.network).__name__ == "LeNet5"
+    )
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path):
     file = tmp_path / "my.yaml"
-    file.write_text("student: {epochs: 7, batch_size: 16}\nteacher.optimizer.lr: 1e-2\nhardware:\n  adc.bits: 6\n")
+    file.write_text(
+        "student: {epochs: 7, batch_size: 16}\nteacher.optimizer.lr: 1e-2\nhardware:\n  adc.bits: 6\n"
+    )
     config = configure(DEMO, file, [("student.epochs", "3")])
     assert config.student.epochs == 3 and config.student.batch_size == 16
     assert config.teacher.optimizer.lr == 0.01 and config.hardware.adc.bits == 6
@@ -244,7 +269,18 @@ def test_an_error_below_ends_without_traceback(monkeypatch, capsys):
 
 def test_a_run_that_is_killed_goes_on(tmp_path, finished):
     path = tmp_path / "run"
-    words = [sys.executable, "-m", "aimc.cli", "run", "demo", "--output", str(path), *TINY, "--teacher.epochs", "400"]
+    words = [
+        sys.executable,
+        "-m",
+        "aimc.cli",
+        "run",
+        "demo",
+        "--output",
+        str(path),
+        *TINY,
+        "--teacher.epochs",
+        "400",
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=os.getcwd())
     try:
         deadline = time.monotonic() + 60

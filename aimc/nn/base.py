@@ -83,7 +83,7 @@ class AnalogLayer(nn.Module):
         self._observer: Callable[[Tensor], None] | None = None
         self._folded: tuple[tuple[Key, int], list[list[Key]]] | None = None
         self._step = self._evaluated = self._range_batches = 0
-        self._clipped_version = -1
+        self._clipped_version = self._range_version = -1
         like = {"dtype": self.weight.dtype, "device": self.weight.device}
         setting = hardware.input_range
         if hardware.dac is None or setting.mode == "dynamic":
@@ -180,12 +180,13 @@ class AnalogLayer(nn.Module):
         if self.training and setting.mode == "learned" and self._range_batches < setting.init_batches:
             self._start_range(x, tiny)
         values = self.input_range.detach()
-        if bool(torch.isnan(values).any()):
+        if self._range_version != values._version and bool(torch.isnan(values).any()):
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
                 "hardware.input_range.value",
                 field="input_range",
             )
+        self._range_version = values._version
         return values[:, None]
 
     @torch.no_grad()
@@ -206,10 +207,11 @@ class AnalogLayer(nn.Module):
     def _range_gradient(self, push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:
         setting = self.hardware.input_range
         r = ranges[:, 0]
-        fits = torch.tensor(
-            [float(1 - c > setting.keep) for c in statistics.clipped], dtype=r.dtype, device=r.device
-        )
-        return push * r * setting.gradient_scale + setting.decay * r * fits
+        fits = [float(1 - c > setting.keep) for c in statistics.clipped]
+        grad = push * r * setting.gradient_scale
+        if any(fits):
+            grad += setting.decay * r * (1.0 if all(fits) else r.new_tensor(fits))
+        return grad
 
     # Forward -------------------------------------------------------------------------------------------------------
 
@@ -321,7 +323,7 @@ class AnalogLayer(nn.Module):
         missing_keys += [m for m in own if m.removeprefix(prefix) not in _EXTRAS]
         if prefix + "column_scale" not in state_dict:
             self.remap()
-        self._clipped_version = -1
+        self._clipped_version = self._range_version = -1
 
     def __getstate__(self):
         state = self.__dict__.copy()

@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import operator
@@ -118,19 +119,7 @@ class Key:
             >>> key.fold("conv1", 3) == key.fold("conv1").fold(3) != key.fold("conv1", "3")
             True
         """
-        seed = self.seed
-        for item in data:
-            if isinstance(item, str):
-                value = int.from_bytes(hashlib.blake2b(item.encode(), digest_size=8).digest(), "little")
-            else:
-                try:
-                    value = operator.index(item) & _M64
-                except TypeError:
-                    raise AimcError(f"must be integers or strings, got {item!r}", field="data") from None
-            counter = (value & _M32, value >> 32, int(isinstance(item, str)), _FOLD_STREAM)
-            low, high, *_ = reference.block(counter, (seed & _M32, seed >> 32))
-            seed = low | high << 32
-        return Key(seed, self.stream, self.step)
+        return Key(_fold(self.seed, *((type(item), item) for item in data)), self.stream, self.step)
 
     def at(self, stream: str | int | None = None, step: int | None = None) -> Key:
         """The same seed at another stream and/or step; None keeps the present one.
@@ -147,6 +136,23 @@ class Key:
             self.stream if stream is None else _stream(stream),
             self.step if step is None else step,
         )
+
+
+@functools.lru_cache(1 << 14)  # layers fold the same purposes into their key at every step
+def _fold(seed: int, *data: tuple[type, int | str]) -> int:
+    # The type is part of the data because 1 == True and both must not share a line of the cache with "1".
+    for _, item in data:
+        if isinstance(item, str):
+            value = int.from_bytes(hashlib.blake2b(item.encode(), digest_size=8).digest(), "little")
+        else:
+            try:
+                value = operator.index(item) & _M64
+            except TypeError:
+                raise AimcError(f"must be integers or strings, got {item!r}", field="data") from None
+        counter = (value & _M32, value >> 32, int(isinstance(item, str)), _FOLD_STREAM)
+        low, high, *_ = reference.block(counter, (seed & _M32, seed >> 32))
+        seed = low | high << 32
+    return seed
 
 
 def _stream(stream: str | int) -> int:

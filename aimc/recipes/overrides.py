@@ -118,7 +118,9 @@ def _merge(old: Any, new: Any) -> Any:
         merged: Any = list(old)
         for key in new:
             if int(key) >= len(merged):
-                raise AimcError(f"there is no entry {key}, they are counted from 0 to {len(merged) - 1}", field=str(key))
+                raise AimcError(
+                    f"there is no entry {key}, they are counted from 0 to {len(merged) - 1}", field=str(key)
+                )
     elif isinstance(old, dict) and new.get("type", old.get("type")) == old.get("type"):
         merged = dict(old)
         for key in new:

@@ -57,7 +57,7 @@ def test_a_recipe_says_what_to_expect_and_builds(name):
     assert isinstance(config, HwaExperiment)
     assert type(config).from_yaml(config.to_yaml()) == config == type(config).from_json(config.to_json())
     source = data.DATASETS[config.dataset.name]
-    net = config.network.build(source.shape if len(source.shape) == 3 else (1, *source.shape), len(source.classes))
+    net = config.network.build(source.shape, len(source.classes))
     assert sum(p.numel() for p in net.parameters()) > 0
 
 
@@ -65,7 +65,10 @@ def test_the_results_are_in_the_directory(straight):
     path, results = straight
     for name in ("config.yaml", "environment.json", "records.jsonl", "results.json", "drift.png"):
         assert (path / name).stat().st_size > 0, name
-    assert sorted(p.name for p in (path / "checkpoints").iterdir()) == ["student.safetensors", "teacher.safetensors"]
+    assert sorted(p.name for p in (path / "checkpoints").iterdir()) == [
+        "student.safetensors",
+        "teacher.safetensors",
+    ]
     assert not list(path.rglob("*.part"))
     assert json.loads((path / "results.json").read_text()) == results
     assert list(results["evaluations"]) == PARTS

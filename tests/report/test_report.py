@@ -20,7 +20,12 @@ VALUES = np.array([[0.91, 0.93, 0.95], [0.61, 0.70, 0.79]])
 
 
 def _result(values=VALUES, seed=0, **fields):
-    known = {"times": (1.0, 3600.0), "reference": 0.95, "chance": 0.1, "compensation": '{"type": "LeastSquares"}'}
+    known = {
+        "times": (1.0, 3600.0),
+        "reference": 0.95,
+        "chance": 0.1,
+        "compensation": '{"type": "LeastSquares"}',
+    }
     return DriftResult(values=np.array(values), seed=seed, **{**known, **fields})
 
 
@@ -39,7 +44,10 @@ def test_tables_equal_the_records(tmp_path):
     run = _run(tmp_path / "a", ("student, compensated", _result()))
     accuracy, worst, star = tables(run)
     assert accuracy.head == ("network", "1 s", "1 h")
-    assert accuracy.rows == (("digital", "95.00", "95.00"), ("student, compensated", "93.00 ± 2.00", "70.00 ± 9.00"))
+    assert accuracy.rows == (
+        ("digital", "95.00", "95.00"),
+        ("student, compensated", "93.00 ± 2.00", "70.00 ± 9.00"),
+    )
     assert "3 chips" in accuracy.title
     assert worst.rows == (("student, compensated", "91.00", "61.00"),)
     low, high = 100 * _result().normalised_interval[0]
@@ -81,7 +89,10 @@ def test_markdown_and_terminal_hold_the_same_numbers(tmp_path, capsys):
 
 
 def test_figures_are_drawn_from_any_number_of_runs(tmp_path):
-    runs = [_run(tmp_path / n, ("x, compensated", _result()), ("x, not", _result(compensation=None))) for n in "ab"]
+    runs = [
+        _run(tmp_path / n, ("x, compensated", _result()), ("x, not", _result(compensation=None)))
+        for n in "ab"
+    ]
     for n in (1, 2):
         draw(runs[:n], tmp_path / f"{n}.png")
         assert (tmp_path / f"{n}.png").read_bytes().startswith(b"\x89PNG")

@@ -42,7 +42,9 @@ class Stop(Progress):
 def _digital():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4))
+        return nn.Sequential(
+            nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4)
+        )
 
 
 def _student(**training):
@@ -72,7 +74,9 @@ def _without_time(history):
 def test_an_interrupted_stage_ends_bit_for_bit_like_a_straight_one(tmp_path, kind, selection):
     optimizer = Optimizer(kind="adamw" if "adamw" in kind else "sgd", lr=0.02, warmup=0.5)
     student = kind.startswith("student")
-    stage = Stage(epochs=4, batch_size=32, optimizer=optimizer, selection=selection, noise_ramp=1.5 if student else 0)
+    stage = Stage(
+        epochs=4, batch_size=32, optimizer=optimizer, selection=selection, noise_ramp=1.5 if student else 0
+    )
 
     def make():
         return _student(remap_every=2 if "remapped" in kind else 1) if student else _digital()
@@ -231,7 +235,11 @@ def test_the_gradient_is_limited():
     start = net[0].weight.detach().clone()
     for n, norm in ((net, None), (limited, 1e-4)):
         fit(n, Stage(epochs=1, optimizer=Optimizer(clip_norm=norm, weight_decay=0)), Shuffled(), METRIC)
-    assert float((limited[0].weight.detach() - start).norm()) < 0.01 < float((net[0].weight.detach() - start).norm())
+    assert (
+        float((limited[0].weight.detach() - start).norm())
+        < 0.01
+        < float((net[0].weight.detach() - start).norm())
+    )
 
 
 def test_a_loss_that_is_not_finite_names_the_stage_and_the_way_out():

@@ -232,12 +232,23 @@ def _backward(grad, saturated, gain, out, n0, n1):
                         t[p] = d[p] * factor
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _mask(grad, saturated, out, i0, i1):
+    zero = np.float32(0)
+    for i in range(i0, i1):
+        out[i] = zero if saturated[i] else grad[i]
+
+
 def read_out_backward(grad, saturated, gain):
     out = torch.empty_like(grad)
+    if gain is None:
+        flat = grad.view(-1).numpy(), saturated.view(-1).numpy(), out.view(-1).numpy()
+        run_chunks(lambda i0, i1: _mask(*flat, i0, i1), grad.numel(), _MINIMUM_CHUNK)
+        return out
     arrays = (
         grad.numpy(),
         saturated.numpy() if saturated is not None else np.zeros((0, 0, 0), dtype=np.bool_),
-        gain.numpy() if gain is not None else np.ones(grad.shape[1], dtype=np.float32),
+        gain.numpy(),
         out.numpy(),
     )
 
