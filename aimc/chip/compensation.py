@@ -57,7 +57,7 @@ class TileReader:
             output_noise=self.periphery.output_noise,
             short_term=self.periphery.short_term_noise,
         )
-        y, _ = read_tile(
+        y, _, _ = read_tile(
             part, weight, self.scale, ranges[0], _GEOMETRY, self.periphery, setting, key.at("output_noise"),
             backend=self.backend,
         )  # fmt: skip

@@ -69,6 +69,9 @@ class ConvGeometry:
             return y.permute(0, 2, 3, 1).reshape(y.shape[0] * math.prod(self.out), weight.shape[0], 1)
         return y.reshape(y.shape[0], weight.shape[0], math.prod(self.out))
 
+    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
+        return None  # an input touches many outputs; the native gradient of all of them is faster
+
     def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None):
         image = self._image(part)
         found_part, found_weight, _ = torch.ops.aten.convolution_backward(

@@ -22,6 +22,13 @@ class LinearGeometry:
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(part[:, 0, :, 0], weight.t())[:, :, None]
 
+    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
+        vector, feature = clipped[:, 0, :, 0].nonzero(as_tuple=True)
+        if len(vector) * 16 > clipped.numel():
+            return None
+        # Columns are picked row by row, which reads the weights once and in order.
+        return (grad[vector, :, 0].t() * weight.index_select(1, feature)).sum(0)
+
     def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None):
         d = grad[:, :, 0]
         if to_weight is not None:

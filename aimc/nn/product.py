@@ -30,6 +30,10 @@ class Geometry(Protocol):
         """``[vectors, groups, channels, positions]`` times ``[outputs, rows]`` -> ``[vectors, outputs, positions]``."""
         ...
 
+    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
+        """The gradient with respect to the few inputs where ``clipped`` is True, or None where that saves nothing."""
+        ...
+
     def transposed(
         self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None
     ) -> Tensor | None:
@@ -88,7 +92,7 @@ def read_tile(
     gain: Tensor | None = None,
     bias: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, int]:
     """One row tile from converted inputs to the digital sum; see :func:`aimc.ops.read_out` for the result.
 
     Order: product, IR drop, short-term noise and output noise, converter.
@@ -133,7 +137,7 @@ class AnalogProduct(torch.autograd.Function):
             clipped, finite = [0] * len(parts), bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
         if call.check_finite and not finite:
             raise AimcError("the input holds NaN or infinite values", shape=x.shape)
-        total, masks = None, []
+        total, masks, saturated = None, [], []
         adc = periphery.adc
         for k, (part, w) in enumerate(zip(parts, tiles.weights, strict=True)):
             factor = gain
@@ -146,16 +150,17 @@ class AnalogProduct(torch.autograd.Function):
                 short_term=periphery.short_term_noise,
                 offset=call.offset,
             )
-            total, mask = read_tile(
+            total, mask, count = read_tile(
                 part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.keys[k],
                 total, factor, bias, call.backend,
             )  # fmt: skip
             masks.append(mask)
+            saturated.append(count / max(total.numel(), 1))
         assert total is not None
         rows = [max(p.numel(), 1) for p in parts]
         call.statistics = Statistics(
             [c / n for c, n in zip(clipped, rows, strict=True)],
-            [float(m.float().mean()) if m is not None else 0.0 for m in masks],
+            saturated,
         )
         needs_x = periphery.dac is not None and (sum(clipped) > 0)
         ctx.save_for_backward(x if needs_x else None, gain, bias, ranges, total if gain is not None else None)
@@ -185,6 +190,9 @@ class AnalogProduct(torch.autograd.Function):
             part, weight = _whole(ctx.parts, 2), _whole(tiles.weights, 1)
             if part is not None and weight is not None:
                 steps = [((0, layout.rows), part, weight)]
+        # Where only the range wants the input's gradient, it wants it at the few inputs that clipped.
+        push = ranges.new_zeros(layout.row_tiles)
+        few = wants_x and not need_x
         grads = []
         for k, ((i, j), part, weight) in enumerate(steps):
             factor = gain
@@ -192,11 +200,21 @@ class AnalogProduct(torch.autograd.Function):
                 factor = tiles.compensation[k] if gain is None else gain * tiles.compensation[k]
             d = read_out_backward(grad, ctx.masks[k], factor, call.backend)
             to_weight = grad_weight[:, i:j] if grad_weight is not None else None
-            grads.append(ctx.geometry.transposed(d, part, weight, wants_x, to_weight))
+            found = None
+            if few and len(steps) == layout.row_tiles:
+                (a, b), r = layout.splits[k], ranges[k].view(-1, 1, 1, 1)
+                beyond = x[:, :, a:b].abs() >= r
+                found = ctx.geometry.transposed_at(d, weight, beyond)
+                if found is not None:
+                    side = x[:, :, a:b][beyond].sign() * found
+                    push[k] = side.clamp_max(0).sum()
+            grads.append(ctx.geometry.transposed(d, part, weight, wants_x and found is None, to_weight))
         if grad_weight is not None and tiles.factor is not None:
             grad_weight *= tiles.factor
-        grad_x, push = None, ranges.new_zeros(layout.row_tiles)
-        if wants_x and x is not None:
+        grad_x = None
+        if wants_x and all(g is None for g in grads):
+            pass  # the pushes are there already
+        elif wants_x and x is not None:
             if len(grads) < layout.row_tiles:
                 grads = [grads[0][:, :, a:b] for a, b in layout.splits]
             grad_x, push = convert_input_backward(x, grads, ranges, layout.splits, call.backend)

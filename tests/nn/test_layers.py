@@ -271,6 +271,24 @@ def test_input_range_gradient():
     assert shrinking.input_range.grad.tolist() == [-2.0]
 
 
+@pytest.mark.parametrize("rows", [512, 20])
+def test_input_range_gradient_of_a_first_layer(rows):
+    """An input that needs no gradient takes a shorter way to the same gradient of the range."""
+    torch.manual_seed(0)
+    hardware = learned(decay=0.0, value=2.5).replace(
+        adc=aimc.periphery.ADC(bound=3.0), **{"tile.rows": rows, "mapping.learned_gain": True}
+    )
+    x, up = torch.randn(30, 50), torch.randn(30, 8)
+    found = []
+    for needs in (False, True):
+        torch.manual_seed(1)
+        analog = aimc.convert(nn.Linear(50, 8), hardware)
+        analog(x.clone().requires_grad_(needs)).backward(up)
+        found.append(analog.input_range.grad)
+    assert float(found[0].abs().max()) > 0
+    assert_close("range", found[0], found[1], atol=1e-5)
+
+
 def test_input_range_starts_from_the_first_batches_and_stays_positive():
     analog = aimc.convert(nn.Linear(50, 3), learned(init_batches=3, value=None))
     x = [torch.randn(200, 50) * k for k in (1.0, 2.0, 3.0)]

@@ -127,6 +127,7 @@ def test_read_out_bodies_agree(shape, per_vector, setting):
         else:
             assert_close("output", actual[0], expected[0], atol=2e-6, rtol=2e-6)
             assert (actual[1] is None) == (expected[1] is None)
+            assert actual[2] == expected[2] == (0 if actual[1] is None else int(actual[1].sum()))
             if actual[1] is not None:
                 assert torch.equal(actual[1], expected[1])
 
@@ -147,7 +148,7 @@ def test_read_out_backward(shape, masked, with_gain):
 def test_read_out_noise_has_its_law(backend):
     shape = (400, 50, 1)
     scale, variance = torch.full((50,), 0.2), torch.full(shape, 3.0)
-    y, _ = read_out(
+    y, _, _ = read_out(
         None, torch.zeros(shape), scale, torch.full((1,), 2.0), ReadOut(output_noise=0.04, short_term=0.0175), KEY,
         variance, backend=backend,
     )  # fmt: skip
@@ -178,9 +179,10 @@ def test_read_out_does_not_see_the_batch(backend, threads):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_read_out_counts_saturation(backend):
     partial = torch.tensor([[[0.2, 9.0], [0.1, 0.1]], [[-9.0, 0.0], [5.0, 1.0]]])
-    y, mask = read_out(
+    y, mask, count = read_out(
         None, partial, torch.tensor([1.0, 2.0]), torch.ones(1), ReadOut(half=3, bound=3.0), KEY, backend=backend
     )
+    assert count == 2
     assert mask.tolist() == [[[False, True], [False, False]], [[True, False], [False, False]]]
     assert y.tolist() == [[[0.0, 3.0], [0.0, 0.0]], [[-3.0, 0.0], [4.0, 0.0]]]
 

@@ -33,7 +33,7 @@ def through_dac(x, bits, backend):
 
 def through_adc(x, bits, backend):
     setting, one = ReadOut(half=ADC(bits=bits).half, bound=2.0), torch.ones(1)
-    y, _ = read_out(None, x.view(-1, 1, 1), one, one, setting, Key(0), backend=backend)
+    y, _, _ = read_out(None, x.view(-1, 1, 1), one, one, setting, Key(0), backend=backend)
     return y.flatten()
 
 

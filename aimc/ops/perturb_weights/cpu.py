@@ -9,6 +9,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from aimc.ops.memory import empty
 from aimc.random import Key
 from aimc.random._pool import run_chunks
 from aimc.random.cpu import fill_normals, fill_uniforms, key_words
@@ -135,7 +136,7 @@ def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous
         scale = torch.empty(len(splits), outputs, dtype=weight.dtype)
     with_factor = needs_factor(changes, clips)
     factor = torch.empty_like(weight) if with_factor else torch.empty(0, 0)
-    flat = torch.empty(outputs * rows, dtype=weight.dtype)
+    flat = empty((outputs * rows,))
     if contiguous_tiles:
         starts, strides = [outputs * a for a, _ in splits], [b - a for a, b in splits]
         tiles = [flat[outputs * a : outputs * b].view(outputs, b - a) for a, b in splits]

@@ -41,7 +41,7 @@ def read_out(
     gain: Tensor | None = None,
     bias: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, int]:
     """``total + gain * ADC(partial + noise)`` for one row tile.
 
     Args:
@@ -59,14 +59,15 @@ def read_out(
         backend: see :func:`aimc.ops.choose_backend`.
 
     Returns:
-        The new total, and a boolean tensor that is True where the converter saturated, or None where it did nowhere.
+        The new total; a boolean tensor that is True where the converter saturated, or None where it did nowhere; and the
+        number of those places.
 
     Example:
         >>> import torch
-        >>> y, saturated = read_out(None, torch.tensor([[[0.2], [9.0]]]), torch.ones(2), torch.ones(1),
+        >>> y, saturated, count = read_out(None, torch.tensor([[[0.2], [9.0]]]), torch.ones(2), torch.ones(1),
         ...                         ReadOut(half=3, bound=3.0), Key(0))
-        >>> y.flatten(), saturated.flatten()
-        (tensor([0., 3.]), tensor([False,  True]))
+        >>> y.flatten(), saturated.flatten(), count
+        (tensor([0., 3.]), tensor([False,  True]), 1)
     """
     tensors = [t for t in (partial, scale, ranges, variance, gain, bias, total) if t is not None]
     body = cpu if choose_backend(backend, *tensors) == "cpu" else reference

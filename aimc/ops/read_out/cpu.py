@@ -202,7 +202,8 @@ def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
 
     vectors = partial.shape[0]
     run_chunks(chunk, vectors, max(1, _MINIMUM_CHUNK * vectors // max(partial.numel(), 1)), align=1)
-    return total, saturated if any(counts) else None
+    count = round(sum(counts))
+    return total, saturated if count else None, count
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

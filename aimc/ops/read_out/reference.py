@@ -18,20 +18,21 @@ def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
         offset = setting.offset * outputs * positions
         draws = normal(key, tuple(partial.shape), offset=offset, device=partial.device, dtype=partial.dtype)
         analog = partial + std * draws
-    saturated = None
+    saturated, count = None, 0
     if setting.half:
         limit = setting.bound * full
         saturated = analog.abs() > limit
         step = limit / setting.half
         level = torch.round(torch.where(step > 0, analog / step, 0)).clamp(-setting.half, setting.half)
         analog = level * step
-        saturated = saturated if bool(saturated.any()) else None
+        count = int(saturated.sum())
+        saturated = saturated if count else None
     if gain is not None:
         analog = analog * gain.view(1, -1, 1)
     if total is None:
-        return (analog.clone() if bias is None else analog + bias.view(1, -1, 1)), saturated
+        return (analog.clone() if bias is None else analog + bias.view(1, -1, 1)), saturated, count
     total += analog
-    return total, saturated
+    return total, saturated, count
 
 
 def read_out_backward(grad, saturated, gain):
