@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -180,7 +181,7 @@ class AnalogLayer(nn.Module):
         if self.training and setting.mode == "learned" and self._range_batches < setting.init_batches:
             self._start_range(x, tiny)
         values = self.input_range.detach()
-        if self._range_version != values._version and bool(torch.isnan(values).any()):
+        if self._range_version != values._version and any(math.isnan(v) for v in values.tolist()):
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
                 "hardware.input_range.value",

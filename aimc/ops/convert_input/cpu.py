@@ -63,8 +63,8 @@ def _run_backward(source, d, target, r):
     push = zero
     for i in range(len(source)):
         v, di = source[i], d[i]
-        push += di if v >= r and di < zero else zero
-        push -= di if v <= -r and di > zero else zero
+        push += di if (v >= r) & (di < zero) else zero
+        push -= di if (v <= -r) & (di > zero) else zero
         target[i] = zero if abs(v) >= r else di
     return push
 

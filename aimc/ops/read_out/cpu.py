@@ -48,33 +48,59 @@ def _disturb_each(z, partial, variance, noise, short, noisy, r):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def _convert_shared(z, up, down, limit, top):
-    """z becomes the converted value; returns how many saturate."""
+def _count_shared(z, limit):
+    """How many saturate; a sum of ones vectorises where an integer count would not."""
     zero, one = np.float32(0), np.float32(1)
     count = zero
     for i in range(len(z)):
-        v = z[i]
-        count += one if abs(v) > limit else zero
-        q = np.rint(v * up)
-        q = top if q > top else q
-        q = -top if q < -top else q
-        z[i] = q * down
+        count += one if abs(z[i]) > limit else zero
     return count
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def _convert_each(z, up, down, limit, gain, r, top):
+def _count_each(z, limit, r):
     zero, one = np.float32(0), np.float32(1)
-    inverse = one / r
     count = zero
     for i in range(len(z)):
-        v = z[i]
-        count += one if abs(v) > limit[i] * r else zero
-        q = np.rint(v * (up[i] * inverse))
-        q = top if q > top else q
-        q = -top if q < -top else q
-        z[i] = q * (down[i] * r) * gain[i]
+        count += one if abs(z[i]) > limit[i] * r else zero
     return count
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _add_shared(t, z, half, up, down, gain, bias, first):
+    """Convert and add to the total; down includes the gain."""
+    top = np.float32(half)
+    if half:
+        for i in range(len(z)):
+            q = np.rint(z[i] * up)
+            q = top if q > top else q
+            q = -top if q < -top else q
+            z[i] = q
+    factor = down if half else gain
+    if first:
+        for i in range(len(z)):
+            t[i] = z[i] * factor + bias
+    else:
+        for i in range(len(z)):
+            t[i] += z[i] * factor
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _add_each(t, z, half, up, down, gain, bias, r, first):
+    top, inverse = np.float32(half), np.float32(1) / r
+    if half:
+        for i in range(len(z)):
+            q = np.rint(z[i] * (up[i] * inverse))
+            q = top if q > top else q
+            q = -top if q < -top else q
+            z[i] = q
+    factor, scale = (down, r) if half else (gain, np.float32(1))
+    if first:
+        for i in range(len(z)):
+            t[i] = z[i] * (factor[i] * scale) + bias[i]
+    else:
+        for i in range(len(z)):
+            t[i] += z[i] * (factor[i] * scale)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -108,8 +134,9 @@ def _read_out(
     for c in range(period):
         if down[c] > 0:
             up[c] = np.float32(1) / down[c]
+    for c in range(period):
+        down[c] *= gain[c]
     block = np.empty(_BLOCK, dtype=np.float32)
-    analog = np.empty(_BLOCK if half else 0, dtype=np.float32)
     everywhere = 0.0
     lines = n1 - n0
     if period > outputs:
@@ -133,39 +160,21 @@ def _read_out(
                 b = min((c + 1) * positions, high) if shared else high
                 d = c + 1 if shared else c + b - a
                 z = block[a - low : b - low]
-                count = np.float32(0)
                 if shared:
                     _disturb_shared(z, source[a:b], spread[a:b], noise[c] * r, short[c], noisy)
                 else:
                     _disturb_each(z, source[a:b], spread[a:b], noise[c:d], short[c:d], noisy, r)
                 if half:
-                    kept = analog[: b - a]
-                    kept[:] = z
-                    if shared:
-                        count = _convert_shared(z, up[c] / r, down[c] * r * gain[c], limit[c] * r, top)
-                    else:
-                        count = _convert_each(z, up[c:d], down[c:d], limit[c:d], gain[c:d], r, top)
+                    count = _count_shared(z, limit[c] * r) if shared else _count_each(z, limit[c:d], r)
                     if count > 0:
                         everywhere += count
                         flags = saturated[n : n + length // size].reshape(length)[a:b]
                         for i in range(b - a):
-                            flags[i] = abs(kept[i]) > limit[c if shared else c + i] * r
-                elif shared:
-                    for i in range(b - a):
-                        z[i] *= gain[c]
+                            flags[i] = abs(z[i]) > limit[c if shared else c + i] * r
+                if shared:
+                    _add_shared(into[a:b], z, half, up[c] / r, down[c] * r, gain[c], bias[c], first)
                 else:
-                    for i in range(b - a):
-                        z[i] *= gain[c + i]
-                t = into[a:b]
-                if not first:
-                    for i in range(b - a):
-                        t[i] += z[i]
-                elif shared:
-                    for i in range(b - a):
-                        t[i] = z[i] + bias[c]
-                else:
-                    for i in range(b - a):
-                        t[i] = z[i] + bias[c + i]
+                    _add_each(into[a:b], z, half, up[c:d], down[c:d], gain[c:d], bias[c:d], r, first)
                 a = b
     return everywhere
 
@@ -237,7 +246,8 @@ def _backward(grad, saturated, gain, out, n0, n1):
 def _mask(grad, saturated, out, i0, i1):
     zero = np.float32(0)
     for i in range(i0, i1):
-        out[i] = zero if saturated[i] else grad[i]
+        g = grad[i]  # loaded in any case, so that the choice is a blend and not a branch
+        out[i] = zero if saturated[i] else g
 
 
 def read_out_backward(grad, saturated, gain):
