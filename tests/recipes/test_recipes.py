@@ -112,7 +112,7 @@ def test_an_interrupted_experiment_ends_like_a_straight_one(straight, tmp_path, 
         assert all(torch.equal(ours[n], t) for n, t in theirs.items()) and ours.keys() == theirs.keys()
 
 
-def test_the_teacher_decides_nothing_on_the_test_set(tmp_path, straight):
+def test_training_and_selection_do_not_see_the_test_set(tmp_path, straight):
     other = TINY.replace(**{"dataset.test_images": 50})
     with pytest.raises(KeyboardInterrupt):
         run_experiment(other, tmp_path, tensorboard=False, progress=Stop("student, digital"))
@@ -120,6 +120,8 @@ def test_the_teacher_decides_nothing_on_the_test_set(tmp_path, straight):
         ours, _ = load_checkpoint(tmp_path / "checkpoints" / f"{stage}.safetensors")
         theirs, _ = load_checkpoint(straight[0] / "checkpoints" / f"{stage}.safetensors")
         assert all(torch.equal(ours[n], t) for n, t in theirs.items())
+    ours, theirs = ([r for r in read_records(p) if r["kind"] == "epoch"] for p in (tmp_path, straight[0]))
+    assert _without_time(ours) == _without_time(theirs) and len(ours) == 4
 
 
 def test_the_mapped_baseline_keeps_the_teachers_weights(straight):
@@ -144,6 +146,8 @@ def test_a_run_can_be_evaluated_again(straight):
     path, results = straight
     same = evaluate_run(path)
     assert [r.values.tolist() for r in same] == [e["values"] for e in results["evaluations"].values()]
+    alone = evaluate_run(path, times=("1s",), chips=1)
+    assert [r.values[0, 0] for r in alone] == [r.values[0, 0] for r in same]
     count = len(read_records(path))
     new = evaluate_run(path, times=("1h",), chips=1, seed=5, compensation=None)
     assert [r.values.shape for r in new] == [(1, 1), (1, 1)] and all(r.compensation is None for r in new)

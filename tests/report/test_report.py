@@ -71,6 +71,7 @@ def test_other_protocols_get_their_own_tables_and_stay_out_of_the_results(tmp_pa
     assert [[e.name for e in group] for group in run.groups] == [["x", "y"], ["x"]]
     assert len(tables(run)) == 6
     assert list(run.results()["evaluations"]) == ["x", "y"]
+    assert len(run.parts) == 3
     assert run.results()["seconds"] == {"training teacher": 3.0, "evaluating x": 2.0, "evaluating y": 2.0}
     assert run.results()["evaluations"]["x"] == _result().to_dict()
     json.dumps(run.results(), allow_nan=False)
