@@ -98,15 +98,15 @@ def read_tile(
     Order: product, IR drop, short-term noise and output noise, converter.
     """
     y = geometry.product(part, weight)
+    magnitude = lost = variance = None
     if periphery.ir_drop is not None and periphery.ir_drop.scale > 0:
         ir, rows = periphery.ir_drop, weight.shape[1]
         magnitude = geometry.product(part.abs(), weight.abs())
-        full = scale.view(1, -1, 1) * ranges.view(-1, 1, 1)
-        load = ir.load(rows, torch.where(full > 0, magnitude / full, 0))
         lost = geometry.product(part, weight * ir.profile(rows, weight.device, weight.dtype))
-        y = torch.addcmul(y, ir.coefficient(load), lost, value=-1)
-    variance = geometry.product(part * part, weight.abs()) if periphery.short_term_noise > 0 else None
-    return read_out(total, y, scale, ranges, setting, key, variance, gain, bias, backend)
+        setting = dataclasses.replace(setting, wire_load=float(ir.load(rows, 1.0)))
+    if periphery.short_term_noise > 0:
+        variance = geometry.product(part * part, weight.abs())
+    return read_out(total, y, scale, ranges, setting, key, variance, magnitude, lost, gain, bias, backend)
 
 
 def _whole(parts: list[Tensor], dim: int) -> Tensor | None:

@@ -30,7 +30,7 @@ class IRDrop(Config):
         self.require(self.scale >= 0, "scale", "must not be negative")
         self.require(self.conductance > 0, "conductance", "must be positive")
 
-    def load(self, rows: int, weighted: Tensor) -> Tensor:
+    def load(self, rows: int, weighted: Tensor | float) -> Tensor | float:
         """``a`` for ``sum_j |w_j| |x_j|`` in ``weighted`` (any shape, normalised units).
 
         Example:

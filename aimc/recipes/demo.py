@@ -9,13 +9,16 @@ from aimc.train import Optimizer, Stage
 def demo() -> HwaExperiment:
     """A small network on 4500 embedded digits: trained, programmed onto 25 chips, aged by a year.
 
-    Four layers of 64 units, the standard phase-change-memory model.
+    Two hidden layers of 16 units with the standard phase-change-memory model: small enough for a minute, and without
+    the spare units that would hide what the cells do. Input ranges are six standard deviations of the inputs; narrower
+    ones saturate the first layer's ADC.
 
-    Expected: to be measured.
+    Expected: test accuracy 90.3 % digital; after a year on the chip 83.0 % with and 49.4 % without drift compensation,
+    hardware-aware 87.7 % and 66.1 % (spread between chips 0.5 to 2.1 points).
 
-    Machine: two cores of a server, no GPU.
+    Machine: two cores of a 2020s server, one of them used, no GPU.
 
-    Time: to be measured.
+    Time: 36 s.
     """
     return HwaExperiment(
         dataset=Dataset(name="mnist_small"),

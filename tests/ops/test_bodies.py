@@ -99,8 +99,10 @@ def read_out_cases():
         ReadOut(half=127, bound=2.0, output_noise=0.04, offset=5),
         ReadOut(half=127, bound=10.0, output_noise=0.04, short_term=0.0175),
         ReadOut(short_term=0.1),
+        ReadOut(wire_load=1e-3),
+        ReadOut(half=127, bound=10.0, output_noise=0.04, short_term=0.0175, wire_load=9e-4),
     ],
-    ids=["plain", "adc", "coarse", "noise", "noise-adc", "standard", "short-term"],
+    ids=["plain", "adc", "coarse", "noise", "noise-adc", "standard", "short-term", "wires", "everything"],
 )
 def test_read_out_bodies_agree(shape, per_vector, setting):
     vectors, outputs, _ = shape
@@ -110,15 +112,16 @@ def test_read_out_bodies_agree(shape, per_vector, setting):
     partial[:, outputs // 2] = 0
     ranges = draws(vectors if per_vector else 1, seed=3).abs() + 0.5
     variance = draws(*shape, seed=4).abs() if setting.short_term else None
+    wires = [draws(*shape, seed=7).abs() * 50, draws(*shape, seed=8) * 10] if setting.wire_load else [None, None]
     gain, bias = draws(outputs, seed=5), draws(outputs, seed=6)
     for start, g, b in ((None, None, None), (None, gain, bias), (total, gain, None)):
 
         def run(backend, start=start, g=g, b=b):
             begin = start.clone() if start is not None else None
-            return read_out(begin, partial.clone(), scale, ranges, setting, KEY, variance, g, b, backend)
+            return read_out(begin, partial.clone(), scale, ranges, setting, KEY, variance, *wires, g, b, backend)
 
         expected, actual = run("reference"), run("cpu")
-        if setting.half and setting.output_noise:
+        if setting.half and (setting.output_noise or setting.wire_load):
             # Normals agree to 1e-6, so a value on the edge of two levels may fall either way, by one level.
             step = setting.bound / setting.half * scale.max() * max(ranges.tolist(), default=1) * gain.abs().max().clamp_min(1)
             off = (actual[0] - expected[0]).abs() > 1e-5

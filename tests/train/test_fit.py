@@ -53,7 +53,9 @@ def _student(**training):
     hardware = hardware.replace(training=hardware.training.replace(**training))
     net = _digital()
     with torch.no_grad():
-        net[0].weight.copy_(0.3 * normal(Key(2), (16, 12)) ** 3)  # long tails: clipping at n sigma never settles
+        net[0].weight.copy_(
+            0.3 * normal(Key(2), (16, 12)) ** 3
+        )  # long tails: clipping at n sigma never settles
     net = aimc.convert(net, hardware, seed=3)
     aimc.calibrate(net, [X])
     return net

@@ -20,6 +20,7 @@ class ReadOut:
         bound: full scale of the ADC in normalised units.
         output_noise: standard deviation before the ADC, normalised units.
         short_term: standard deviation of the weights' noise within one read, normalised units.
+        wire_load: IR drop: load of a column per unit of ``sum_j |w_j| |x_j|`` in normalised units; 0 for none.
         offset: number of the first vector, for the position of the draws.
     """
 
@@ -27,6 +28,7 @@ class ReadOut:
     bound: float = 0.0
     output_noise: float = 0.0
     short_term: float = 0.0
+    wire_load: float = 0.0
     offset: int = 0
 
 
@@ -38,6 +40,8 @@ def read_out(
     setting: ReadOut,
     key: Key,
     variance: Tensor | None = None,
+    magnitude: Tensor | None = None,
+    lost: Tensor | None = None,
     gain: Tensor | None = None,
     bias: Tensor | None = None,
     backend: str = "auto",
@@ -54,6 +58,8 @@ def read_out(
         setting: the tile's numbers.
         key: key of the tile's output noise. A draw's position is that of its element in memory, plus the offset.
         variance: ``sum_j |w_ij| x_j^2``, same shape; needed if ``short_term`` is not 0.
+        magnitude: ``sum_j |w_ij| |x_j|``, same shape; needed if ``wire_load`` is not 0.
+        lost: ``sum_j w_ij x_j profile_j``, what a fully loaded wire would take away, same shape; needed likewise.
         gain: digital factor per output, ``[outputs]``.
         bias: ``[outputs]``, used where ``total`` is None.
         backend: see :func:`aimc.ops.choose_backend`.
@@ -69,9 +75,9 @@ def read_out(
         >>> y.flatten(), saturated.flatten(), count
         (tensor([0., 3.]), tensor([False,  True]), 1)
     """
-    tensors = [t for t in (partial, scale, ranges, variance, gain, bias, total) if t is not None]
+    tensors = [t for t in (partial, scale, ranges, variance, magnitude, lost, gain, bias, total) if t is not None]
     body = cpu if choose_backend(backend, *tensors) == "cpu" else reference
-    return body.read_out(total, partial, scale, ranges, setting, key, variance, gain, bias)
+    return body.read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias)
 
 
 def read_out_backward(grad: Tensor, saturated: Tensor | None, gain: Tensor | None, backend: str = "auto") -> Tensor:

@@ -18,6 +18,21 @@ _EMPTY3 = np.zeros((0, 0, 0), dtype=np.float32)
 _FAST = {"contract", "reassoc", "nsz"}
 
 
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _drop(y, magnitude, lost, load):
+    """Subtract the IR drop; load is per element, or of length one for elements of one column."""
+    a, b, c = np.float32(0.05), np.float32(0.2), np.float32(0.5)
+    if len(load) == 1:
+        k = load[0]
+        for i in range(len(y)):
+            v = magnitude[i] * k
+            y[i] -= v * (a * v * v - b * v + c) * lost[i]
+    else:
+        for i in range(len(y)):
+            v = magnitude[i] * load[i]
+            y[i] -= v * (a * v * v - b * v + c) * lost[i]
+
+
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
 def _disturb_shared(z, partial, variance, noise, short, noisy):
     """z becomes the analog value of elements of one column."""
@@ -113,8 +128,8 @@ def _repeated(values, times):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _read_out(
-    total, partial, scale, ranges, variance, gain, bias, saturated,
-    half, bound, output_noise, short_term, offset, first, k0, k1, step, stream, n0, n1,
+    total, partial, scale, ranges, variance, magnitude, lost, gain, bias, saturated,
+    half, bound, output_noise, short_term, wire_load, offset, first, k0, k1, step, stream, n0, n1,
 ):  # fmt: skip
     outputs, positions = partial.shape[1], partial.shape[2]
     size = outputs * positions
@@ -131,9 +146,12 @@ def _read_out(
     top = np.float32(max(half, 1))
     down = limit / top
     up = np.zeros_like(down)
+    load = np.zeros_like(down)
     for c in range(period):
         if down[c] > 0:
             up[c] = np.float32(1) / down[c]
+        if scale[c] > 0:
+            load[c] = np.float32(wire_load) / scale[c]
     for c in range(period):
         down[c] *= gain[c]
     block = np.empty(_BLOCK, dtype=np.float32)
@@ -147,6 +165,9 @@ def _read_out(
         into = total[n : n + length // size].reshape(length)
         source = partial[n : n + length // size].reshape(length)
         spread = variance[n : n + length // size].reshape(length) if noisy == 2 else source
+        wires = wire_load > 0
+        amount = magnitude[n : n + length // size].reshape(length) if wires else source
+        taken = lost[n : n + length // size].reshape(length) if wires else source
         r = ranges[n if len(ranges) > 1 else 0]
         base = (offset + n) * size
         stride = _BLOCK if period == outputs else period
@@ -160,6 +181,8 @@ def _read_out(
                 b = min((c + 1) * positions, high) if shared else high
                 d = c + 1 if shared else c + b - a
                 z = block[a - low : b - low]
+                if wires:
+                    _drop(source[a:b], amount[a:b], taken[a:b], load[c:d] / r)
                 if shared:
                     _disturb_shared(z, source[a:b], spread[a:b], noise[c] * r, short[c], noisy)
                 else:
@@ -179,7 +202,7 @@ def _read_out(
     return everywhere
 
 
-def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
+def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias):
     first = total is None
     if total is None:
         total = partial  # written in place: an element is read before it is written, and fresh pages are slow
@@ -191,6 +214,8 @@ def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
         scale.numpy(),
         ranges.numpy(),
         variance.numpy() if variance is not None else _EMPTY3,
+        magnitude.numpy() if magnitude is not None else _EMPTY3,
+        lost.numpy() if lost is not None else _EMPTY3,
         gain.numpy() if gain is not None else np.ones(outputs, dtype=np.float32),
         bias.numpy() if bias is not None else np.zeros(outputs, dtype=np.float32),
         saturated.numpy() if saturated is not None else np.zeros((0, 0, 0), dtype=np.bool_),
@@ -200,6 +225,7 @@ def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
         float(setting.bound),
         float(setting.output_noise),
         float(setting.short_term),
+        float(setting.wire_load),
         setting.offset,
         first,
         *key_words(key),

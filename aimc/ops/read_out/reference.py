@@ -7,17 +7,20 @@ import torch
 from aimc.random import normal
 
 
-def read_out(total, partial, scale, ranges, setting, key, variance, gain, bias):
+def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias):
     vectors, outputs, positions = partial.shape
     full = scale.view(1, -1, 1) * ranges.view(-1, 1, 1)
     analog = partial
+    if setting.wire_load:
+        load = torch.where(full > 0, magnitude / full, 0) * setting.wire_load
+        analog = analog - load * (0.05 * load**2 - 0.2 * load + 0.5) * lost
     if setting.output_noise or setting.short_term:
         std = setting.output_noise * full
         if setting.short_term:
             std = torch.sqrt(std**2 + setting.short_term**2 * scale.view(1, -1, 1) * variance)
         offset = setting.offset * outputs * positions
         draws = normal(key, tuple(partial.shape), offset=offset, device=partial.device, dtype=partial.dtype)
-        analog = partial + std * draws
+        analog = analog + std * draws
     saturated, count = None, 0
     if setting.half:
         limit = setting.bound * full
