@@ -2,7 +2,16 @@
 
 from aimc import cells, chip, crossbar, hwa, periphery, presets
 from aimc.chip import Accuracy, Chip, DriftResult, calibrate, evaluate_over_time, program
-from aimc.convert import convert, coverage, remap, set_backend, set_hardware, set_noise_strength, summary, to_digital
+from aimc.convert import (
+    convert,
+    coverage,
+    remap,
+    set_backend,
+    set_hardware,
+    set_noise_strength,
+    summary,
+    to_digital,
+)
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.nn import analog_layers

@@ -73,7 +73,9 @@ class Config(metaclass=_Strict):
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
         known = _REGISTRY.get(cls.__name__)
         if known is not None and known.__module__ != cls.__module__:
-            raise TypeError(f"two configurations are called {cls.__name__}: {known.__module__}, {cls.__module__}")
+            raise TypeError(
+                f"two configurations are called {cls.__name__}: {known.__module__}, {cls.__module__}"
+            )
         _REGISTRY[cls.__name__] = cls
 
     def __post_init__(self):
@@ -110,11 +112,13 @@ class Config(metaclass=_Strict):
             child = direct.get(head, getattr(self, head, None))
             if head not in self.field_names():
                 raise AimcError(
-                    f"{type(self).__name__} has no such field; {suggest(head, self.field_names())}", field=head
+                    f"{type(self).__name__} has no such field; {suggest(head, self.field_names())}",
+                    field=head,
                 )
             if not isinstance(child, Config):
                 raise AimcError(
-                    f"holds {child!r}, which has no fields; give a whole value instead of {sorted(inner)}", field=head
+                    f"holds {child!r}, which has no fields; give a whole value instead of {sorted(inner)}",
+                    field=head,
                 )
             try:
                 direct[head] = child.replace(**inner)

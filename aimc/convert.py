@@ -114,8 +114,8 @@ def convert(
     Args:
         net: any torch model; copied, unless ``inplace``.
         hardware: description of the hardware, for instance ``aimc.presets.pcm()``.
-        digital: name patterns (``fnmatch``) of modules and parameters that stay digital, such as ``("head", "embed*")``;
-            a pattern that matches nothing is an error.
+        digital: name patterns (``fnmatch``) of modules and parameters that stay digital, such as
+            ``("head", "embed*")``; a pattern that matches nothing is an error.
         seed: seed of every draw; None takes one from torch's generator, so ``torch.manual_seed`` rules it. A layer's
             draws depend on the seed and its name alone.
         backend: ``auto``, ``reference`` or ``cpu``.
@@ -137,7 +137,9 @@ def convert(
     if not isinstance(net, nn.Module):
         raise AimcError(f"expects a torch module, got {type(net).__name__}", field="net")
     if not isinstance(hardware, Hardware):
-        raise AimcError(f"expects a Hardware, got {type(hardware).__name__}; see aimc.presets", field="hardware")
+        raise AimcError(
+            f"expects a Hardware, got {type(hardware).__name__}; see aimc.presets", field="hardware"
+        )
     check_backend(backend)
     patterns = (digital,) if isinstance(digital, str) else tuple(digital)
     rows = _survey(net, patterns)
@@ -146,14 +148,16 @@ def convert(
         lines = "".join(f"\n  {row.name} ({row.kind}, {row.parameters} parameters)" for row in unsupported)
         names = ", ".join(repr(row.name) for row in unsupported[:3])
         raise AimcError(
-            f"these matrix products would stay digital:{lines}\nKeep them digital on purpose with digital=({names}, ...)"
-            ", or pass strict=False",
+            f"these matrix products would stay digital:{lines}\nKeep them digital on purpose with "
+            f"digital=({names}, ...), or pass strict=False",
             field="net",
         )
     if not any(row.where == "analog" for row in rows):
         raise AimcError("nothing to convert: no layer is left that an analog tile could hold", field="net")
     if any(isinstance(m, AnalogLayer) for m in net.modules()):
-        raise AimcError("the network is already analog; exchange its hardware with aimc.set_hardware", field="net")
+        raise AimcError(
+            "the network is already analog; exchange its hardware with aimc.set_hardware", field="net"
+        )
     if seed is None:
         seed = int(torch.randint(0, 2**63 - 1, ()))
     if not inplace:
@@ -313,8 +317,18 @@ class Coverage:
         return sum(r.matrix for r in self.rows if r.where == "analog") / total if total else 0.0
 
     def __str__(self) -> str:
-        head = ("layer", "type", "where", "parameters", "tiles", "tile size", "used", "levels in/out", "g_max")
-        lines = [head]
+        head = (
+            "layer",
+            "type",
+            "where",
+            "parameters",
+            "tiles",
+            "tile size",
+            "used",
+            "levels in/out",
+            "g_max",
+        )
+        lines: list[tuple[str, ...]] = [head]
         for r in self.rows:
             lines.append(
                 (
@@ -346,7 +360,12 @@ def coverage(net: nn.Module) -> Coverage:
     """
     rows = _survey(net, ())
     held = analog_layers(net)
-    return Coverage(tuple(r if r.where != "analog" or r.name in held else dataclasses.replace(r, where="digital") for r in rows))
+    return Coverage(
+        tuple(
+            r if r.where != "analog" or r.name in held else dataclasses.replace(r, where="digital")
+            for r in rows
+        )
+    )
 
 
 def summary(net: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aimc.cells import Cell, PCM
+from aimc.cells import PCM, Cell
 from aimc.config import Config
 from aimc.crossbar import Mapping, TileSize
 from aimc.hwa import HardwareAware

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from aimc.cells import PCM, Hermes, Ideal, SingleExponentPCM, TabulatedPCM
+from aimc.cells import Hermes, Ideal, SingleExponentPCM, TabulatedPCM
 from aimc.crossbar import Mapping, TileSize
 from aimc.hardware import Hardware
 from aimc.hwa import GaussianClip, HardwareAware, ProgrammingNoise
@@ -33,7 +33,9 @@ def pcm() -> Hardware:
 
 def hermes(parallel: Literal[1, 2] = 2) -> Hardware:
     """The standard periphery around cells of the HERMES chip, one or two devices in parallel."""
-    return Hardware(cell=Hermes(parallel=parallel), tile=TileSize(rows=256, columns=256), training=_training())
+    return Hardware(
+        cell=Hermes(parallel=parallel), tile=TileSize(rows=256, columns=256), training=_training()
+    )
 
 
 def tabulated_pcm(

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def settings() -> dict[str, aimc.Hardware]:
     return {"matched": matched, "preset": preset}
 
 
-def peer(net: nn.Module) -> nn.Module:
+def peer(net: nn.Module) -> Any:
     """The network converted by aihwkit-lightning with the settings of "matched"."""
     from aihwkit_lightning.nn.conversion import convert_to_analog
     from aihwkit_lightning.simulator.configs import TorchInferenceRPUConfig
@@ -149,14 +150,23 @@ def peak_memory(name: str, setting: str | None) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--networks", default="lenet,mlp,wideresnet")
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory, each in its own process")
+    parser.add_argument(
+        "--memory", action="store_true", help="also measure peak memory, each in its own process"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {platform.machine()}, one thread, medians of {options.rounds} interleaved rounds")
-    print("| network | setting | time, ms | over plain torch | 10-90 % of rounds |" + (" memory, MiB |" if options.memory else ""))
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, one thread, medians of {options.rounds} interleaved rounds"
+    )
+    print(
+        "| network | setting | time, ms | over plain torch | 10-90 % of rounds |"
+        + (" memory, MiB |" if options.memory else "")
+    )
     print("|---|---|---|---|---|" + ("---|" if options.memory else ""))
     for name in options.networks.split(","):
         for row in measure(name, options.rounds):
@@ -165,7 +175,9 @@ def main() -> None:
                 f"{row['low']:.2f}-{row['high']:.2f} |"
             )
             if options.memory:
-                line += f" {peak_memory(name, None if row['setting'] == 'plain torch' else row['setting']):.0f} |"
+                line += (
+                    f" {peak_memory(name, None if row['setting'] == 'plain torch' else row['setting']):.0f} |"
+                )
             print(line, flush=True)
 
 

@@ -1,6 +1,6 @@
 """Draw the figures of docs/cells from the cells' own functions.
 
-    python tools/plot_cells.py [--output docs/cells]
+python tools/plot_cells.py [--output docs/cells]
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from aimc.random import Key
 CELLS: dict[str, Cell] = {
     "pcm": PCM(),
     "hermes": Hermes(parallel=2),
-    "tabulated": TabulatedPCM(conductance=(0, 5, 25), exponent_mean=(0.09, 0.05, 0.04), exponent_std=(0.04, 0.02, 0.01)),
+    "tabulated": TabulatedPCM(
+        conductance=(0, 5, 25), exponent_mean=(0.09, 0.05, 0.04), exponent_std=(0.04, 0.02, 0.01)
+    ),
     "single_exponent": SingleExponentPCM(),
 }
 
@@ -29,25 +31,34 @@ def draw(cell: Cell, path: Path) -> None:
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 2)
     axes[0, 0].plot(g, cell.programming_std(g))
-    axes[0, 0].set(title="programming error", xlabel="target, uS", ylabel="standard deviation, uS", ylim=(0, None))
+    axes[0, 0].set(
+        title="programming error", xlabel="target, uS", ylabel="standard deviation, uS", ylim=(0, None)
+    )
     mean, spread = cell.drift_exponent(g)
     axes[0, 1].fill_between(g, mean - spread, mean + spread, alpha=0.3, linewidth=0)
     axes[0, 1].plot(g, mean)
     axes[0, 1].set(title="drift exponent, mean and spread", xlabel="target, uS", ylim=(0, None))
     for label, t in (("1 s", 1.0), ("1 h", 3600.0), ("1 d", 86400.0), ("1 y", 31536000.0)):
         axes[1, 0].plot(g[1:], 100 * cell.read_noise_std(g, t)[1:], label=label)
-    axes[1, 0].set(title="read noise accumulated", xlabel="target, uS", ylabel="% of the conductance", ylim=(0, 60))
+    axes[1, 0].set(
+        title="read noise accumulated", xlabel="target, uS", ylabel="% of the conductance", ylim=(0, 60)
+    )
     axes[1, 0].legend()
     targets = torch.linspace(0, cell.g_max, 12)
     cells, times = cell.program(targets, Key(0)), np.logspace(0, 7.5, 120)
     paths = np.stack([cell.read(cells, float(t), Key(0)).numpy() for t in times])
     axes[1, 1].plot(times, paths, linewidth=0.8)
-    axes[1, 1].set(title="twelve devices", xlabel="seconds after programming", ylabel="conductance, uS", xscale="log")
+    axes[1, 1].set(
+        title="twelve devices", xlabel="seconds after programming", ylabel="conductance, uS", xscale="log"
+    )
     figure.savefig(path, dpi=100)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Draw every cell."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs" / "cells")
     output = parser.parse_args().output
     for name, cell in CELLS.items():

@@ -34,7 +34,9 @@ class Faults(Config):
     def validate(self):
         for name in self.field_names():
             self.require(0 <= getattr(self, name) <= 1, name, "is a probability, between 0 and 1")
-        self.require(self.total <= 1 + 1e-12, "reset", "the three shares of stuck devices add up to more than 1")
+        self.require(
+            self.total <= 1 + 1e-12, "reset", "the three shares of stuck devices add up to more than 1"
+        )
 
     @property
     def total(self) -> float:
@@ -71,7 +73,9 @@ class Cell(Config):
 
     def validate(self):
         self.require(self.g_min >= 0, "g_min", f"must not be negative, got {self.g_min}")
-        self.require(self.g_max > self.g_min, "g_max", f"must exceed g_min, got {self.g_min} and {self.g_max}")
+        self.require(
+            self.g_max > self.g_min, "g_max", f"must exceed g_min, got {self.g_min} and {self.g_max}"
+        )
         self.require(math.isfinite(self.g_max), "g_max", "must be finite")
 
     @property
@@ -116,16 +120,16 @@ class Cell(Config):
             g_target: targets in uS, any shape, between ``g_min`` and ``g_max`` (signed for a signed cell).
             key: the chip's key for these devices.
         """
-        shape, where = tuple(g_target.shape), {"device": g_target.device}
-        g = g_target + self.programming_std(g_target) * normal(key.at("programming"), shape, **where)
+        shape, device = tuple(g_target.shape), g_target.device
+        g = g_target + self.programming_std(g_target) * normal(key.at("programming"), shape, device=device)
         if self.devices == 2:
             g = g.clamp_min(0.0)
         mean, spread = self.drift_exponent(g_target)
-        exponent = (mean + spread * normal(key.at("drift"), shape, **where)).abs()
+        exponent = (mean + spread * normal(key.at("drift"), shape, device=device)).abs()
         stuck = None
         if self.faults.total > 0:
-            draw = uniform(key.at("faults"), shape, **where)
-            level = uniform(key.at("faults", step=1), shape, **where)
+            draw = uniform(key.at("faults"), shape, device=device)
+            level = uniform(key.at("faults", step=1), shape, device=device)
             stuck = draw < self.faults.total
             level = torch.where(draw < self.faults.reset + self.faults.maximum, torch.ones_like(level), level)
             level = torch.where(draw < self.faults.reset, torch.zeros_like(level), level)
@@ -206,7 +210,9 @@ class DriftingCell(Cell):
 
     def read_noise_std(self, g_target: Tensor, t: float) -> Tensor:
         """``Q(g_target) * sqrt(ln((t + t0 + t_read) / (2 t_read)))``, relative to the drifted conductance."""
-        return self._read_noise(g_target.abs() / self.g_max) * (math.sqrt(self.log_read(t)) * self.read_noise_scale)
+        return self._read_noise(g_target.abs() / self.g_max) * (
+            math.sqrt(self.log_read(t)) * self.read_noise_scale
+        )
 
     def log_age(self, t: float) -> float:
         return math.log((t + self.t0) / self.t0)
@@ -236,7 +242,9 @@ def brownian(key: Key, shape: tuple[int, ...], start: float, elapsed: float, dev
         elapsed: clock since then, 0 to :data:`LOG_RANGE`.
     """
     if not 0 <= elapsed <= LOG_RANGE:
-        raise AimcError(f"read noise is defined up to a log-time of {LOG_RANGE} after programming", field="time")
+        raise AimcError(
+            f"read noise is defined up to a log-time of {LOG_RANGE} after programming", field="time"
+        )
 
     def draw(node: int) -> Tensor:
         return normal(key.at("read", step=node), shape, device=device)

@@ -35,7 +35,9 @@ class Ideal(Cell):
 
     def log_age(self, t: float) -> float:
         if t > 0:
-            raise AimcError("an ideal cell does not drift; choose a cell that does, such as aimc.cells.PCM", field="cell")
+            raise AimcError(
+                "an ideal cell does not drift; choose a cell that does, such as aimc.cells.PCM", field="cell"
+            )
         return 0.0
 
     def log_read(self, t: float) -> float:

@@ -41,7 +41,9 @@ class TabulatedPCM(DriftingCell):
         for name in ("exponent_mean", "exponent_std"):
             values = getattr(self, name)
             self.require(
-                len(values) == len(self.conductance), name, f"needs {len(self.conductance)} values, got {len(values)}"
+                len(values) == len(self.conductance),
+                name,
+                f"needs {len(self.conductance)} values, got {len(values)}",
             )
             self.require(min(values) >= 0, name, "must not be negative")
 

@@ -44,12 +44,16 @@ def calibrate(
     """
     layers = {n: m for n, m in require_analog(net).items() if m.input_range is not None}
     if not layers:
-        raise AimcError("no layer has an input range to calibrate (no DAC, or dynamic ranges)", field="input_range")
+        raise AimcError(
+            "no layer has an input range to calibrate (no DAC, or dynamic ranges)", field="input_range"
+        )
     if method not in ("quantile", "max", "std"):
         raise AimcError(f"is 'quantile', 'max' or 'std', got {method!r}", field="method")
     if not 0 < quantile <= 1:
         raise AimcError(f"is a share between 0 and 1, got {quantile}", field="quantile")
-    seen: dict[str, list[list[Tensor]]] = {name: [[] for _ in layer.layout.splits] for name, layer in layers.items()}
+    seen: dict[str, list[list[Tensor]]] = {
+        name: [[] for _ in layer.layout.splits] for name, layer in layers.items()
+    }
 
     def observe(name: str, x: Tensor) -> None:
         for k, (a, b) in enumerate(layers[name].layout.splits):
@@ -59,8 +63,13 @@ def calibrate(
             if method == "max":
                 values = values.max()[None] if values.numel() else values
             elif method == "std":
-                values = torch.stack([values.square().double().sum(), x[:, :, a:b].double().sum(), x.new_tensor(
-                    values.numel(), dtype=torch.float64)])[None]
+                values = torch.stack(
+                    [
+                        values.square().double().sum(),
+                        x[:, :, a:b].double().sum(),
+                        x.new_tensor(values.numel(), dtype=torch.float64),
+                    ]
+                )[None]
             elif values.numel() > _KEPT:
                 values = values[:: values.numel() // _KEPT + 1]
             seen[name][k].append(values)

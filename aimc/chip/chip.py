@@ -48,7 +48,9 @@ class Chip:
         compensation: the estimator, or None for no drift compensation.
     """
 
-    def __init__(self, net: nn.Module, seed: int, compensation: Compensation | None, held: dict[str, _Programmed]):
+    def __init__(
+        self, net: nn.Module, seed: int, compensation: Compensation | None, held: dict[str, _Programmed]
+    ):
         self.net, self.seed, self.compensation = net, seed, compensation
         self._held = held
         self._time = 0.0
@@ -104,7 +106,9 @@ class Chip:
             weight = held.weights
             if held.compensation is not None:
                 parts = layer.layout.row_splits
-                weight = torch.cat([weight[:, a:b] * held.compensation[k][:, None] for k, (a, b) in enumerate(parts)], 1)
+                weight = torch.cat(
+                    [weight[:, a:b] * held.compensation[k][:, None] for k, (a, b) in enumerate(parts)], 1
+                )
             result[name] = weight.reshape(layer.weight.shape)
         return result
 
@@ -140,7 +144,9 @@ class Chip:
             rows = []
             for k, (a, b) in enumerate(layer.layout.row_splits):
                 reader = TileReader(held.scale[k], layer.periphery, layer.backend)
-                now = held.estimators[k].measure(reader, weights[:, a:b], key.fold("probes", k), noise.fold(k))
+                now = held.estimators[k].measure(
+                    reader, weights[:, a:b], key.fold("probes", k), noise.fold(k)
+                )
                 rows.append(held.estimators[k].factor(held.baselines[k], now, layer.layout.column_tile[k]))
             factor = torch.stack(rows)
         return ProgrammedWeights(weights, held.scale, factor)
@@ -179,7 +185,9 @@ class Chip:
                 {
                     name: {
                         "hardware": held.hardware.to_dict(),
-                        "estimators": [e.to_dict() for e in held.estimators] if held.estimators is not None else None,
+                        "estimators": [e.to_dict() for e in held.estimators]
+                        if held.estimators is not None
+                        else None,
                     }
                     for name, held in self._held.items()
                 }
@@ -246,7 +254,9 @@ class Chip:
             if not {"target", "conductance", "exponent", "scale", *baseline_names} <= part.keys():
                 raise damaged
             if tuple(part["conductance"].shape) != shape:
-                raise AimcError(f"the network needs {list(shape)}", layer=name, shape=part["conductance"].shape)
+                raise AimcError(
+                    f"the network needs {list(shape)}", layer=name, shape=part["conductance"].shape
+                )
             part = {n: t.to(layer.weight.device) for n, t in part.items()}
             cells = ProgrammedCells(part["target"], part["conductance"], part["exponent"], part.get("stuck"))
             estimators = baselines = None
@@ -255,7 +265,9 @@ class Chip:
                 baselines = tuple(part[f"baseline{k}"] for k in range(len(estimators)))
             held[name] = _Programmed(cells, part["scale"], hardware, estimators, baselines)
         compensation = json.loads(metadata["compensation"])
-        chip = cls(net, int(metadata["seed"]), Compensation.from_dict(compensation) if compensation else None, held)
+        chip = cls(
+            net, int(metadata["seed"]), Compensation.from_dict(compensation) if compensation else None, held
+        )
         if chip.fingerprint() != metadata["fingerprint"]:
             raise damaged
         return chip
@@ -272,7 +284,9 @@ def _in_weight_units(conductance: Tensor, held: _Programmed, layer: AnalogLayer)
 
 
 @torch.no_grad()
-def program(net: nn.Module, seed: int | None = None, compensation: Compensation | None = LeastSquares()) -> Chip:
+def program(
+    net: nn.Module, seed: int | None = None, compensation: Compensation | None = LeastSquares()
+) -> Chip:
     """Write a network's weights into the devices of one chip.
 
     Args:
@@ -295,7 +309,9 @@ def program(net: nn.Module, seed: int | None = None, compensation: Compensation 
     for name, layer in layers.items():
         key, cell = Key(seed).fold(name), layer.hardware.cell
         scale = layer.present_scale().detach().clone()
-        full = torch.cat([scale[k][:, None].expand(-1, b - a) for k, (a, b) in enumerate(layer.layout.row_splits)], 1)
+        full = torch.cat(
+            [scale[k][:, None].expand(-1, b - a) for k, (a, b) in enumerate(layer.layout.row_splits)], 1
+        )
         matrix = layer.weight.detach().reshape(full.shape)
         if not bool(torch.isfinite(matrix).all()):
             raise AimcError("the weights hold NaN or infinite values", layer=name)
@@ -318,5 +334,3 @@ def program(net: nn.Module, seed: int | None = None, compensation: Compensation 
             part.estimators, part.baselines = tuple(estimators), tuple(baselines)
         held[name] = part
     return Chip(net, seed, compensation, held)
-
-

@@ -48,7 +48,9 @@ class TileReader:
         part = probes.reshape(len(probes), 1, -1, 1)
         ranges = torch.ones(1, 1, dtype=probes.dtype, device=probes.device)
         if self.periphery.dac is not None:
-            parts, _, _ = convert_input(part, ranges, ((0, probes.shape[1]),), self.periphery.dac.half, backend=self.backend)
+            parts, _, _ = convert_input(
+                part, ranges, ((0, probes.shape[1]),), self.periphery.dac.half, backend=self.backend
+            )
             part = parts[0]
         adc = self.periphery.adc
         setting = ReadOut(
@@ -80,7 +82,9 @@ class Compensation(Config):
     def measure(self, reader: TileReader, weight: Tensor, key: Key, noise: Key) -> Tensor:
         """Read a tile. ``key`` rules the probes (the same at every time), ``noise`` the noise of this reading."""
 
-    def reference(self, reader: TileReader, programmed: Tensor, target: Tensor, key: Key, noise: Key) -> Tensor:
+    def reference(
+        self, reader: TileReader, programmed: Tensor, target: Tensor, key: Key, noise: Key
+    ) -> Tensor:
         """The measurement at the end of programming."""
         return self.measure(reader, programmed, key, noise)
 
@@ -130,7 +134,9 @@ class MeanAbs(Compensation):
 class ExactReference(MeanAbs):
     """As :class:`MeanAbs`, but the baseline is computed digitally from the target weights, free of noise."""
 
-    def reference(self, reader: TileReader, programmed: Tensor, target: Tensor, key: Key, noise: Key) -> Tensor:
+    def reference(
+        self, reader: TileReader, programmed: Tensor, target: Tensor, key: Key, noise: Key
+    ) -> Tensor:
         return torch.where(reader.scale > 0, target.abs().mean(1) / reader.scale, 0)
 
 
@@ -166,7 +172,9 @@ class LeastSquares(Compensation):
 
     def _vectors(self, weight: Tensor, key: Key) -> Tensor:
         shape = (self.probes, weight.shape[1])
-        return torch.where(uniform(key.at("probe"), shape, device=weight.device) < 0.5, -1.0, 1.0).to(weight.dtype)
+        return torch.where(uniform(key.at("probe"), shape, device=weight.device) < 0.5, -1.0, 1.0).to(
+            weight.dtype
+        )
 
     def measure(self, reader: TileReader, weight: Tensor, key: Key, noise: Key) -> Tensor:
         amplitude = self.amplitude if self.amplitude is not None else 1.0

@@ -44,7 +44,9 @@ class Accuracy:
 
     def __init__(self, inputs: Tensor, targets: Tensor, batch_size: int = 1000, classes: int | None = None):
         if len(inputs) != len(targets) or len(inputs) == 0:
-            raise AimcError(f"needs as many inputs as targets, at least one; got {len(inputs)} and {len(targets)}")
+            raise AimcError(
+                f"needs as many inputs as targets, at least one; got {len(inputs)} and {len(targets)}"
+            )
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
         self.chance = 1.0 / (classes if classes is not None else int(targets.max()) + 1)
 
@@ -99,7 +101,9 @@ class DriftResult:
 
     @functools.cached_property
     def _resampled(self) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(key=Key(self.seed).at("bootstrap").fold("chips").seed))
+        generator = np.random.Generator(
+            np.random.Philox(key=Key(self.seed).at("bootstrap").fold("chips").seed)
+        )
         draws = generator.integers(0, self.chips, (2000, self.chips))
         return self.values[:, draws].mean(2)
 
@@ -142,7 +146,9 @@ class DriftResult:
             if spread == 0:
                 result.append(0.0 if row[0] >= ISO else 1.0)
             else:
-                result.append(float(stats.t.sf((row.mean() - ISO) / (spread / len(row) ** 0.5), len(row) - 1)))
+                result.append(
+                    float(stats.t.sf((row.mean() - ISO) / (spread / len(row) ** 0.5), len(row) - 1))
+                )
         return np.array(result)
 
     @property
@@ -167,7 +173,9 @@ class DriftResult:
     def from_dict(cls, data: dict[str, Any]) -> DriftResult:
         """The inverse of :meth:`to_dict`; statistics are computed again."""
         fields = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        return cls(**{**fields, "times": tuple(data["times"]), "values": np.array(data["values"], dtype=float)})
+        return cls(
+            **{**fields, "times": tuple(data["times"]), "values": np.array(data["values"], dtype=float)}
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` as JSON, atomically."""
@@ -202,7 +210,9 @@ class DriftResult:
                 row.append("-" if p is None else f"{'yes' if p[i] < 0.05 else 'not shown'} (p={p[i]:.2g})")
             lines.append(row)
         widths = [max(len(r[c]) for r in [head, *lines]) for c in range(len(head))]
-        text = "\n".join("  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in [head, *lines])
+        text = "\n".join(
+            "  ".join(v.ljust(w) for v, w in zip(r, widths, strict=True)).rstrip() for r in [head, *lines]
+        )
         note = f"\n{self.chips} chips, seed {self.seed}, compensation: {self.compensation or 'none'}"
         if self.reference is not None:
             note += f", digital {self.reference:.4f}"
@@ -210,7 +220,7 @@ class DriftResult:
             note += "\nno A*: give evaluate_over_time a metric with a chance level, or chance="
         return text + note
 
-    def plot(self, path: str | os.PathLike[str], label: str = "compensated" ) -> None:
+    def plot(self, path: str | os.PathLike[str], label: str = "compensated") -> None:
         """Draw mean, chip-to-chip spread and worst chip over time."""
         from matplotlib.figure import Figure
 
@@ -286,7 +296,9 @@ def evaluate_over_time(
                 with chip.at(moment):
                     values[i, c] = float(metric(net))
                 if not np.isfinite(values[i, c]):
-                    raise AimcError(f"returned {values[i, c]} for chip {c} at {readable(moment)}", field="metric")
+                    raise AimcError(
+                        f"returned {values[i, c]} for chip {c} at {readable(moment)}", field="metric"
+                    )
                 if progress is not None:
                     progress(c * len(moments) + i + 1, chips * len(moments))
     return DriftResult(

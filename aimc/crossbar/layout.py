@@ -27,7 +27,9 @@ class TileSize(Config):
 
     def validate(self):
         self.require(self.rows >= 1, "rows", f"must be at least 1, got {self.rows}")
-        self.require(self.columns is None or self.columns >= 1, "columns", f"must be at least 1, got {self.columns}")
+        self.require(
+            self.columns is None or self.columns >= 1, "columns", f"must be at least 1, got {self.columns}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,10 @@ class Layout:
         group, inner = output // max(self._group_outputs, 1), output % max(self._group_outputs, 1)
         per_group = math.ceil(max(self._group_outputs, 1) / self.columns)
         return torch.stack(
-            [group // blocks if per_group == 1 else group * per_group + inner // self.columns for blocks in self.blocks]
+            [
+                group // blocks if per_group == 1 else group * per_group + inner // self.columns
+                for blocks in self.blocks
+            ]
         )
 
     @property

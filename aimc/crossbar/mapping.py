@@ -33,7 +33,9 @@ def column_scale(weight: Tensor, layout: Layout, mapping: Mapping) -> Tensor:
     Args:
         weight: ``[outputs, rows]``.
     """
-    largest = [weight[:, a:b].abs().amax(1) if b > a else weight.new_zeros(len(weight)) for a, b in layout.row_splits]
+    largest = [
+        weight[:, a:b].abs().amax(1) if b > a else weight.new_zeros(len(weight)) for a, b in layout.row_splits
+    ]
     scale = torch.stack(largest)
     if mapping.scale == "column":
         return scale

@@ -37,7 +37,11 @@ def distillation_loss(
     if student.shape != teacher.shape:
         raise AimcError(f"student and teacher differ in shape: {list(student.shape)}, {list(teacher.shape)}")
     classes = student.shape[-1]
-    student, teacher, targets = student.reshape(-1, classes), teacher.detach().reshape(-1, classes), targets.reshape(-1)
+    student, teacher, targets = (
+        student.reshape(-1, classes),
+        teacher.detach().reshape(-1, classes),
+        targets.reshape(-1),
+    )
     loss = (1 - weight) * F.cross_entropy(student, targets)
     if weight:
         soft = F.kl_div(

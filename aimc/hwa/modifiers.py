@@ -150,7 +150,9 @@ class CellNoise(Modifier):
     def validate(self):
         self.require(self.scale >= 0, "scale", "must not be negative")
         self.require(
-            0 < seconds(self.earliest) <= seconds(self.latest), "earliest", "must be positive and not beyond latest"
+            0 < seconds(self.earliest) <= seconds(self.latest),
+            "earliest",
+            "must be positive and not beyond latest",
         )
 
     def changes(self, cell: Cell, strength: float) -> tuple[tuple, ...]:
@@ -203,7 +205,14 @@ def modify_weights(
             result = [weight[:, a:b] for a, b in splits]
         elif index == 0 or stage:
             result, scale, more = perturb_weights(
-                weight, splits, scale, tuple(stage), draw, contiguous_tiles and len(stages) == 1, index == 0, backend
+                weight,
+                splits,
+                scale,
+                tuple(stage),
+                draw,
+                contiguous_tiles and len(stages) == 1,
+                index == 0,
+                backend,
             )
             factor = more if factor is None else (factor if more is None else factor * more)
             weight = torch.cat(result, 1) if len(stages) > 1 else weight

@@ -143,11 +143,17 @@ class AnalogLayer(nn.Module):
         if self._programmed is not None:
             held = self._programmed
             if self.training:
-                raise AimcError("a chip is in place and the network is in training mode; call net.eval() first")
+                raise AimcError(
+                    "a chip is in place and the network is in training mode; call net.eval() first"
+                )
             weights = [held.weights[:, a:b] for a, b in self.layout.row_splits]
             return Tiles(weights, held.scale, compensation=held.compensation, trained=False)
         training = self.hardware.training if self.training else None
-        if training is not None and training.clip is not None and self.weight._version != self._clipped_version:
+        if (
+            training is not None
+            and training.clip is not None
+            and self.weight._version != self._clipped_version
+        ):
             self.constrain()
         matrix = self._matrix()
         if training is not None and training.remap_every > 1 and self._step % training.remap_every == 0:
@@ -168,7 +174,10 @@ class AnalogLayer(nn.Module):
     # Input range ---------------------------------------------------------------------------------------------------
 
     def _ranges(self, x: Tensor) -> Tensor:
-        """``[row_tiles, 1]``, or ``[row_tiles, vectors]`` for dynamic ranges; x is ``[vectors, groups, channels, p]``."""
+        """``[row_tiles, 1]``, or ``[row_tiles, vectors]`` for dynamic ranges.
+
+        x is ``[vectors, groups, channels, positions]``.
+        """
         tiny = torch.finfo(x.dtype).tiny * 1e6
         if self.periphery.dac is None:
             return torch.ones(self.layout.row_tiles, 1, dtype=x.dtype, device=x.device)
@@ -220,7 +229,10 @@ class AnalogLayer(nn.Module):
         """Keys of the reads of this forward pass, one per row tile."""
         if self._folded is None or self._folded[0] != (self.key, self.layout.row_tiles):
             purposes = ("training", "evaluation")
-            keys = [[self.key.fold(p, k).at("output_noise") for k in range(self.layout.row_tiles)] for p in purposes]
+            keys = [
+                [self.key.fold(p, k).at("output_noise") for k in range(self.layout.row_tiles)]
+                for p in purposes
+            ]
             self._folded = (self.key, self.layout.row_tiles), keys
         keys = self._folded[1][0 if self.training else 1]
         return tuple(k.at(step=self._step) for k in keys) if self.training else tuple(keys)
@@ -235,7 +247,10 @@ class AnalogLayer(nn.Module):
             started = self._range_batches >= self.hardware.input_range.init_batches
             ranges = self._ranges(x.detach())
             call = Call(
-                self._read_keys(), 0 if self.training else self._evaluated, self.backend, self.check_finite,
+                self._read_keys(),
+                0 if self.training else self._evaluated,
+                self.backend,
+                self.check_finite,
                 self._range_gradient if started or not self.training else _no_gradient,
             )
             bias = self.bias if self.bias is not None else None
@@ -266,7 +281,11 @@ class AnalogLayer(nn.Module):
     def observed(self, observer: Callable[[Tensor], None]) -> Iterator[None]:
         """Show every input to ``observer`` and compute as a digital layer meanwhile."""
         before = self.periphery, self._programmed, self._evaluated
-        self.periphery, self._programmed, self._observer = Periphery(None, None, 0.0, 0.0, None), None, observer
+        self.periphery, self._programmed, self._observer = (
+            Periphery(None, None, 0.0, 0.0, None),
+            None,
+            observer,
+        )
         try:
             yield
         finally:
@@ -370,5 +389,7 @@ def _watch_optimizers() -> None:
 def _after_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for layer in list(_LAYERS):
-        if id(layer.weight) in stepped or (layer.input_range is not None and id(layer.input_range) in stepped):
+        if id(layer.weight) in stepped or (
+            layer.input_range is not None and id(layer.input_range) in stepped
+        ):
             layer.constrain()  # type: ignore[attr-defined]

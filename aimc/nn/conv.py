@@ -25,13 +25,15 @@ class ConvGeometry:
         layer: the convolution.
         size: spatial size of the (padded) input.
         padding: what is left to pad.
-        channels_last: whether the input has its channels innermost. Then a vector is one position, as it lies in memory,
-            and inputs are ``[images * positions, groups, channels, 1]``; otherwise a vector is one image.
+        channels_last: whether the input has its channels innermost. Then a vector is one position, as it lies in
+            memory, and inputs are ``[images * positions, groups, channels, 1]``; otherwise a vector is one image.
     """
 
     contiguous_tiles = True
 
-    def __init__(self, layer: _AnalogConv, size: tuple[int, ...], padding: tuple[int, ...], channels_last: bool):
+    def __init__(
+        self, layer: _AnalogConv, size: tuple[int, ...], padding: tuple[int, ...], channels_last: bool
+    ):
         self.size, self.padding, self.groups, self.channels_last = size, padding, layer.groups, channels_last
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.out = tuple(
@@ -63,7 +65,13 @@ class ConvGeometry:
 
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
         y = _CONV[len(self.size)](
-            self._image(part), self._filter(weight), None, self.stride, self.padding, self.dilation, self.groups
+            self._image(part),
+            self._filter(weight),
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
         )
         if self.channels_last:
             return y.permute(0, 2, 3, 1).reshape(y.shape[0] * math.prod(self.out), weight.shape[0], 1)
@@ -72,7 +80,9 @@ class ConvGeometry:
     def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
         return None  # an input touches many outputs; the native gradient of all of them is faster
 
-    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None):
+    def transposed(
+        self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None
+    ):
         image = self._image(part)
         found_part, found_weight, _ = torch.ops.aten.convolution_backward(
             self.unflatten(grad, image.shape[0]),
@@ -91,7 +101,11 @@ class ConvGeometry:
             to_weight.copy_(found_weight.reshape(weight.shape))
         if not need_part:
             return None
-        return found_part.permute(0, 2, 3, 1).reshape(part.shape) if self.channels_last else found_part.reshape(part.shape)
+        return (
+            found_part.permute(0, 2, 3, 1).reshape(part.shape)
+            if self.channels_last
+            else found_part.reshape(part.shape)
+        )
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -115,6 +129,7 @@ class _AnalogConv(AnalogLayer):
     padding: tuple[int, ...] | str
     groups: int
     padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
 
     def __init__(self, digital, hardware: Hardware, key: Key, name: str = "", backend: str = "auto"):
         nn.Module.__init__(self)
@@ -134,14 +149,16 @@ class _AnalogConv(AnalogLayer):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() not in (self.spatial + 1, self.spatial + 2):
             raise AimcError(
-                f"expects {self.spatial + 1} or {self.spatial + 2} dimensions", layer=self.name, shape=input.shape
+                f"expects {self.spatial + 1} or {self.spatial + 2} dimensions",
+                layer=self.name,
+                shape=input.shape,
             )
         channels = input.shape[-self.spatial - 1]
         if channels != self.in_channels:
             raise AimcError(f"expects {self.in_channels} channels", layer=self.name, shape=input.shape)
         single = input.dim() == self.spatial + 1
         x = input[None] if single else input
-        amounts = self._reversed_padding_repeated_twice  # type: ignore[attr-defined]
+        amounts = self._reversed_padding_repeated_twice
         symmetric = tuple(amounts[2 * i] for i in reversed(range(self.spatial)))
         if self.padding_mode != "zeros":
             x, symmetric = F.pad(x, amounts, mode=self.padding_mode), (0,) * self.spatial

@@ -29,7 +29,9 @@ class LinearGeometry:
         # Columns are picked row by row, which reads the weights once and in order.
         return (grad[vector, :, 0].t() * weight.index_select(1, feature)).sum(0)
 
-    def transposed(self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None):
+    def transposed(
+        self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None
+    ):
         d = grad[:, :, 0]
         if to_weight is not None:
             torch.mm(d.t(), part[:, 0, :, 0], out=to_weight)
@@ -56,10 +58,12 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         torch.Size([3, 2])
     """
 
-    def __init__(self, digital: nn.Linear, hardware: Hardware, key: Key, name: str = "", backend: str = "auto"):
+    def __init__(
+        self, digital: nn.Linear, hardware: Hardware, key: Key, name: str = "", backend: str = "auto"
+    ):
         nn.Module.__init__(self)
         self.in_features, self.out_features = digital.in_features, digital.out_features
-        self.weight, self.bias = digital.weight, digital.bias
+        self.weight, self.bias = digital.weight, digital.bias  # type: ignore[assignment]  (bias may be None)
         self.training = digital.training
         layout = Layout.of(hardware.tile, self.out_features, self.in_features)
         self._set_up(hardware, layout, key, name, backend)
@@ -80,7 +84,7 @@ class AnalogLinear(AnalogLayer, nn.Linear):
 def export(layer: AnalogLayer, digital):
     """Copy weight (times output gain), bias, dtype, device and mode of an analog layer to a digital twin."""
     digital = digital.to(layer.weight.device, layer.weight.dtype).train(layer.training)
-    weight = layer.weight
+    weight: Tensor = layer.weight
     if layer.output_gain is not None:
         weight = weight * layer.output_gain.view(-1, *(1,) * (weight.dim() - 1))
     digital.weight.copy_(weight)

@@ -121,6 +121,18 @@ def _whole(parts: list[Tensor], dim: int) -> Tensor | None:
     return first.as_strided(size, first.stride())
 
 
+def _clipped(x: Tensor, ranges: Tensor, layout: Layout, k: int) -> tuple[Tensor, Tensor]:
+    """A row tile's inputs, and where they are at or beyond the range."""
+    a, b = layout.splits[k]
+    inputs = x[:, :, a:b]
+    return inputs, inputs.abs() >= ranges[k].view(-1, 1, 1, 1)
+
+
+def _push(inputs: Tensor, grad: Tensor) -> Tensor:
+    """What the clipped inputs add to the range's gradient; see :func:`aimc.ops.convert_input_backward`."""
+    return (inputs.sign() * grad).clamp_max(0).sum()
+
+
 class AnalogProduct(torch.autograd.Function):
     """``bias + gain * sum_k compensation_k * ADC_k(W_k DAC_k(x) + noise)``."""
 
@@ -185,15 +197,20 @@ class AnalogProduct(torch.autograd.Function):
         wants_x = need_x or (need_range and x is not None)
         grad_weight = grad.new_empty((layout.outputs, layout.rows)) if need_weight else None
         steps = list(zip(layout.row_splits, ctx.parts, tiles.weights, strict=True))
-        if not ctx.geometry.contiguous_tiles and tiles.compensation is None and all(m is None for m in ctx.masks):
+        if (
+            not ctx.geometry.contiguous_tiles
+            and tiles.compensation is None
+            and all(m is None for m in ctx.masks)
+        ):
             # No converter saturated: the tiles' transposes are one product of the whole layer.
             part, weight = _whole(ctx.parts, 2), _whole(tiles.weights, 1)
             if part is not None and weight is not None:
                 steps = [((0, layout.rows), part, weight)]
-        # Where only the range wants the input's gradient, it wants it at the few inputs that clipped.
         push = ranges.new_zeros(layout.row_tiles)
-        few = wants_x and not need_x
-        grads = []
+        few = (
+            wants_x and not need_x
+        )  # only the range wants the input's gradient, at the few inputs that clipped
+        grads: list[Tensor | None] = []
         for k, ((i, j), part, weight) in enumerate(steps):
             factor = gain
             if tiles.compensation is not None:
@@ -201,24 +218,27 @@ class AnalogProduct(torch.autograd.Function):
             d = read_out_backward(grad, ctx.masks[k], factor, call.backend)
             to_weight = grad_weight[:, i:j] if grad_weight is not None else None
             found = None
-            if few and len(steps) == layout.row_tiles:
-                (a, b), r = layout.splits[k], ranges[k].view(-1, 1, 1, 1)
-                beyond = x[:, :, a:b].abs() >= r
+            if few and x is not None and len(steps) == layout.row_tiles:
+                inputs, beyond = _clipped(x, ranges, layout, k)
                 found = ctx.geometry.transposed_at(d, weight, beyond)
                 if found is not None:
-                    side = x[:, :, a:b][beyond].sign() * found
-                    push[k] = side.clamp_max(0).sum()
+                    push[k] = _push(inputs[beyond], found)
             grads.append(ctx.geometry.transposed(d, part, weight, wants_x and found is None, to_weight))
         if grad_weight is not None and tiles.factor is not None:
             grad_weight *= tiles.factor
         grad_x = None
-        if wants_x and all(g is None for g in grads):
-            pass  # the pushes are there already
-        elif wants_x and x is not None:
-            if len(grads) < layout.row_tiles:
+        if wants_x:
+            if len(grads) < layout.row_tiles and grads[0] is not None:
                 grads = [grads[0][:, :, a:b] for a, b in layout.splits]
-            grad_x, push = convert_input_backward(x, grads, ranges, layout.splits, call.backend)
-        elif wants_x:
-            grad_x = grads[0] if len(grads) == 1 else torch.cat(grads, 2)
+            dense = [g for g in grads if g is not None]
+            if few and x is not None:
+                for k, g in enumerate(grads):
+                    if g is not None:
+                        inputs, beyond = _clipped(x, ranges, layout, k)
+                        push[k] = _push(inputs[beyond], g[beyond])
+            elif x is not None:
+                grad_x, push = convert_input_backward(x, dense, ranges, layout.splits, call.backend)
+            else:
+                grad_x = dense[0] if len(dense) == 1 else torch.cat(dense, 2)
         grad_range = call.range_gradient(push, ranges, call.statistics) if need_range else None
         return grad_x if need_x else None, grad_weight, grad_range, grad_gain, grad_bias, *(None,) * 6

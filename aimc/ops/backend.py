@@ -13,7 +13,9 @@ BACKENDS = ("auto", "reference", "cpu")
 def check_backend(backend: str) -> str:
     """Return the name or raise, suggesting the nearest one."""
     if backend not in BACKENDS:
-        raise AimcError(f"no backend is called {backend!r}; {suggest(str(backend), BACKENDS)}", field="backend")
+        raise AimcError(
+            f"no backend is called {backend!r}; {suggest(str(backend), BACKENDS)}", field="backend"
+        )
     return backend
 
 
@@ -30,5 +32,7 @@ def choose_backend(backend: str, *tensors: Tensor) -> str:
     fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
     if backend == "cpu" and not fits:
         what = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
-        raise AimcError(f"'cpu' runs float32 tensors on the CPU, got {what}; use 'auto' or 'reference'", field="backend")
+        raise AimcError(
+            f"'cpu' runs float32 tensors on the CPU, got {what}; use 'auto' or 'reference'", field="backend"
+        )
     return "cpu" if fits else "reference"

@@ -41,8 +41,12 @@ class _Converter(Config):
 
     def validate(self):
         if self.steps is not None:
-            self.require(self.bits is None, "steps", "give either bits or steps; set bits to null to use steps")
-            self.require(self.steps >= 2 and self.steps % 2 == 0, "steps", f"is even, at least 2, got {self.steps}")
+            self.require(
+                self.bits is None, "steps", "give either bits or steps; set bits to null to use steps"
+            )
+            self.require(
+                self.steps >= 2 and self.steps % 2 == 0, "steps", f"is even, at least 2, got {self.steps}"
+            )
         if self.bits is not None:
             self.require(2 <= self.bits <= 24, "bits", f"is between 2 and 24, got {self.bits}")
 

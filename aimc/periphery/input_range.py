@@ -43,5 +43,7 @@ class InputRange(Config):
         self.require(0 <= self.keep <= 1, "keep", "is a share, between 0 and 1")
         self.require(self.gradient_scale >= 0, "gradient_scale", "must not be negative")
         self.require(
-            not (self.mode == "dynamic" and self.value is not None), "value", "has no meaning with mode 'dynamic'"
+            not (self.mode == "dynamic" and self.value is not None),
+            "value",
+            "has no meaning with mode 'dynamic'",
         )

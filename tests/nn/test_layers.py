@@ -30,7 +30,9 @@ LAYERS = {
     "conv3d": (lambda: nn.Conv3d(3, 4, (1, 2, 3), padding=(0, 1, 1), bias=False), (2, 3, 4, 5, 6)),
     **{
         f"conv{n}d, {mode}": (
-            lambda n=n, mode=mode: getattr(nn, f"Conv{n}d")(4, 6, 3, padding=2, dilation=2, padding_mode=mode),
+            lambda n=n, mode=mode: getattr(nn, f"Conv{n}d")(
+                4, 6, 3, padding=2, dilation=2, padding_mode=mode
+            ),
             (2, 4, *(7, 6, 5)[:n]),
         )
         for n in (1, 2, 3)
@@ -63,14 +65,18 @@ def test_ideal_hardware_is_digital(layer_and_input, rows):
     names = ["output", "input gradient", "weight gradient", "bias gradient"]
     for other in found[1:]:
         for name, a, e in zip(names, other, found[0], strict=False):
-            assert_close(name, a, e, atol=1e-6 * max(1.0, float(e.detach().abs().max()) if e.numel() else 1.0) * 4)
+            assert_close(
+                name, a, e, atol=1e-6 * max(1.0, float(e.detach().abs().max()) if e.numel() else 1.0) * 4
+            )
     assert type(aimc.to_digital(analog)) is type(layer)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_standard_hardware_runs_every_layer(layer_and_input, backend):
     layer, x = layer_and_input
-    hardware = aimc.presets.pcm().replace(**{"tile.rows": 30, "input_range.value": 2.0, "input_range.init_batches": 0})
+    hardware = aimc.presets.pcm().replace(
+        **{"tile.rows": 30, "input_range.value": 2.0, "input_range.init_batches": 0}
+    )
     analog = aimc.convert(layer, hardware, seed=0, backend=backend)
     inputs = x.clone().requires_grad_()
     y = analog(inputs)
@@ -97,7 +103,9 @@ def test_bodies_agree_on_a_whole_step(layer_and_input):
         assert_close(f"tensor {i}", a, e, atol=2e-5 * size, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 9, 8), (3, 6, 9, 8), (2, 6, 1, 1), (1, 1, 1, 1), (2, 6, 1, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 9, 8), (3, 6, 9, 8), (2, 6, 1, 1), (1, 1, 1, 1), (2, 6, 1, 5)], ids=str
+)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_memory_format_is_torchs_own(shape, groups, channels_last):
@@ -154,7 +162,9 @@ def test_converters_by_hand():
     torch.manual_seed(0)
     layer, x = nn.Linear(40, 9), torch.randn(50, 40)
     hardware = switched(
-        dac=aimc.periphery.DAC(), adc=aimc.periphery.ADC(), input_range=aimc.periphery.InputRange(mode="static", value=1.5)
+        dac=aimc.periphery.DAC(),
+        adc=aimc.periphery.ADC(),
+        input_range=aimc.periphery.InputRange(mode="static", value=1.5),
     )
     y = aimc.convert(layer, hardware)(x)
     expected = forward_by_hand(x, layer.weight, layer.bias, 1.5)
@@ -206,7 +216,9 @@ def test_gradient_uses_the_noisy_weights_of_the_forward_pass():
 def test_noise_is_drawn_once_per_forward_pass_with_the_stated_spread():
     """Two forwards differ by noise of std 0.1 max|w| |x|, written as for any torch model."""
     torch.manual_seed(0)
-    training = aimc.hwa.HardwareAware(modifiers=(aimc.hwa.AddNormal(std=0.1),), clip=aimc.hwa.FixedClip(value=0.0625))
+    training = aimc.hwa.HardwareAware(
+        modifiers=(aimc.hwa.AddNormal(std=0.1),), clip=aimc.hwa.FixedClip(value=0.0625)
+    )
     hardware = switched(training=training, **{"mapping.scale": "tile", "tile.columns": None})
     analog = aimc.convert(nn.Linear(200, 3000), hardware, seed=1)
     optimizer = torch.optim.AdamW(analog.parameters(), lr=0.1)
@@ -246,7 +258,8 @@ def test_ir_drop_in_a_layer():
 
 def learned(**changes):
     return switched(
-        dac=aimc.periphery.DAC(), input_range=aimc.periphery.InputRange(**{"init_batches": 0, "value": 1.0, **changes})
+        dac=aimc.periphery.DAC(),
+        input_range=aimc.periphery.InputRange(**{"init_batches": 0, "value": 1.0, **changes}),
     )
 
 
@@ -315,7 +328,12 @@ def test_dynamic_range_scales_every_vector():
     hardware = switched(dac=aimc.periphery.DAC(bits=8), input_range=aimc.periphery.InputRange(mode="dynamic"))
     analog = aimc.convert(layer, hardware)
     x = torch.randn(20, 30) * torch.logspace(-3, 3, 20)[:, None]
-    assert_close("relative error", analog(x) / x.norm(dim=1, keepdim=True), layer(x) / x.norm(dim=1, keepdim=True), atol=0.02)
+    assert_close(
+        "relative error",
+        analog(x) / x.norm(dim=1, keepdim=True),
+        layer(x) / x.norm(dim=1, keepdim=True),
+        atol=0.02,
+    )
     assert bool(torch.isfinite(analog(torch.zeros(2, 30))).all())
 
 

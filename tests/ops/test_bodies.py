@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from aimc.errors import AimcError
-from aimc.ops import choose_backend, convert_input, convert_input_backward, perturb_weights, read_out, read_out_backward
+from aimc.ops import (
+    choose_backend,
+    convert_input,
+    convert_input_backward,
+    perturb_weights,
+    read_out,
+    read_out_backward,
+)
 from aimc.ops.read_out import ReadOut
 from aimc.random import Key
 from tests.helpers import assert_close
@@ -23,7 +30,9 @@ def shape_list():
         (130, 1, 63, 1),
         (9001, 1, 1, 1),
     ):
-        yield pytest.param((vectors, groups, channels, positions), id=f"{vectors}x{groups}x{channels}x{positions}")
+        yield pytest.param(
+            (vectors, groups, channels, positions), id=f"{vectors}x{groups}x{channels}x{positions}"
+        )
 
 
 def draws(*shape, seed=0):
@@ -83,7 +92,18 @@ def test_convert_input_gradient(backend):
 
 
 def read_out_cases():
-    for shape in ((1, 1, 1), (3, 5, 1), (2, 7, 9), (4, 1100, 1), (2, 3, 1500), (0, 4, 2), (6, 40, 64), (300, 16, 1), (5, 1023, 1), (4, 1024, 1)):
+    for shape in (
+        (1, 1, 1),
+        (3, 5, 1),
+        (2, 7, 9),
+        (4, 1100, 1),
+        (2, 3, 1500),
+        (0, 4, 2),
+        (6, 40, 64),
+        (300, 16, 1),
+        (5, 1023, 1),
+        (4, 1024, 1),
+    ):
         yield pytest.param(shape, id="x".join(map(str, shape)))
 
 
@@ -112,18 +132,28 @@ def test_read_out_bodies_agree(shape, per_vector, setting):
     partial[:, outputs // 2] = 0
     ranges = draws(vectors if per_vector else 1, seed=3).abs() + 0.5
     variance = draws(*shape, seed=4).abs() if setting.short_term else None
-    wires = [draws(*shape, seed=7).abs() * 50, draws(*shape, seed=8) * 10] if setting.wire_load else [None, None]
+    wires = (
+        [draws(*shape, seed=7).abs() * 50, draws(*shape, seed=8) * 10] if setting.wire_load else [None, None]
+    )
     gain, bias = draws(outputs, seed=5), draws(outputs, seed=6)
     for start, g, b in ((None, None, None), (None, gain, bias), (total, gain, None)):
 
         def run(backend, start=start, g=g, b=b):
             begin = start.clone() if start is not None else None
-            return read_out(begin, partial.clone(), scale, ranges, setting, KEY, variance, *wires, g, b, backend)
+            return read_out(
+                begin, partial.clone(), scale, ranges, setting, KEY, variance, *wires, g, b, backend
+            )
 
         expected, actual = run("reference"), run("cpu")
         if setting.half and (setting.output_noise or setting.wire_load):
             # Normals agree to 1e-6, so a value on the edge of two levels may fall either way, by one level.
-            step = setting.bound / setting.half * scale.max() * max(ranges.tolist(), default=1) * gain.abs().max().clamp_min(1)
+            step = (
+                setting.bound
+                / setting.half
+                * scale.max()
+                * max(ranges.tolist(), default=1)
+                * gain.abs().max().clamp_min(1)
+            )
             off = (actual[0] - expected[0]).abs() > 1e-5
             assert int(off.sum()) <= max(1, 2e-3 * off.numel())
             assert_close("output", actual[0], expected[0], atol=1.01 * float(step), rtol=0)
@@ -183,7 +213,13 @@ def test_read_out_does_not_see_the_batch(backend, threads):
 def test_read_out_counts_saturation(backend):
     partial = torch.tensor([[[0.2, 9.0], [0.1, 0.1]], [[-9.0, 0.0], [5.0, 1.0]]])
     y, mask, count = read_out(
-        None, partial, torch.tensor([1.0, 2.0]), torch.ones(1), ReadOut(half=3, bound=3.0), KEY, backend=backend
+        None,
+        partial,
+        torch.tensor([1.0, 2.0]),
+        torch.ones(1),
+        ReadOut(half=3, bound=3.0),
+        KEY,
+        backend=backend,
     )
     assert count == 2
     assert mask.tolist() == [[[False, True], [False, False]], [[True, False], [False, False]]]
@@ -199,7 +235,13 @@ CHANGES = {
     "discretize": (("discretize", 7),),
     "dorefa": (("dorefa", 7, 0.6),),
     "drop": (("drop", 0.3),),
-    "chain": (("drop", 0.1), ("add_normal", 0.1), ("drop", 0.2), ("multiply_normal", 0.1), ("dorefa", 127, 0.9)),
+    "chain": (
+        ("drop", 0.1),
+        ("add_normal", 0.1),
+        ("drop", 0.2),
+        ("multiply_normal", 0.1),
+        ("dorefa", 127, 0.9),
+    ),
 }
 
 
@@ -247,11 +289,17 @@ def test_perturb_weights_means_what_it_says(backend):
         grid = draws(64, 64)
         half = 2 ** (bits - 1) - 1
         tiles, _, _ = perturb_weights(
-            grid, ((0, 64),), torch.full((1, 64), float(grid.abs().max())), (("discretize", half),), KEY, backend=backend
+            grid,
+            ((0, 64),),
+            torch.full((1, 64), float(grid.abs().max())),
+            (("discretize", half),),
+            KEY,
+            backend=backend,
         )
         assert len(tiles[0].unique()) <= levels
-        assert len((tiles[0] / grid.abs().max() * half).round().unique()) == (levels if bits < 8 else len(
-            (grid / grid.abs().max() * half).round().unique()))
+        assert len((tiles[0] / grid.abs().max() * half).round().unique()) == (
+            levels if bits < 8 else len((grid / grid.abs().max() * half).round().unique())
+        )
     dropped, _, factor = run(("drop", 0.25))
     assert torch.equal(dropped == 0, factor == 0)
     assert abs(float((factor == 0).float().mean()) - 0.25) < 0.03

@@ -24,7 +24,8 @@ def convert_input(
         backend: see :func:`aimc.ops.choose_backend`.
 
     Returns:
-        One tensor per row tile ``[vectors, groups, channels of the tile, positions]`` in the units of x, the number of inputs at or beyond the range per row tile, and whether all inputs are finite.
+        One tensor per row tile ``[vectors, groups, channels of the tile, positions]`` in the units of x, the number of
+        inputs at or beyond the range per row tile, and whether all inputs are finite.
 
     Example:
         >>> import torch

@@ -121,7 +121,9 @@ def _convert_whole(x: Tensor, ranges: Tensor, half: int):
     lines, into = _as_lines(x.detach()), _as_lines(part)
     _, clipped, finite = convert_input_into(lines, ranges, half, into)
     rest = lines.numel()
-    c, bad = _run(x.detach().view(-1)[rest:].numpy(), part.view(-1)[rest:].numpy(), ranges.numpy()[0, 0], half)
+    c, bad = _run(
+        x.detach().view(-1)[rest:].numpy(), part.view(-1)[rest:].numpy(), ranges.numpy()[0, 0], half
+    )
     return [part], [clipped + c], finite and not bad
 
 

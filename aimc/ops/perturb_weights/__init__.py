@@ -37,15 +37,15 @@ def perturb_weights(
         weight: ``[outputs, rows]``, contiguous.
         splits: row boundaries of the row tiles.
         scale: ``[row_tiles, outputs]``, or None for the largest magnitude of every column of every tile.
-        changes: in order; each is a kind from :data:`KINDS` with its numbers. The draws of change m at weight (i, j) sit
-            at position ``i * rows + j`` of ``key.fold(m)``.
+        changes: in order; each is a kind from :data:`KINDS` with its numbers. The draws of change m at weight (i, j)
+            sit at position ``i * rows + j`` of ``key.fold(m)``.
         contiguous_tiles: each tile its own contiguous tensor, instead of views of one ``[outputs, rows]``.
         clips: whether weights beyond a given scale are clipped, and get no gradient.
         backend: see :func:`aimc.ops.choose_backend`.
 
     Returns:
-        The tiles' weights ``[outputs, rows of the tile]`` in the units of ``weight``; the scale; and the factor by which
-        a gradient at the disturbed weight reaches the clean one ``[outputs, rows]``, or None for 1 everywhere.
+        The tiles' weights ``[outputs, rows of the tile]`` in the units of ``weight``; the scale; and the factor by
+        which a gradient at the disturbed weight reaches the clean one ``[outputs, rows]``, or None for 1 everywhere.
 
     Example:
         >>> import torch
@@ -59,7 +59,9 @@ def perturb_weights(
             raise AimcError(f"not a change of weights: {change!r}")
     tensors = (weight,) if scale is None else (weight, scale)
     body = cpu if choose_backend(backend, *tensors) == "cpu" else reference
-    return body.perturb_weights(weight, splits, scale, changes, key, contiguous_tiles, clips and scale is not None)
+    return body.perturb_weights(
+        weight, splits, scale, changes, key, contiguous_tiles, clips and scale is not None
+    )
 
 
 def needs_factor(changes: tuple[Change, ...], clips: bool) -> bool:

@@ -81,7 +81,23 @@ def _largest(row):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _perturb(weight, out, starts, strides, scale, given, clips, factor, with_factor, splits, codes, numbers, keys, o0, o1):
+def _perturb(
+    weight,
+    out,
+    starts,
+    strides,
+    scale,
+    given,
+    clips,
+    factor,
+    with_factor,
+    splits,
+    codes,
+    numbers,
+    keys,
+    o0,
+    o1,
+):
     rows = weight.shape[1]
     longest = 0
     for k in range(len(splits)):

@@ -49,8 +49,8 @@ def read_out(
     """``total + gain * ADC(partial + noise)`` for one row tile.
 
     Args:
-        total: digital sum so far ``[vectors, outputs, positions]``, added to in place, or None for the first tile, which
-            starts from the bias.
+        total: digital sum so far ``[vectors, outputs, positions]``, added to in place, or None for the first tile,
+            which starts from the bias.
         partial: the tile's dot products in the units of weight times input, same shape, contiguous; may be
             overwritten.
         scale: weight scale of each column, ``[outputs]``, >= 0.
@@ -65,8 +65,8 @@ def read_out(
         backend: see :func:`aimc.ops.choose_backend`.
 
     Returns:
-        The new total; a boolean tensor that is True where the converter saturated, or None where it did nowhere; and the
-        number of those places.
+        The new total; a boolean tensor that is True where the converter saturated, or None where it did nowhere; and
+        the number of those places.
 
     Example:
         >>> import torch
@@ -75,12 +75,16 @@ def read_out(
         >>> y.flatten(), saturated.flatten(), count
         (tensor([0., 3.]), tensor([False,  True]), 1)
     """
-    tensors = [t for t in (partial, scale, ranges, variance, magnitude, lost, gain, bias, total) if t is not None]
+    tensors = [
+        t for t in (partial, scale, ranges, variance, magnitude, lost, gain, bias, total) if t is not None
+    ]
     body = cpu if choose_backend(backend, *tensors) == "cpu" else reference
     return body.read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias)
 
 
-def read_out_backward(grad: Tensor, saturated: Tensor | None, gain: Tensor | None, backend: str = "auto") -> Tensor:
+def read_out_backward(
+    grad: Tensor, saturated: Tensor | None, gain: Tensor | None, backend: str = "auto"
+) -> Tensor:
     """Gradient with respect to a tile's dot products: times the gain, zero where the converter saturated.
 
     Args:
@@ -90,7 +94,8 @@ def read_out_backward(grad: Tensor, saturated: Tensor | None, gain: Tensor | Non
 
     Example:
         >>> import torch
-        >>> read_out_backward(torch.ones(1, 2, 1), torch.tensor([[[True], [False]]]), torch.tensor([2.0, 3.0])).flatten()
+        >>> saturated = torch.tensor([[[True], [False]]])
+        >>> read_out_backward(torch.ones(1, 2, 1), saturated, torch.tensor([2.0, 3.0])).flatten()
         tensor([0., 3.])
     """
     if saturated is None and gain is None:
