@@ -19,6 +19,7 @@ from aimc.recipes.overrides import _fields, configure, describe, parse
 
 DEMO = RECIPES["demo"].config()
 TINY = [
+    "--network", "{type: MLP, hidden: [12]}", "--threads", "1",
     "--dataset.train_images", "200", "--dataset.validation_images", "40", "--dataset.test_images", "60",
     "--teacher.epochs", "12", "--student.epochs=1", "--student.validation_repeats", "1",
     "--evaluation.chips", "2", "--evaluation.times", "1s,1h", "--no-tensorboard",
@@ -164,8 +165,8 @@ def test_every_shown_default_is_accepted_as_a_value():
 def test_flags_reach_every_kind_of_field():
     config = _flags(
         "student.epochs", "5", "student.optimizer.lr", "1e-3", "dataset.name", "123", "evaluation.times", "1s,30d,60",
-        "network.hidden", "[7, 8]", "digital", "fc*", "hardware.dac", "null", "threads", "null",
-        "hardware.training.modifiers.0.scale", "1.5", "student.selection", "last",
+        "network", "{type: MLP}", "network.hidden", "[7, 8]", "digital", "fc*", "hardware.dac", "null", "threads",
+        "null", "hardware.training.modifiers.0.scale", "1.5", "student.selection", "last",
     )  # fmt: skip
     assert (
         config.student.epochs == 5
