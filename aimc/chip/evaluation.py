@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import itertools
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -242,6 +246,33 @@ class DriftResult:
         figure.savefig(os.fspath(path), dpi=150)
 
 
+def _share(evaluate: Callable[[nn.Module, int], None], nets: list[nn.Module], chips: int) -> None:
+    """Run the chips on one thread per network. Two torch threads on one small network gain less than two networks."""
+
+    def work(index: int) -> None:
+        torch.set_num_threads(1)
+        for c in range(index, chips, len(nets)):
+            if stop.is_set():
+                return
+            try:
+                evaluate(nets[index], c)
+            except BaseException:
+                stop.set()
+                raise
+
+    stop, before = threading.Event(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(nets)) as pool:
+            for future in [pool.submit(work, i) for i in range(len(nets))]:
+                future.result()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        torch.set_num_threads(before)
+
+
 def evaluate_over_time(
     net: nn.Module,
     metric: Metric,
@@ -252,6 +283,7 @@ def evaluate_over_time(
     reference: float | None = None,
     chance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    workers: int = 1,
 ) -> DriftResult:
     """Program many chips, age each, and evaluate it at several times.
 
@@ -269,6 +301,8 @@ def evaluate_over_time(
         reference: metric of the digital network; None measures it on :func:`aimc.to_digital` of this one.
         chance: metric of guessing, if the metric does not know it.
         progress: called with evaluations done and to do.
+        workers: chips evaluated at the same time, each on a thread and a copy of the network, with torch's own threads
+            set to one meanwhile; the metric must allow it. The result is the same for any number.
 
     Raises:
         AimcError: no times, no chips, a metric that returns no finite number, or what :meth:`Chip.at` raises.
@@ -286,21 +320,33 @@ def evaluate_over_time(
         raise AimcError("give at least one time", field="times")
     if chips < 1:
         raise AimcError(f"must be at least 1, got {chips}", field="chips")
+    if workers < 1:
+        raise AimcError(f"must be at least 1, got {workers}", field="workers")
+    values = np.empty((len(moments), chips))
+    counter, lock = itertools.count(1), threading.Lock()
+
+    def evaluate(copy_of_net: nn.Module, c: int) -> None:
+        chip = program(copy_of_net, Key(seed).fold("chip", c).seed, compensation)
+        for i, moment in enumerate(moments):
+            with chip.at(moment):
+                value = float(metric(copy_of_net))
+            if not np.isfinite(value):
+                raise AimcError(f"returned {value} for chip {c} at {readable(moment)}", field="metric")
+            values[i, c] = value
+            with lock:
+                done = next(counter)
+                if progress is not None:
+                    progress(done, chips * len(moments))
+
     with evaluating(net):
         if reference is None:
             reference = float(metric(to_digital(net)))
-        values = np.empty((len(moments), chips))
-        for c in range(chips):
-            chip = program(net, Key(seed).fold("chip", c).seed, compensation)
-            for i, moment in enumerate(moments):
-                with chip.at(moment):
-                    values[i, c] = float(metric(net))
-                if not np.isfinite(values[i, c]):
-                    raise AimcError(
-                        f"returned {values[i, c]} for chip {c} at {readable(moment)}", field="metric"
-                    )
-                if progress is not None:
-                    progress(c * len(moments) + i + 1, chips * len(moments))
+        workers = min(workers, chips)
+        if workers == 1:
+            for c in range(chips):
+                evaluate(net, c)
+        else:
+            _share(evaluate, [net, *(copy.deepcopy(net) for _ in range(workers - 1))], chips)
     return DriftResult(
         times=moments,
         values=values,

@@ -24,4 +24,5 @@ def demo() -> HwaExperiment:
         student=Stage(epochs=6, batch_size=64, optimizer=Optimizer(lr=0.02), noise_ramp=1),
         hardware=presets.pcm(),
         evaluation=Evaluation(times=("1s", "1h", "1d", "1y"), chips=25),
+        threads=1,
     )

@@ -220,3 +220,28 @@ def test_accuracy_counts():
         Accuracy(torch.ones(2, 2), torch.ones(3))
     with pytest.raises(AimcError):
         Accuracy(torch.ones(0, 2), torch.ones(0))
+
+
+def test_workers_change_nothing_and_an_error_in_one_rises():
+    torch.manual_seed(0)
+    hardware = aimc.presets.pcm().replace(**{"input_range.value": 2.0})
+    net = aimc.convert(
+        torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.ReLU(), torch.nn.Linear(9, 3)), hardware
+    )
+    metric = aimc.Accuracy(torch.randn(60, 6), torch.arange(60) % 3)
+    threads = torch.get_num_threads()
+    seen = []
+    one = aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=5)
+    three = aimc.evaluate_over_time(
+        net,
+        metric,
+        times=("1s", "1y"),
+        chips=5,
+        workers=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (one.values == three.values).all() and one.values.std() > 0
+    assert seen == [(i, 10) for i in range(1, 11)]
+    with pytest.raises(aimc.AimcError, match="field 'metric'"):
+        aimc.evaluate_over_time(net, lambda n: float("nan"), chips=4, workers=2, reference=1.0)
+    assert torch.get_num_threads() == threads and net.training
