@@ -9,7 +9,7 @@ from aimc.train import Optimizer, Stage
 def demo() -> HwaExperiment:
     """LeNet-5 on 4500 embedded digits: trained, programmed onto 25 chips, aged by a year.
 
-    The standard phase-change-memory model; evaluated on 500 of the embedded test images, to stay within a minute or so.
+    The standard phase-change-memory model; evaluated on 400 of the embedded test images, to stay within a minute or so.
 
     Expected: not measured yet.
 
@@ -18,10 +18,10 @@ def demo() -> HwaExperiment:
     Time: not measured yet.
     """
     return HwaExperiment(
-        dataset=Dataset(name="mnist_small", test_images=500),
+        dataset=Dataset(name="mnist_small", test_images=400),
         network=LeNet5(),
         teacher=Stage(epochs=8, batch_size=64, optimizer=Optimizer(lr=0.05)),
-        student=Stage(epochs=6, batch_size=64, optimizer=Optimizer(lr=0.02), noise_ramp=1),
+        student=Stage(epochs=5, batch_size=64, optimizer=Optimizer(lr=0.02), noise_ramp=1),
         hardware=presets.pcm(),
         evaluation=Evaluation(times=("1s", "1h", "1d", "1y"), chips=25),
         threads=1,
