@@ -343,16 +343,23 @@ class AnalogLayer(nn.Module):
         missing_keys += [m for m in own if m.removeprefix(prefix) not in _EXTRAS]
         if prefix + "column_scale" not in state_dict:
             self.remap()
-        self._clipped_version = self._range_version = -1
+        # Weights saved from an analog layer were clipped; clipping at n deviations again would shrink them.
+        self._clipped_version = self.weight._version if saved is not None else -1
+        self._range_version = -1
 
     def __getstate__(self):
         state = self.__dict__.copy()
+        state["_clipped_version"] = (
+            self._clipped_version == self.weight._version
+        )  # a copy counts versions from zero
+        state["_range_version"] = -1
         state["_programmed"] = None
         state["statistics"] = state["_observer"] = None
         return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        self._clipped_version = self.weight._version if self._clipped_version else -1
         _LAYERS[self] = None
 
     def analog_description(self) -> str:

@@ -92,14 +92,7 @@ def _noisy_copy(net: nn.Module, repeat: int) -> nn.Module:
             layer.set_input_range(
                 layer.input_range.detach().clone()
             )  # an early range must not move on validation data
-    _keep_clipped(net)
     return net
-
-
-def _keep_clipped(net: nn.Module) -> None:
-    """These weights were clipped before they were copied or saved; clipping at n sigma again would shrink them."""
-    for layer in analog_layers(net).values():
-        layer._clipped_version = layer.weight._version
 
 
 def build_optimizer(net: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
@@ -303,7 +296,6 @@ def _load(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
         net.load_state_dict(state)
     except RuntimeError as error:
         raise AimcError(f"{source} belongs to another network: {error}", field="checkpoint") from None
-    _keep_clipped(net)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Analog layers: equal to torch with ideal hardware, and what the hardware does to them."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -481,3 +482,21 @@ def test_double_precision_passes_a_gradient_check():
 
 def test_keys_do_not_collide():
     assert Key(1).fold("a.b") != Key(1).fold("a", "b")
+
+
+def test_a_copy_or_a_loaded_state_is_not_clipped_again(tmp_path):
+    """Clipping at 1.5 standard deviations shrinks what it clips every time it is applied."""
+    torch.manual_seed(0)
+    hardware = switched(training=aimc.hwa.HardwareAware(clip=aimc.hwa.GaussianClip(sigma=1.5)))
+    analog = aimc.convert(nn.Linear(30, 20), hardware)
+    weight, x = analog.weight.detach().clone(), torch.ones(1, 30)
+    analog(x)
+    loaded = aimc.convert(nn.Linear(30, 20), hardware)
+    loaded.load_state_dict(analog.state_dict())
+    for other in (analog, copy.deepcopy(analog), pickle.loads(pickle.dumps(analog)), loaded):
+        other(x)
+        assert_close("weight", other.weight, weight)
+    digital = nn.Linear(30, 20)
+    loaded.load_state_dict(digital.state_dict())
+    loaded(x)
+    assert float(loaded.weight.detach().abs().max()) < float(digital.weight.detach().abs().max())
