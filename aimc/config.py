@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -81,7 +82,7 @@ class Config(metaclass=_Strict):
     def __post_init__(self):
         hints = _hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  (every subclass is a dataclass)
-            value = _freeze(getattr(self, field.name), field.name, hints[field.name])
+            value = _freeze(self.__dict__[field.name], field.name, hints[field.name])
             object.__setattr__(self, field.name, value)
         self.validate()
 
@@ -170,7 +171,10 @@ class Config(metaclass=_Strict):
 
 
 def load_yaml(text: str) -> Any:
-    """Plain data from YAML text, loaded safely; ``1e-3`` is a number, as in YAML 1.2.
+    """Plain data from YAML text, loaded safely.
+
+    ``1e-3`` is a number, as in YAML 1.2. A key that is given twice, and an alias (with which a short text can unfold
+    into a very long one), are errors.
 
     Example:
         >>> load_yaml("lr: 1e-3")
@@ -179,16 +183,34 @@ def load_yaml(text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """The safe loader with the number format of YAML 1.2."""
+        """The safe loader, stricter."""
 
-    Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-    number = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
-    for first in "-+.0123456789":
-        Loader.yaml_implicit_resolvers.setdefault(first, []).append(("tag:yaml.org,2002:float", number))
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not supported")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node, deep=False):
+            seen = set()
+            for key, _ in node.value:
+                name = self.construct_object(key, deep=True)
+                if name in seen:
+                    raise yaml.YAMLError(f"the key {name!r} is given twice (line {key.start_mark.line + 1})")
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
     try:
         return yaml.load(text, Loader)  # noqa: S506  (a subclass of the safe loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
-        raise AimcError(f"not YAML: {error}") from None
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(
+            str(error).split()
+        )  # ValueError: a date such as 2026-13-45; TypeError: a list as a key
+        raise AimcError(f"not valid YAML: {reason}") from None
 
 
 def differences(old: Config, new: Config, path: str = "") -> list[str]:
@@ -275,8 +297,8 @@ def _fit(value: Any, option: Any, field: str) -> tuple[Any, bool]:
             value = float(value)
         except OverflowError:
             raise AimcError("too large for a number in double precision", field=field) from None
-        if math.isnan(value):
-            raise AimcError("must be a number, got NaN", field=field)
+        if not math.isfinite(value):
+            raise AimcError(f"must be a finite number, got {value}", field=field)
         return value, True
     if option is int:
         return value, isinstance(value, int) and not isinstance(value, bool)
@@ -304,6 +326,8 @@ def _build(data: Any, expected: type[Config] | None) -> Config:
     cls = _REGISTRY.get(name) if isinstance(name, str) else None
     if cls is None:
         raise AimcError(f"no configuration is called {name!r}; {suggest(str(name), _REGISTRY)}", field="type")
+    if inspect.isabstract(cls):
+        raise AimcError(f"{name} is a base and cannot be used itself", field="type")
     if version is not None and (not isinstance(version, int) or version > cls.version):
         raise AimcError(
             f"{name} was written as version {version!r}, this aimc knows version {cls.version}; update aimc",

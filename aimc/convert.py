@@ -36,6 +36,17 @@ _DIGITAL_BY_NATURE = (
 _OPAQUE = (nn.MultiheadAttention,)
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
 def register(*types: type[nn.Module]) -> Callable[[Handler], Handler]:
     """Decorator: the function builds the analog twin of a module of these types.
 
@@ -61,6 +72,9 @@ for _digital, _analog in (
 
 def _handler(module: nn.Module) -> Handler | None:
     """The handler of the module's type, or of a base whose forward it has not changed."""
+    weight = module._parameters.get("weight")
+    if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
+        return None  # pruned, spectral-normed, lazy: the weight is made anew elsewhere
     for kind in type(module).__mro__:
         if kind in _HANDLERS:
             return _HANDLERS[kind] if type(module).forward is kind.forward else None
@@ -175,7 +189,7 @@ def convert(
                 made = handler(module, hardware, key.fold(name), name, backend)
             except AimcError as error:
                 raise error.at(layer=name) from None
-            for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            for hooks in _HOOKS:
                 setattr(made, hooks, getattr(module, hooks))
             twins[module] = made
         return twins[module]
@@ -192,6 +206,7 @@ def convert(
     for parent, child, made in placed:
         setattr(parent, child, made)
     _switch_off_fast_paths(net)
+    net.__dict__["_aimc_digital"] = patterns  # for the report: what was left digital on purpose
     return net
 
 
@@ -199,7 +214,7 @@ def _join(path: str, child: str) -> str:
     return f"{path}.{child}" if path else child
 
 
-def _survey(net: nn.Module, patterns: tuple[str, ...]) -> list[Row]:
+def _survey(net: nn.Module, patterns: tuple[str, ...], strict: bool = True) -> list[Row]:
     used: set[str] = set()
 
     def excluded(name: str) -> bool:
@@ -225,6 +240,8 @@ def _survey(net: nn.Module, patterns: tuple[str, ...]) -> list[Row]:
         if not own:
             continue
         kind = type(module).__name__
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
+            raise AimcError("has no shape yet; run the network once before converting it", layer=name)
         count = sum(p.numel() for p in own.values())
         if isinstance(module, AnalogLayer):
             rows.append(_analog_row(name, module, count))
@@ -243,7 +260,7 @@ def _survey(net: nn.Module, patterns: tuple[str, ...]) -> list[Row]:
                 matrix = value.numel() if multiplies else 0
                 rows.append(Row(full, kind, where, value.numel(), multiplies, matrix))
     unused = [p for p in patterns if p not in used]
-    if unused:
+    if unused and strict:
         raise AimcError(f"no module or parameter matches {', '.join(map(repr, unused))}", field="digital")
     return rows
 
@@ -269,13 +286,31 @@ def to_digital(net: nn.Module) -> nn.Module:
     if isinstance(net, AnalogLayer):
         return net.to_digital()  # type: ignore[operator]
     twins = {m: m.to_digital() for m in net.modules() if isinstance(m, AnalogLayer)}  # type: ignore[operator]
-    memo = {id(layer): twin for layer, twin in twins.items()}
+    memo: dict[int, object] = {id(layer): twin for layer, twin in twins.items()}
+    for layer, twin in twins.items():
+        if layer.output_gain is None:  # what is tied to the weight stays tied; a gain makes it another matrix
+            memo[id(layer.weight)] = twin.weight
     return copy.deepcopy(net, memo)
 
 
 def set_hardware(net: nn.Module, hardware: Hardware) -> None:
-    """Exchange the hardware of every analog layer; weights, and ranges and gains that still apply, stay."""
-    for layer in require_analog(net).values():
+    """Exchange the hardware of every analog layer; weights, and ranges and gains that still apply, stay.
+
+    An optimizer of parameters that are new or gone has to be made again.
+
+    Raises:
+        AimcError: a layer does not fit the new tiles; then no layer has been changed.
+
+    Example:
+        >>> from aimc import presets
+        >>> net = convert(nn.Linear(4, 2), presets.pcm())
+        >>> set_hardware(net, presets.ideal()); net.hardware == presets.ideal()
+        True
+    """
+    layers = require_analog(net).values()
+    for layer in layers:
+        layer.layout_on(hardware)
+    for layer in layers:
         layer.set_hardware(hardware)
 
 
@@ -358,11 +393,11 @@ def coverage(net: nn.Module) -> Coverage:
         >>> coverage(convert(nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)), presets.pcm())).analog_share
         1.0
     """
-    rows = _survey(net, ())
+    rows = _survey(net, net.__dict__.get("_aimc_digital", ()), strict=False)
     held = analog_layers(net)
     return Coverage(
         tuple(
-            r if r.where != "analog" or r.name in held else dataclasses.replace(r, where="digital")
+            dataclasses.replace(r, where="digital") if r.where == "analog" and r.name not in held else r
             for r in rows
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ class Cell(Config):
         """Mean and device-to-device spread of the drift exponent for a target ``g`` in uS."""
 
     @abc.abstractmethod
-    def read_noise_std(self, g_target: Tensor, t: float) -> Tensor:
+    def read_noise_std(self, g_target: Tensor, t: float | Tensor) -> Tensor:
         """Read noise accumulated up to ``t`` seconds, relative to the drifted conductance, for a target in uS."""
 
     @abc.abstractmethod
@@ -163,6 +164,19 @@ class Cell(Config):
         return g
 
 
+Time = TypeVar("Time", float, Tensor)
+
+
+def _checked(t: Time) -> Time:
+    if bool((t < 0).any() if isinstance(t, Tensor) else t < 0):
+        raise AimcError(f"is counted from the end of programming and not negative, got {t}", field="time")
+    return t
+
+
+def _log(x: Time) -> Time:
+    return torch.log(x) if isinstance(x, Tensor) else math.log(x)
+
+
 class DriftingCell(Cell):
     """What the cells with power-law drift and accumulating read noise share; a base, not a cell.
 
@@ -208,17 +222,17 @@ class DriftingCell(Cell):
         mean, spread = self._exponent(g.abs() / self.g_max)
         return mean * self.drift_scale, spread * (self.drift_scale * self.drift_spread_scale)
 
-    def read_noise_std(self, g_target: Tensor, t: float) -> Tensor:
+    def read_noise_std(self, g_target: Tensor, t: float | Tensor) -> Tensor:
         """``Q(g_target) * sqrt(ln((t + t0 + t_read) / (2 t_read)))``, relative to the drifted conductance."""
         return self._read_noise(g_target.abs() / self.g_max) * (
             math.sqrt(self.log_read(t)) * self.read_noise_scale
         )
 
-    def log_age(self, t: float) -> float:
-        return math.log((t + self.t0) / self.t0)
+    def log_age(self, t: Time) -> Time:
+        return _log((_checked(t) + self.t0) / self.t0)
 
-    def log_read(self, t: float) -> float:
-        return math.log((t + self.t0 + self.t_read) / (2 * self.t_read))
+    def log_read(self, t: Time) -> Time:
+        return _log((_checked(t) + self.t0 + self.t_read) / (2 * self.t_read))
 
 
 def polynomial(r: Tensor, coefficients: tuple[float, ...]) -> Tensor:

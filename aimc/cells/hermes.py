@@ -49,15 +49,23 @@ class Hermes(DriftingCell):
     """
 
     parallel: Literal[1, 2] = 1
-    g_max: float | None = None  # type: ignore[assignment]  (filled in below: a number for every reader)
+    g_max: float | None = None  # type: ignore[assignment]  (a number for every reader, see __getattribute__)
     t0: float | None = None  # type: ignore[assignment]
     t_read: float = 512e-9
 
-    def validate(self):
-        for name in ("g_max", "t0"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, _FITS[self.parallel][name])
-        super().validate()
+    def __getattribute__(self, name: str):
+        # The fields stay null, so that a copy with another number of devices gets that number's own values.
+        value = super().__getattribute__(name)
+        return _FITS.get(self.parallel, {}).get(name) if value is None and name in ("g_max", "t0") else value
+
+    def to_dict(self):
+        """As every configuration, with ``g_max`` and ``t0`` null unless they were given."""
+        return super().to_dict() | {n: object.__getattribute__(self, n) for n in ("g_max", "t0")}
+
+    def replace(self, **changes):
+        """As every configuration; full scale and t0 follow ``parallel`` unless they were given."""
+        given = {n: object.__getattribute__(self, n) for n in ("g_max", "t0")}
+        return super().replace(**{**given, **changes})
 
     @property
     def _programming_over_full_scale(self) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ class Ideal(Cell):
         """Zero, without spread."""
         return torch.zeros_like(g), torch.zeros_like(g)
 
-    def read_noise_std(self, g_target: Tensor, t: float) -> Tensor:
+    def read_noise_std(self, g_target: Tensor, t: float | Tensor) -> Tensor:
         """Zero."""
         return torch.zeros_like(g_target)
 

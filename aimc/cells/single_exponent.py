@@ -51,7 +51,7 @@ class SingleExponentPCM(Cell):
         """The one exponent, without spread."""
         return torch.full_like(g, self.exponent), torch.zeros_like(g)
 
-    def read_noise_std(self, g_target: Tensor, t: float) -> Tensor:
+    def read_noise_std(self, g_target: Tensor, t: float | Tensor) -> Tensor:
         """Zero."""
         return torch.zeros_like(g_target)
 

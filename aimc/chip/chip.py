@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -17,8 +17,9 @@ from aimc.cells import ProgrammedCells
 from aimc.chip.compensation import Compensation, LeastSquares, TileReader
 from aimc.config import differences
 from aimc.convert import require_analog
-from aimc.crossbar import from_conductance, to_conductance
+from aimc.crossbar import expand_scale, from_conductance, to_conductance
 from aimc.errors import AimcError
+from aimc.files import write_atomic
 from aimc.hardware import Hardware
 from aimc.nn import AnalogLayer, ProgrammedWeights
 from aimc.random import Key
@@ -28,6 +29,15 @@ _FORMAT = "aimc-chip"
 _VERSION = 1
 
 
+_DIGITAL = ("bias", "output_gain", "input_range")
+
+
+def _digital_side(layer: AnalogLayer) -> dict[str, Tensor]:
+    """Copies of the digital numbers around a layer's tiles."""
+    found = {name: getattr(layer, name) for name in _DIGITAL}
+    return {name: value.detach().clone() for name, value in found.items() if value is not None}
+
+
 @dataclasses.dataclass
 class _Programmed:
     """What the chip holds of one layer; fixed for its life."""
@@ -35,12 +45,16 @@ class _Programmed:
     cells: ProgrammedCells
     scale: Tensor
     hardware: Hardware
-    estimators: tuple[Compensation, ...] | None
-    baselines: tuple[Tensor, ...] | None
+    digital: dict[str, Tensor]
+    estimators: tuple[Compensation, ...] | None = None
+    baselines: tuple[Tensor, ...] | None = None
 
 
 class Chip:
     """A network's weights in devices. Made by :func:`program`; the same seed is the same chip, to the bit.
+
+    A chip holds its analog layers whole: devices, scales, biases, output gains, input ranges. Training the network on
+    does not change it. What else the network computes digitally (norms, embeddings) remains the network's.
 
     Attributes:
         net: the network that was programmed.
@@ -84,7 +98,7 @@ class Chip:
         moment = seconds(time)
         layers = self._layers()
         before = self._time
-        held = {name: self._weights_at(name, moment) for name in layers}
+        held = {name: self._weights_at(name, layer, moment) for name, layer in layers.items()}
         with contextlib.ExitStack() as stack:
             for name, layer in layers.items():
                 stack.enter_context(layer.programmed(held[name]))
@@ -97,12 +111,14 @@ class Chip:
     def weights(self, compensated: bool = True) -> dict[str, Tensor]:
         """Effective weights by layer name at the present time, shaped like the layers' weights and in their units.
 
+        The learned output gain is digital and not part of them.
+
         Args:
             compensated: with the measured digital factor, or as the array holds them.
         """
         result = {}
         for name, layer in self._layers().items():
-            held = self._weights_at(name, self._time, compensated)
+            held = self._weights_at(name, layer, self._time, compensated)
             weight = held.weights
             if held.compensation is not None:
                 parts = layer.layout.row_splits
@@ -121,7 +137,9 @@ class Chip:
 
     def compensation_factors(self) -> dict[str, Tensor]:
         """The measured factors by layer name at the present time, ``[row_tiles, outputs]``."""
-        found = {name: self._weights_at(name, self._time).compensation for name in self._held}
+        found = {
+            n: self._weights_at(n, layer, self._time).compensation for n, layer in self._layers().items()
+        }
         return {name: factor for name, factor in found.items() if factor is not None}
 
     def _layers(self) -> dict[str, AnalogLayer]:
@@ -129,10 +147,21 @@ class Chip:
         if layers.keys() != self._held.keys():
             odd = sorted(layers.keys() ^ self._held.keys())
             raise AimcError(f"the network has changed since it was programmed: {', '.join(odd)}", field="net")
+        for name, layer in layers.items():
+            changed = differences(
+                self._held[name].hardware.replace(training=None), layer.hardware.replace(training=None)
+            )
+            if changed:
+                raise AimcError(
+                    f"the hardware has changed since the chip was programmed ({'; '.join(changed)})",
+                    layer=name,
+                )
         return layers
 
-    def _weights_at(self, name: str, time: float, compensated: bool = True) -> ProgrammedWeights:
-        held, layer = self._held[name], require_analog(self.net)[name]
+    def _weights_at(
+        self, name: str, layer: AnalogLayer, time: float, compensated: bool = True
+    ) -> ProgrammedWeights:
+        held = self._held[name]
         key = self.key.fold(name)
         try:
             weights = _in_weight_units(held.hardware.cell.read(held.cells, time, key), held, layer)
@@ -149,7 +178,22 @@ class Chip:
                 )
                 rows.append(held.estimators[k].factor(held.baselines[k], now, layer.layout.column_tile[k]))
             factor = torch.stack(rows)
-        return ProgrammedWeights(weights, held.scale, factor)
+            sound = torch.isfinite(factor) & (factor > 0)
+            if not bool(sound.all()):
+                warnings.warn(
+                    f"layer {name!r}: the drift compensation could not read {int((~sound).sum())} of {sound.numel()} "
+                    "columns (a signal below one step of the converter?); they stay uncompensated",
+                    stacklevel=2,
+                )
+                factor = torch.where(sound, factor, 1)
+        reads = key.fold("evaluation", repr(float(time)))
+        return ProgrammedWeights(
+            weights.to(layer.weight.dtype),
+            held.scale,
+            factor,
+            *(held.digital.get(name) for name in _DIGITAL),
+            tuple(reads.fold(k).at("output_noise") for k in range(layer.layout.row_tiles)),
+        )
 
     def fingerprint(self) -> str:
         """sha256 over every device of the chip."""
@@ -168,6 +212,7 @@ class Chip:
                 "stuck": held.cells.stuck,
                 "scale": held.scale,
             }
+            parts |= held.digital
             parts |= {f"baseline{k}": b for k, b in enumerate(held.baselines or ())}
             tensors |= {f"{name}/{part}": value for part, value in parts.items() if value is not None}
         return tensors
@@ -196,19 +241,7 @@ class Chip:
         }
         metadata["checksum"] = _checksum(metadata)
         data = save({n: t.contiguous().cpu() for n, t in self._tensors().items()}, metadata)
-        path = os.fspath(path)
-        try:
-            with tempfile.NamedTemporaryFile(dir=os.path.dirname(path) or ".", delete=False) as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.replace(file.name, path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
-        except OSError as error:
-            raise AimcError(f"cannot write {path}: {error.strerror}", field="path") from None
+        write_atomic(path, data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], net: nn.Module) -> Chip:
@@ -263,7 +296,8 @@ class Chip:
             if saved[name]["estimators"] is not None:
                 estimators = tuple(Compensation.from_dict(e) for e in saved[name]["estimators"])
                 baselines = tuple(part[f"baseline{k}"] for k in range(len(estimators)))
-            held[name] = _Programmed(cells, part["scale"], hardware, estimators, baselines)
+            digital = {n: part[n] for n in _DIGITAL if n in part}
+            held[name] = _Programmed(cells, part["scale"], hardware, digital, estimators, baselines)
         compensation = json.loads(metadata["compensation"])
         chip = cls(
             net, int(metadata["seed"]), Compensation.from_dict(compensation) if compensation else None, held
@@ -279,8 +313,7 @@ def _checksum(metadata: dict[str, str]) -> str:
 
 def _in_weight_units(conductance: Tensor, held: _Programmed, layer: AnalogLayer) -> Tensor:
     normalised = from_conductance(conductance, held.hardware.cell)
-    full = [held.scale[k][:, None].expand(-1, b - a) for k, (a, b) in enumerate(layer.layout.row_splits)]
-    return normalised * torch.cat(full, 1)
+    return normalised * expand_scale(held.scale, layer.layout)
 
 
 @torch.no_grad()
@@ -309,15 +342,13 @@ def program(
     for name, layer in layers.items():
         key, cell = Key(seed).fold(name), layer.hardware.cell
         scale = layer.present_scale().detach().clone()
-        full = torch.cat(
-            [scale[k][:, None].expand(-1, b - a) for k, (a, b) in enumerate(layer.layout.row_splits)], 1
-        )
+        full = expand_scale(scale, layer.layout)
         matrix = layer.weight.detach().reshape(full.shape)
         if not bool(torch.isfinite(matrix).all()):
             raise AimcError("the weights hold NaN or infinite values", layer=name)
         normalised = torch.where(full > 0, matrix / full, 0).clamp(-1, 1)
         cells = cell.program(to_conductance(normalised, cell), key)
-        part = _Programmed(cells, scale, layer.hardware, None, None)
+        part = _Programmed(cells, scale, layer.hardware, _digital_side(layer))
         if compensation is not None:
             # The baseline is read through the array right after programming, noise and all.
             weights = _in_weight_units(cell.read(cells, 0.0, key), part, layer)
@@ -326,9 +357,7 @@ def program(
             for k, (a, b) in enumerate(layer.layout.row_splits):
                 reader = TileReader(scale[k], layer.periphery, layer.backend)
                 probes, noise = key.fold("probes", k), key.fold("baseline", k)
-                estimator = compensation
-                if isinstance(estimator, LeastSquares):
-                    estimator = estimator.settle(reader, weights[:, a:b], probes, noise)
+                estimator = compensation.settle(reader, weights[:, a:b], probes, noise)
                 estimators.append(estimator)
                 baselines.append(estimator.reference(reader, weights[:, a:b], target[:, a:b], probes, noise))
             part.estimators, part.baselines = tuple(estimators), tuple(baselines)

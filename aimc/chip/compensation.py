@@ -82,6 +82,10 @@ class Compensation(Config):
     def measure(self, reader: TileReader, weight: Tensor, key: Key, noise: Key) -> Tensor:
         """Read a tile. ``key`` rules the probes (the same at every time), ``noise`` the noise of this reading."""
 
+    def settle(self, reader: TileReader, weight: Tensor, key: Key, noise: Key) -> Compensation:
+        """The estimator to use for a freshly programmed tile; override to choose settings from a reading."""
+        return self
+
     def reference(
         self, reader: TileReader, programmed: Tensor, target: Tensor, key: Key, noise: Key
     ) -> Tensor:
@@ -128,7 +132,8 @@ class MeanAbs(Compensation):
         return _mean_abs(self.averages, reader, weight, noise)
 
     def factor(self, baseline: Tensor, now: Tensor, tile: Tensor) -> Tensor:
-        return _tile_mean(baseline, tile) / _tile_mean(now, tile).clamp_min(self.floor)
+        before, after = _tile_mean(baseline, tile), _tile_mean(now, tile)
+        return torch.where(before > self.floor, before, 0) / after.clamp_min(self.floor)
 
 
 class ExactReference(MeanAbs):
@@ -191,10 +196,17 @@ class LeastSquares(Compensation):
         if self.amplitude is not None:
             return self
         amplitude, adc = 1.0, reader.periphery.adc
-        if adc is not None and adc.half:
+        if adc is not None:
             for _ in range(12):
                 y = self._read(reader, weight, key, noise, amplitude)
-                if float((y.abs() >= adc.bound * (1 - 0.5 / adc.half)).float().mean()) <= 1e-3:
+                if (
+                    float(
+                        (y.abs() >= adc.bound * (1 - 0.5 / max(adc.half, 1000 if not adc.half else 1)))
+                        .float()
+                        .mean()
+                    )
+                    <= 1e-3
+                ):
                     break
                 amplitude *= 0.7
         return self.replace(amplitude=amplitude)

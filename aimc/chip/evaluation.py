@@ -21,6 +21,7 @@ from aimc.chip.chip import program
 from aimc.chip.compensation import Compensation, LeastSquares
 from aimc.convert import evaluating, require_analog, to_digital
 from aimc.errors import AimcError
+from aimc.files import write_atomic
 from aimc.random import Key
 from aimc.units import readable, seconds
 
@@ -35,7 +36,8 @@ class Accuracy:
     Args:
         inputs: passed to the network in batches, ``[samples, ...]``.
         targets: class numbers ``[samples]``.
-        batch_size: changes memory and time only, never the result.
+        batch_size: changes memory and time; of the result at most what the order of a sum in floating point
+            decides, and the draws of a layer that one forward pass calls several times.
         classes: number of classes; None takes the largest target plus one.
 
     Example:
@@ -51,6 +53,10 @@ class Accuracy:
             raise AimcError(
                 f"needs as many inputs as targets, at least one; got {len(inputs)} and {len(targets)}"
             )
+        if batch_size < 1:
+            raise AimcError(f"must be at least 1, got {batch_size}", field="batch_size")
+        if classes is not None and classes < 2:
+            raise AimcError(f"must be at least 2, got {classes}", field="classes")
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
         self.chance = 1.0 / (classes if classes is not None else int(targets.max()) + 1)
 
@@ -58,7 +64,12 @@ class Accuracy:
     def __call__(self, net: nn.Module) -> float:
         right = 0
         for x, y in zip(self.inputs.split(self.batch_size), self.targets.split(self.batch_size), strict=True):
-            right += int((net(x).argmax(-1) == y).sum())
+            guess = net(x).argmax(-1)
+            if guess.shape != y.shape:
+                raise AimcError(
+                    f"the network answers for {list(guess.shape)}, the targets are {list(y.shape)}"
+                )
+            right += int((guess == y).sum())
         return right / len(self.targets)
 
 
@@ -119,8 +130,11 @@ class DriftResult:
     @property
     def normalised_values(self) -> np.ndarray | None:
         """A* of every chip, ``(value - chance) / (reference - chance)``, ``[times, chips]``; None if not known."""
-        if self.reference is None or self.chance is None or self.reference == self.chance:
+        if self.reference is None or self.chance is None:
             return None
+        span = self.reference - self.chance
+        if not np.isfinite(span) or (span <= 0 if self.higher_is_better else span >= 0):
+            return None  # a reference no better than guessing normalises nothing
         return (self.values - self.chance) / (self.reference - self.chance)
 
     @property
@@ -147,8 +161,8 @@ class DriftResult:
         result = []
         for row in values:
             spread = row.std(ddof=1)
-            if spread == 0:
-                result.append(0.0 if row[0] >= ISO else 1.0)
+            if spread < 1e-9:
+                result.append(1.0)  # chips that do not differ say nothing about chips that were not tried
             else:
                 result.append(
                     float(stats.t.sf((row.mean() - ISO) / (spread / len(row) ** 0.5), len(row) - 1))
@@ -183,13 +197,7 @@ class DriftResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` as JSON, atomically."""
-        path = os.fspath(path)
-        try:
-            with open(f"{path}.part", "w") as file:
-                json.dump(self.to_dict(), file, indent=1)
-            os.replace(f"{path}.part", path)
-        except OSError as error:
-            raise AimcError(f"cannot write {path}: {error.strerror}", field="path") from None
+        write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DriftResult:
@@ -264,11 +272,11 @@ def _share(evaluate: Callable[[nn.Module, int], None], nets: list[nn.Module], ch
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(len(nets)) as pool:
-            for future in [pool.submit(work, i) for i in range(len(nets))]:
-                future.result()
-    except BaseException:
-        stop.set()
-        raise
+            try:
+                for future in [pool.submit(work, i) for i in range(len(nets))]:
+                    future.result()
+            finally:
+                stop.set()  # before the pool waits for its threads
     finally:
         torch.set_num_threads(before)
 
@@ -302,7 +310,7 @@ def evaluate_over_time(
         chance: metric of guessing, if the metric does not know it.
         progress: called with evaluations done and to do.
         workers: chips evaluated at the same time, each on a thread and a copy of the network, with torch's own threads
-            set to one meanwhile; the metric must allow it. The result is the same for any number.
+            set to one meanwhile; the metric must allow it and look only at the network it is given.
 
     Raises:
         AimcError: no times, no chips, a metric that returns no finite number, or what :meth:`Chip.at` raises.
@@ -328,7 +336,7 @@ def evaluate_over_time(
     def evaluate(copy_of_net: nn.Module, c: int) -> None:
         chip = program(copy_of_net, Key(seed).fold("chip", c).seed, compensation)
         for i, moment in enumerate(moments):
-            with chip.at(moment):
+            with chip.at(moment), torch.no_grad():
                 value = float(metric(copy_of_net))
             if not np.isfinite(value):
                 raise AimcError(f"returned {value} for chip {c} at {readable(moment)}", field="metric")

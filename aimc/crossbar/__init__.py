@@ -1,6 +1,14 @@
 """From a weight matrix to tiles of conductances: scaling, splitting, partial sums."""
 
 from aimc.crossbar.layout import Layout, TileSize
-from aimc.crossbar.mapping import Mapping, column_scale, from_conductance, to_conductance
+from aimc.crossbar.mapping import Mapping, column_scale, expand_scale, from_conductance, to_conductance
 
-__all__ = ["Layout", "Mapping", "TileSize", "column_scale", "from_conductance", "to_conductance"]
+__all__ = [
+    "Layout",
+    "Mapping",
+    "TileSize",
+    "column_scale",
+    "expand_scale",
+    "from_conductance",
+    "to_conductance",
+]

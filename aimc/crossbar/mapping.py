@@ -49,6 +49,11 @@ def column_scale(weight: Tensor, layout: Layout, mapping: Mapping) -> Tensor:
     return per_tile
 
 
+def expand_scale(scale: Tensor, layout: Layout) -> Tensor:
+    """The scale of every weight, ``[outputs, rows]``, from that of every column ``[row_tiles, outputs]``."""
+    return torch.cat([scale[k][:, None].expand(-1, b - a) for k, (a, b) in enumerate(layout.row_splits)], 1)
+
+
 def to_conductance(normalised: Tensor, cell: Cell) -> Tensor:
     """Target conductances of normalised weights, uS, ``[devices, ...]``: the pair (G+, G-), or one signed device.
 

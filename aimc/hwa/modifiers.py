@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aimc.cells import Cell
 from aimc.config import Config
-from aimc.crossbar import Layout, from_conductance, to_conductance
+from aimc.crossbar import Layout, expand_scale, from_conductance, to_conductance
 from aimc.ops import perturb_weights
 from aimc.periphery.converter import half_steps
 from aimc.random import Key, log_uniform
@@ -199,7 +199,7 @@ def modify_weights(
         draw = key if index == 0 else key.fold("stage", index)
         if isinstance(stage, CellNoise):
             assert result is not None and scale is not None
-            full = torch.cat([scale[k][:, None].expand(-1, b - a) for k, (a, b) in enumerate(splits)], 1)
+            full = expand_scale(scale, layout)
             normalised = torch.where(full > 0, torch.cat(result, 1) / full, 0)
             weight = stage.disturb(normalised.clamp(-1, 1), layout, cell, draw, strength) * full
             result = [weight[:, a:b] for a, b in splits]

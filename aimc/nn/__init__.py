@@ -1,6 +1,6 @@
 """Analog layers: ordinary torch modules, one file a layer type."""
 
-from aimc.nn.base import AnalogLayer, ProgrammedWeights, analog_layers
+from aimc.nn.base import AnalogLayer, ProgrammedWeights, analog_layers, saved_hardware
 from aimc.nn.conv import AnalogConv1d, AnalogConv2d, AnalogConv3d
 from aimc.nn.linear import AnalogLinear
 
@@ -12,4 +12,5 @@ __all__ = [
     "AnalogLinear",
     "ProgrammedWeights",
     "analog_layers",
+    "saved_hardware",
 ]

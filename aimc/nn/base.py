@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from aimc.config import differences
 from aimc.crossbar import Layout, column_scale
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
@@ -19,7 +21,7 @@ from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tile
 from aimc.ops import check_backend
 from aimc.random import Key
 
-_EXTRAS = ("input_range", "output_gain", "column_scale", "analog_state")
+_EXTRAS = ("input_range", "output_gain", "column_scale", "analog_state", "analog_hardware")
 _LAYERS: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()
 
 
@@ -31,23 +33,35 @@ class ProgrammedWeights:
         weights: ``[outputs, rows]`` in the units of the weight.
         scale: ``[row_tiles, outputs]``.
         compensation: digital factor ``[row_tiles, outputs]``, or None.
+        bias, gain, input_range: the layer's digital side as it was programmed.
+        keys: keys of the reads, one per row tile.
     """
 
     weights: Tensor
     scale: Tensor
-    compensation: Tensor | None = None
+    compensation: Tensor | None
+    bias: Tensor | None
+    gain: Tensor | None
+    input_range: Tensor | None
+    keys: tuple[Key, ...]
 
 
 @dataclasses.dataclass
 class Call:
-    """What one forward pass hands to its backward pass."""
+    """What one forward pass hands to its backward pass.
+
+    ``finish`` views ``[vectors, outputs, positions]`` in the caller's shape, ``flatten`` is its inverse.
+    """
 
     keys: tuple[Key, ...]
     offset: int
     backend: str
     check_finite: bool
+    finish: Callable[[Tensor], Tensor]
+    flatten: Callable[[Tensor], Tensor]
     range_gradient: Callable[[Tensor, Tensor, Statistics], Tensor]
     statistics: Statistics | None = None
+    vectors: int = 0
 
 
 def _no_gradient(push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:
@@ -104,9 +118,6 @@ class AnalogLayer(nn.Module):
         )
         fixed = hardware.training is not None and hardware.training.remap_every != 1
         self.register_buffer("column_scale", self._weight_scale() if fixed else None)
-        if hardware.training is not None and hardware.training.clip is not None:
-            clip_(self.weight, hardware.training.clip)
-            self._clipped_version = self.weight._version
         _LAYERS[self] = None
         _watch_optimizers()
 
@@ -133,7 +144,7 @@ class AnalogLayer(nn.Module):
     def constrain(self) -> None:
         """Clip the weights and keep the input range positive; runs after every optimizer step."""
         training = self.hardware.training
-        if training is not None and training.clip is not None:
+        if training is not None and training.clip is not None and self.weight.requires_grad:
             clip_(self.weight, training.clip)
             self._clipped_version = self.weight._version
         if isinstance(self.input_range, nn.Parameter):
@@ -185,18 +196,20 @@ class AnalogLayer(nn.Module):
             if x.numel() == 0:
                 return torch.ones(self.layout.row_tiles, x.shape[0], dtype=x.dtype, device=x.device)
             largest = [x[:, :, a:b].abs().amax((1, 2, 3)) for a, b in self.layout.splits]
-            return torch.stack(largest).clamp_min(tiny)
+            found = torch.stack(largest)
+            return torch.where(found > 0, found, 1)  # a vector of zeros has no range of its own
         setting = self.hardware.input_range
         if self.training and setting.mode == "learned" and self._range_batches < setting.init_batches:
             self._start_range(x, tiny)
-        values = self.input_range.detach()
-        if self._range_version != values._version and any(math.isnan(v) for v in values.tolist()):
+        held = self._programmed is not None and self._programmed.input_range is not None
+        values = self._programmed.input_range if held else self.input_range.detach()
+        if (held or self._range_version != values._version) and any(math.isnan(v) for v in values.tolist()):
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
                 "hardware.input_range.value",
                 field="input_range",
             )
-        self._range_version = values._version
+        self._range_version = -1 if held else values._version
         return values[:, None]
 
     @torch.no_grad()
@@ -206,7 +219,7 @@ class AnalogLayer(nn.Module):
         assert self.input_range is not None
         for tile, (a, b) in enumerate(self.layout.splits):
             part = x[:, :, a:b]
-            if part.numel() < 2 or not bool(torch.isfinite(part).all()):
+            if part.numel() < 2 or not bool(torch.isfinite(part).all()) or float(part.std()) == 0:
                 return
             value = (setting.init_std * part.std()).clamp_min(tiny)
             old = self.input_range[tile]
@@ -237,34 +250,47 @@ class AnalogLayer(nn.Module):
         keys = self._folded[1][0 if self.training else 1]
         return tuple(k.at(step=self._step) for k in keys) if self.training else tuple(keys)
 
-    def _analog(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """``[vectors, groups, channels, positions]`` -> ``[vectors, outputs, positions]``."""
-        x = x.contiguous()  # an expanded or transposed input is a view
+    def _analog(
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        finish: Callable[[Tensor], Tensor],
+        flatten: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """``[vectors, groups, channels, positions]`` -> ``[vectors, outputs, positions]``, finished."""
+        if x.dtype != self.weight.dtype and x.is_floating_point():
+            x = x.to(self.weight.dtype)
         if self._observer is not None:
             self._observer(x.detach())
+        held = self._programmed
+        x = x.contiguous()
         try:
+            if not x.is_floating_point():
+                raise AimcError(f"expects floating-point inputs, got {x.dtype}")
             tiles = self._tiles(geometry.contiguous_tiles)
             started = self._range_batches >= self.hardware.input_range.init_batches
             ranges = self._ranges(x.detach())
             call = Call(
-                self._read_keys(),
+                held.keys if held is not None else self._read_keys(),
                 0 if self.training else self._evaluated,
                 self.backend,
                 self.check_finite,
+                finish,
+                flatten,
                 self._range_gradient if started or not self.training else _no_gradient,
             )
-            bias = self.bias if self.bias is not None else None
+            bias, gain = (self.bias, self.output_gain) if held is None else (held.bias, held.gain)
             y = AnalogProduct.apply(
-                x, self.weight.view(self.layout.outputs, -1), self.input_range, self.output_gain, bias,
+                x, self.weight.view(self.layout.outputs, self.layout.rows), self.input_range, gain, bias,
                 ranges, tiles, self.layout, geometry, self.periphery, call,
             )  # fmt: skip
         except AimcError as error:
-            raise error.at(layer=self.name, shape=x.shape) from None
+            raise error.at(layer=self.name or type(self).__name__, shape=x.shape) from None
         self.statistics = call.statistics
         if self.training:
             self._step += 1
         else:
-            self._evaluated += y.shape[0]
+            self._evaluated += call.vectors
         return y
 
     @contextlib.contextmanager
@@ -275,6 +301,10 @@ class AnalogLayer(nn.Module):
         try:
             yield
         finally:
+            if self._programmed is not weights:
+                raise AimcError(
+                    "chips were taken out of the network in another order than put in", layer=self.name
+                )
             self._programmed, self._evaluated = before
 
     @contextlib.contextmanager
@@ -302,24 +332,38 @@ class AnalogLayer(nn.Module):
 
     # State ---------------------------------------------------------------------------------------------------------
 
+    def layout_on(self, hardware: Hardware) -> Layout:
+        """How this layer would be split on other hardware; raises where it does not fit."""
+        here = self.layout
+        try:
+            return Layout.of(hardware.tile, here.outputs, here.channels, here.kernel, here.groups)
+        except AimcError as error:
+            raise error.at(layer=self.name) from None
+
     def set_hardware(self, hardware: Hardware) -> None:
-        """Exchange the hardware and keep the weights; ranges and gains are kept where the new hardware has them."""
+        """Exchange the hardware and keep the weights; ranges and gains are kept where the new hardware has them.
+
+        Parameters that stay are the same objects; those that are new or gone need an optimizer made again.
+        """
+        layout = self.layout_on(hardware)
         kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
         counters = self._step, self._evaluated, self._range_batches
-        splits = self.layout.splits
+        clipped = self._clipped_version
         for name in ("input_range", "output_gain", "column_scale"):
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
-        layout = Layout.of(
-            hardware.tile, self.layout.outputs, self.layout.channels, self.layout.kernel, self.layout.groups
-        )
         self._set_up(hardware, layout, self.key, self.name, self.backend)
         self._step, self._evaluated, self._range_batches = counters
-        with torch.no_grad():
-            if self.input_range is not None and kept["input_range"] is not None and layout.splits == splits:
-                self.input_range.copy_(kept["input_range"])
-            if self.output_gain is not None and kept["output_gain"] is not None:
-                self.output_gain.copy_(kept["output_gain"])
+        self._clipped_version = clipped
+        for name, old in kept.items():
+            new = getattr(self, name)
+            if old is None or new is None or old.shape != new.shape:
+                continue
+            if isinstance(old, nn.Parameter) and isinstance(new, nn.Parameter):
+                setattr(self, name, old)
+            else:
+                with torch.no_grad():
+                    new.copy_(old)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -327,25 +371,47 @@ class AnalogLayer(nn.Module):
         destination[prefix + "analog_state"] = torch.tensor(
             [seed, self._step, self._evaluated, self._range_batches], dtype=torch.int64
         )
+        text = self.hardware.to_json(None).encode()
+        destination[prefix + "analog_hardware"] = torch.frombuffer(bytearray(text), dtype=torch.uint8).clone()
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
         saved = state_dict.get(prefix + "analog_state")
         if saved is not None:
             seed, self._step, self._evaluated, self._range_batches = (int(v) for v in saved)
             self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
+        changed = []
+        if prefix + "analog_hardware" in state_dict:
+            changed = differences(saved_hardware(state_dict, prefix[:-1]), self.hardware)
+        if changed:
+            # The hardware stays the caller's. What belongs to the saved one and has no place here is left out.
+            warnings.warn(
+                f"layer {self.name!r} was saved with other hardware, its own stays: {'; '.join(changed)}",
+                stacklevel=2,
+            )
+            state_dict = {
+                name: value
+                for name, value in state_dict.items()
+                if name.removeprefix(prefix) not in _EXTRAS[:3]
+                or self._fits(name.removeprefix(prefix), value)
+            }
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, *rest)
         unexpected = rest[0]
         for name in list(unexpected):
-            if name == prefix + "analog_state":
+            if name.removeprefix(prefix) in ("analog_state", "analog_hardware"):
                 unexpected.remove(name)
         # A digital checkpoint has the weight and none of the analog extras: that is complete.
-        missing_keys += [m for m in own if m.removeprefix(prefix) not in _EXTRAS]
+        complete = saved is None or changed
+        missing_keys += [m for m in own if not (complete and m.removeprefix(prefix) in _EXTRAS)]
         if prefix + "column_scale" not in state_dict:
             self.remap()
         # Weights saved from an analog layer were clipped; clipping at n deviations again would shrink them.
         self._clipped_version = self.weight._version if saved is not None else -1
         self._range_version = -1
+
+    def _fits(self, name: str, value: Tensor) -> bool:
+        here = getattr(self, name, None)
+        return here is not None and here.shape == value.shape
 
     def __getstate__(self):
         state = self.__dict__.copy()
@@ -353,7 +419,6 @@ class AnalogLayer(nn.Module):
             self._clipped_version == self.weight._version
         )  # a copy counts versions from zero
         state["_range_version"] = -1
-        state["_programmed"] = None
         state["statistics"] = state["_observer"] = None
         return state
 
@@ -368,6 +433,27 @@ class AnalogLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.analog_description()}"
+
+
+def saved_hardware(state: Mapping[str, Tensor], layer: str = "") -> Hardware:
+    """The hardware that a state dict was saved with; load it with ``set_hardware`` to restore it.
+
+    Args:
+        state: from ``state_dict()``, of an analog network.
+        layer: dotted name of the layer, "" for a bare one.
+
+    Example:
+        >>> from aimc import convert, presets
+        >>> net = convert(nn.Sequential(nn.Linear(2, 2)), presets.pcm())
+        >>> saved_hardware(net.state_dict(), "0") == presets.pcm()
+        True
+    """
+    name = f"{layer}.analog_hardware" if layer else "analog_hardware"
+    if name not in state:
+        raise AimcError(
+            "the state was not saved from an analog layer of that name", layer=layer, field="state"
+        )
+    return Hardware.from_json(bytes(state[name].cpu().tolist()).decode())
 
 
 def analog_layers(net: nn.Module) -> dict[str, AnalogLayer]:
@@ -396,7 +482,6 @@ def _watch_optimizers() -> None:
 def _after_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for layer in list(_LAYERS):
-        if id(layer.weight) in stepped or (
-            layer.input_range is not None and id(layer.input_range) in stepped
-        ):
+        moved = id(layer.weight) in stepped and layer.weight.grad is not None
+        if moved or (layer.input_range is not None and id(layer.input_range) in stepped):
             layer.constrain()  # type: ignore[attr-defined]

@@ -54,6 +54,13 @@ class ConvGeometry:
             return y.view(images, *self.out, y.shape[1]).permute(0, 3, 1, 2)
         return y.view(images, y.shape[1], *self.out)
 
+    def flatten_output(self, y: Tensor) -> Tensor:
+        """The inverse of :meth:`unflatten`."""
+        positions = math.prod(self.out)
+        if self.channels_last:
+            return y.permute(0, 2, 3, 1).reshape(y.shape[0] * positions, y.shape[1], 1)
+        return y.reshape(y.shape[0], y.shape[1], positions)
+
     def _image(self, part: Tensor) -> Tensor:
         if self.channels_last:
             channels = part.shape[1] * part.shape[2]
@@ -73,9 +80,7 @@ class ConvGeometry:
             self.dilation,
             self.groups,
         )
-        if self.channels_last:
-            return y.permute(0, 2, 3, 1).reshape(y.shape[0] * math.prod(self.out), weight.shape[0], 1)
-        return y.reshape(y.shape[0], weight.shape[0], math.prod(self.out))
+        return self.flatten_output(y)
 
     def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
         return None  # an input touches many outputs; the native gradient of all of them is faster
@@ -169,8 +174,16 @@ class _AnalogConv(AnalogLayer):
         geometry = ConvGeometry(self, tuple(x.shape[2:]), symmetric, channels_last)
         if any(n < 1 for n in geometry.out):
             raise AimcError("the kernel is larger than the padded input", layer=self.name, shape=input.shape)
-        y = geometry.unflatten(self._analog(geometry.flatten(x), geometry), x.shape[0])
-        return y[0] if single else y
+        images = x.shape[0]
+
+        def finish(y: Tensor) -> Tensor:
+            y = geometry.unflatten(y, images)
+            return y[0] if single else y
+
+        def flatten(grad: Tensor) -> Tensor:
+            return geometry.flatten_output(grad[None] if single else grad)
+
+        return self._analog(geometry.flatten(x), geometry, finish, flatten)
 
     def to_digital(self):
         """The torch convolution with a copy of the weight, the output gain multiplied in."""

@@ -72,7 +72,10 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise AimcError(f"expects {self.in_features} features", layer=self.name, shape=input.shape)
         flat = input.reshape(math.prod(input.shape[:-1]), 1, self.in_features, 1)
-        return self._analog(flat, _GEOMETRY).view(*input.shape[:-1], self.out_features)
+        shape = (*input.shape[:-1], self.out_features)
+        return self._analog(
+            flat, _GEOMETRY, lambda y: y.view(shape), lambda g: g.reshape(flat.shape[0], self.out_features, 1)
+        )
 
     def to_digital(self) -> nn.Linear:
         """An ``nn.Linear`` with a copy of the weight, the output gain multiplied in."""

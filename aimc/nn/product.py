@@ -122,10 +122,10 @@ def _whole(parts: list[Tensor], dim: int) -> Tensor | None:
 
 
 def _clipped(x: Tensor, ranges: Tensor, layout: Layout, k: int) -> tuple[Tensor, Tensor]:
-    """A row tile's inputs, and where they are at or beyond the range."""
+    """A row tile's inputs, and where they are beyond the range."""
     a, b = layout.splits[k]
     inputs = x[:, :, a:b]
-    return inputs, inputs.abs() >= ranges[k].view(-1, 1, 1, 1)
+    return inputs, inputs.abs() > ranges[k].view(-1, 1, 1, 1)
 
 
 def _push(inputs: Tensor, grad: Tensor) -> Tensor:
@@ -152,9 +152,6 @@ class AnalogProduct(torch.autograd.Function):
         total, masks, saturated = None, [], []
         adc = periphery.adc
         for k, (part, w) in enumerate(zip(parts, tiles.weights, strict=True)):
-            factor = gain
-            if tiles.compensation is not None:
-                factor = tiles.compensation[k] if gain is None else gain * tiles.compensation[k]
             setting = ReadOut(
                 half=adc.half if adc is not None else 0,
                 bound=adc.bound if adc is not None else 0.0,
@@ -163,59 +160,73 @@ class AnalogProduct(torch.autograd.Function):
                 offset=call.offset,
             )
             total, mask, count = read_tile(
-                part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.keys[k],
-                total, factor, bias, call.backend,
+                part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.keys[k], total,
+                tiles.compensation[k] if tiles.compensation is not None else None,
+                bias if gain is None else None, call.backend,
             )  # fmt: skip
             masks.append(mask)
             saturated.append(count / max(total.numel(), 1))
         assert total is not None
         rows = [max(p.numel(), 1) for p in parts]
+        call.vectors = total.shape[0]
         call.statistics = Statistics(
             [c / n for c, n in zip(clipped, rows, strict=True)],
             saturated,
         )
-        needs_x = periphery.dac is not None and (sum(clipped) > 0)
-        ctx.save_for_backward(x if needs_x else None, gain, bias, ranges, total if gain is not None else None)
-        ctx.parts, ctx.masks, ctx.tiles, ctx.layout = parts, masks, tiles, layout
-        ctx.geometry, ctx.call, ctx.periphery = geometry, call, periphery
-        return total
+        # The sum before the gain is kept for the gain's gradient; the result belongs to the caller, who may change it.
+        result = total
+        if gain is not None:
+            result = total * gain.view(1, -1, 1)
+            result = result if bias is None else result.add_(bias.view(1, -1, 1))
+        # Without a DAC the tiles' inputs are views of x; saving x lets torch notice when it is changed.
+        needs_x = periphery.dac is None or sum(clipped) > 0
+        before_gain = total if gain is not None else None
+        ctx.save_for_backward(
+            x if needs_x else None, gain, ranges, before_gain, tiles.factor, tiles.compensation,
+            *masks, *parts, *tiles.weights,
+        )  # fmt: skip
+        ctx.layout, ctx.geometry, ctx.call, ctx.periphery, ctx.trained = (
+            layout,
+            geometry,
+            call,
+            periphery,
+            tiles.trained,
+        )
+        shaped = call.finish(result)
+        return result.new_empty(0).set_(  # not a view in autograd's eyes, so that it may be changed in place
+            shaped.untyped_storage(), shaped.storage_offset(), shaped.shape, shaped.stride()
+        )
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, gain, bias, ranges, total = ctx.saved_tensors
-        tiles, layout, call = ctx.tiles, ctx.layout, ctx.call
+        x, gain, ranges, total, weight_factor, compensation, *rest = ctx.saved_tensors
+        layout, call, count = ctx.layout, ctx.call, ctx.layout.row_tiles
+        masks, parts, weights = rest[:count], rest[count : 2 * count], rest[2 * count :]
+        x = x if ctx.periphery.dac is not None else None
         need_x, need_weight, need_range, need_gain, need_bias = ctx.needs_input_grad[:5]
-        need_weight = need_weight and tiles.trained
-        grad = grad.contiguous()
+        need_weight = need_weight and ctx.trained
+        grad = call.flatten(grad).contiguous()
         grad_bias = grad.sum((0, 2)) if need_bias else None
-        grad_gain = None
-        if need_gain:
-            analog = total if bias is None else total - bias.view(1, -1, 1)
-            grad_gain = (grad * analog).sum((0, 2)) / torch.where(gain == 0, torch.ones_like(gain), gain)
+        grad_gain = (grad * total).sum((0, 2)) if need_gain else None
         # Where no input clipped, x was not kept: nothing pushes the range, and the gradient passes unchanged.
         wants_x = need_x or (need_range and x is not None)
         grad_weight = grad.new_empty((layout.outputs, layout.rows)) if need_weight else None
-        steps = list(zip(layout.row_splits, ctx.parts, tiles.weights, strict=True))
-        if (
-            not ctx.geometry.contiguous_tiles
-            and tiles.compensation is None
-            and all(m is None for m in ctx.masks)
-        ):
+        steps = list(zip(layout.row_splits, parts, weights, strict=True))
+        if not ctx.geometry.contiguous_tiles and compensation is None and all(m is None for m in masks):
             # No converter saturated: the tiles' transposes are one product of the whole layer.
-            part, weight = _whole(ctx.parts, 2), _whole(tiles.weights, 1)
+            part, weight = _whole(parts, 2), _whole(weights, 1)
             if part is not None and weight is not None:
                 steps = [((0, layout.rows), part, weight)]
         push = ranges.new_zeros(layout.row_tiles)
-        few = (
-            wants_x and not need_x
-        )  # only the range wants the input's gradient, at the few inputs that clipped
+        # Whether only the range wants the input's gradient, at the few inputs that clipped.
+        few = wants_x and not need_x
         grads: list[Tensor | None] = []
         for k, ((i, j), part, weight) in enumerate(steps):
             factor = gain
-            if tiles.compensation is not None:
-                factor = tiles.compensation[k] if gain is None else gain * tiles.compensation[k]
-            d = read_out_backward(grad, ctx.masks[k], factor, call.backend)
+            if compensation is not None:
+                factor = compensation[k] if gain is None else gain * compensation[k]
+            d = read_out_backward(grad, masks[k], factor, call.backend)
             to_weight = grad_weight[:, i:j] if grad_weight is not None else None
             found = None
             if few and x is not None and len(steps) == layout.row_tiles:
@@ -224,8 +235,8 @@ class AnalogProduct(torch.autograd.Function):
                 if found is not None:
                     push[k] = _push(inputs[beyond], found)
             grads.append(ctx.geometry.transposed(d, part, weight, wants_x and found is None, to_weight))
-        if grad_weight is not None and tiles.factor is not None:
-            grad_weight *= tiles.factor
+        if grad_weight is not None and weight_factor is not None:
+            grad_weight *= weight_factor
         grad_x = None
         if wants_x:
             if len(grads) < layout.row_tiles and grads[0] is not None:

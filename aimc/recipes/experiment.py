@@ -77,7 +77,6 @@ class Evaluation(Config):
         seed: of the set of chips; every variant is programmed onto the same ones.
         compensation: drift compensation of the compensated variants.
         batch_size: changes memory and time only.
-        workers: chips evaluated at the same time, or null for one per core; changes time only.
     """
 
     times: tuple[str | float, ...] = ("1s", "1h", "1d", "1y")
@@ -85,10 +84,8 @@ class Evaluation(Config):
     seed: int = 0
     compensation: Compensation = LeastSquares()
     batch_size: int = 1000
-    workers: int | None = None
 
     def validate(self):
-        self.require(self.workers is None or self.workers >= 1, "workers", "must be at least 1")
         self.require(len(self.times) > 0, "times", "needs at least one time")
         for time_ in self.times:
             seconds(time_)
@@ -344,7 +341,7 @@ def evaluate_variant(
         result = evaluate_over_time(
             net, metric, times=setting.times, chips=setting.chips, seed=setting.seed, compensation=compensation,
             reference=reference, progress=advance,
-            workers=setting.workers or available_cores(),
+            workers=available_cores(),
         )  # fmt: skip
     spent = time.perf_counter() - started
     run.record("evaluation", **key, result=result.to_dict(), seconds=spent)

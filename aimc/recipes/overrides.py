@@ -11,28 +11,8 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
-
-from aimc.config import Config
+from aimc.config import Config, load_yaml
 from aimc.errors import AimcError, suggest
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number and refuses a key that is given twice."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if name in seen:
-                raise yaml.YAMLError(f"the key {name!r} is given twice (line {key.start_mark.line + 1})")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def parse(text: str, where: str) -> Any:
@@ -43,10 +23,9 @@ def parse(text: str, where: str) -> Any:
         ({'type': 'Hermes', 'parallel': 2}, 0.001)
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of the safe loader)
-    except (yaml.YAMLError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise AimcError(f"{where} is not valid YAML: {reason}") from None
+        return load_yaml(text)
+    except AimcError as error:
+        raise AimcError(f"{where} is {error.message}") from None
 
 
 def configure(

@@ -96,3 +96,11 @@ def test_pieces_meet(parallel):
         for r in (0.0945, 0.1591, 0.16, 0.3039, 0.3055):
             below, above = function(r - 1e-12, *args), function(r, *args)
             assert abs(below - above) < 2e-3
+
+
+def test_full_scale_and_t0_follow_the_number_of_devices():
+    for start, end, g_max, t0 in ((2, 1, 10.35, 200.0), (1, 2, 20.7, 300.0)):
+        changed = Hermes(parallel=start).replace(parallel=end)
+        assert (changed.g_max, changed.t0) == (g_max, t0)
+        assert changed == Hermes(parallel=end) and Hermes.from_dict(changed.to_dict()) == changed
+    assert Hermes(parallel=2, g_max=5.0).replace(parallel=1).g_max == 5.0

@@ -520,3 +520,61 @@ def test_calibration_measures_what_the_digital_network_sends():
                 method, net[i].input_range.detach(), values, rtol=0.01 if method == "quantile" else 1e-4
             )
     assert not net.training
+
+
+def test_chips_read_with_noise_of_their_own():
+    """Chips and times differ in their reads even where their cells are perfect."""
+    hardware = aimc.presets.ideal().replace(output_noise=0.5)
+    net = aimc.convert(nn.Linear(6, 4), hardware, seed=0).eval()
+    x, reads = torch.ones(3, 6), []
+    for seed in (1, 2, 1):
+        with aimc.program(net, seed=seed).at(0.0):
+            reads.append(net(x))
+    assert torch.equal(reads[0], reads[2]) and not torch.equal(reads[0], reads[1])
+    other = aimc.convert(nn.Linear(6, 4), hardware, seed=99).eval()
+    other.load_state_dict({n: v for n, v in net.state_dict().items() if n in ("weight", "bias")})
+    with aimc.program(other, seed=1).at(0.0):
+        assert torch.equal(other(x), reads[0])  # a matter of the chip, not of the network's training noise
+
+
+def test_a_chip_holds_its_digital_side(tmp_path):
+    net = make()
+    chip = aimc.program(net, seed=3)
+    chip.save(tmp_path / "chip.safetensors")
+    with chip.at("1h"):
+        before = net(X)
+    with torch.no_grad():
+        for layer in aimc.analog_layers(net).values():
+            layer.bias += 1.0
+            layer.weight *= 2.0
+            layer.input_range *= 3.0
+    for again in (chip, aimc.Chip.load(tmp_path / "chip.safetensors", net)):
+        with again.at("1h"):
+            assert torch.equal(net(X), before)
+
+
+def test_a_chip_refuses_other_hardware_and_crossed_contexts():
+    net = make()
+    one, two = aimc.program(net, seed=1), aimc.program(net, seed=2)
+    first, second = one.at("1h"), two.at("1y")
+    first.__enter__()
+    second.__enter__()
+    with pytest.raises(aimc.AimcError, match="another order"):
+        first.__exit__(None, None, None)
+    net = make()
+    chip = aimc.program(net, seed=1)
+    aimc.set_hardware(net, aimc.presets.ideal())
+    with pytest.raises(aimc.AimcError, match="hardware has changed"), chip.at("1h"):
+        pass
+
+
+def test_a_copy_made_with_a_chip_in_place_is_of_the_chip():
+    net = make()
+    clean = net(X)
+    with aimc.program(net, seed=1).at("1y"):
+        twin = copy.deepcopy(net)
+        aged = net(X)
+    assert not torch.equal(aged, clean)
+    assert torch.equal(twin(X), aged) or float((twin(X) - aged).abs().max()) < float(
+        (aged - clean).abs().max()
+    )

@@ -489,8 +489,9 @@ def test_a_copy_or_a_loaded_state_is_not_clipped_again(tmp_path):
     torch.manual_seed(0)
     hardware = switched(training=aimc.hwa.HardwareAware(clip=aimc.hwa.GaussianClip(sigma=1.5)))
     analog = aimc.convert(nn.Linear(30, 20), hardware)
-    weight, x = analog.weight.detach().clone(), torch.ones(1, 30)
+    x = torch.ones(1, 30)
     analog(x)
+    weight = analog.weight.detach().clone()
     loaded = aimc.convert(nn.Linear(30, 20), hardware)
     loaded.load_state_dict(analog.state_dict())
     for other in (analog, copy.deepcopy(analog), pickle.loads(pickle.dumps(analog)), loaded):
@@ -500,3 +501,112 @@ def test_a_copy_or_a_loaded_state_is_not_clipped_again(tmp_path):
     loaded.load_state_dict(digital.state_dict())
     loaded(x)
     assert float(loaded.weight.detach().abs().max()) < float(digital.weight.detach().abs().max())
+
+
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(6, 4), lambda: nn.Conv2d(6, 4, 3, padding=1)], ids=["linear", "conv"]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_output_may_be_changed_in_place(gain, make, channels_last):
+    torch.manual_seed(0)
+    layer = make()
+    analog = aimc.convert(layer, switched(**{"mapping.learned_gain": gain}))
+    x = torch.randn(3, 6) if isinstance(layer, nn.Linear) else torch.randn(3, 6, 5, 5)
+    if channels_last and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    found = []
+    for module in (layer, analog):
+        y = module(x)
+        y += 1.0
+        nn.functional.relu_(y)
+        y.square().sum().backward()
+        found.append([y, *(p.grad for p in list(module.parameters()) if p.grad is not None)])
+    assert_close("output", found[1][0], found[0][0], atol=1e-5)
+    assert_close("weight", analog.weight.grad, layer.weight.grad, atol=1e-4)
+    assert_close("bias", analog.bias.grad, layer.bias.grad, atol=1e-4)
+
+
+def test_changing_the_input_before_backward_is_an_error_as_in_torch():
+    for layer, x in ((nn.Linear(6, 4), torch.ones(3, 6)), (nn.Conv2d(6, 4, 3), torch.ones(3, 6, 5, 5))):
+        y = aimc.convert(layer, IDEAL)(x)
+        x.mul_(100)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def test_the_largest_input_of_a_vector_keeps_its_gradient():
+    hardware = switched(dac=aimc.periphery.DAC(), input_range=aimc.periphery.InputRange(mode="dynamic"))
+    x = torch.randn(4, 6, requires_grad=True)
+    analog = aimc.convert(nn.Linear(6, 3), hardware)
+    analog(x).sum().backward()
+    assert_close("gradient", x.grad, analog.weight.detach().sum(0).expand(4, 6), atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_vector_of_zeros_beside_a_tiny_column(backend):
+    torch.manual_seed(0)
+    layer = nn.Linear(1024, 4)
+    with torch.no_grad():
+        layer.weight[2, :512] *= 1e-4
+    hardware = aimc.presets.pcm().replace(training=None, **{"input_range.mode": "dynamic"})
+    x = torch.rand(3, 1024)
+    x[1, :512] = 0
+    assert bool(torch.isfinite(aimc.convert(layer, hardware, seed=0, backend=backend).eval()(x)).all())
+
+
+def test_a_converter_without_bits_still_saturates():
+    layer = nn.Linear(16, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    analog = aimc.convert(layer, switched(adc=aimc.periphery.ADC(bits=None, bound=1.0)))
+    assert analog(torch.ones(1, 16)).item() == 1.0
+
+
+def test_frozen_weights_stay():
+    torch.manual_seed(0)
+    training = aimc.hwa.HardwareAware(clip=aimc.hwa.FixedClip(value=0.05))
+    analog = aimc.convert(nn.Linear(6, 4), switched(training=training))
+    analog.weight.requires_grad_(False)
+    before = analog.weight.clone()
+    optimizer = torch.optim.SGD(analog.parameters(), lr=0.1)
+    analog(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    assert torch.equal(analog.weight, before)
+
+
+def test_conversion_leaves_the_weights_alone():
+    torch.manual_seed(0)
+    net = nn.Linear(64, 64)
+    nn.init.normal_(net.weight)
+    analog = aimc.convert(net, aimc.presets.pcm())
+    assert torch.equal(analog.weight, net.weight)
+    aimc.set_hardware(analog, aimc.presets.pcm().replace(**{"tile.rows": 16}))
+    assert torch.equal(analog.weight, net.weight)
+
+
+def test_loading_keeps_the_callers_hardware_and_names_the_differences():
+    saved = aimc.convert(nn.Linear(40, 3), aimc.presets.pcm().replace(**{"input_range.value": 2.0}))
+    coarse = aimc.presets.pcm().replace(**{"adc.bits": 3, "tile.rows": 16, "mapping.learned_gain": False})
+    mine = aimc.convert(nn.Linear(40, 3), coarse)
+    with pytest.warns(
+        UserWarning, match=r"tile.rows: 512 -> 16.*learned_gain: True -> False.*adc.bits: 8 -> 3"
+    ):
+        mine.load_state_dict(saved.state_dict())
+    assert torch.equal(mine.weight, saved.weight) and mine.hardware == coarse
+    assert aimc.nn.saved_hardware(saved.state_dict()) == saved.hardware
+    broken = saved.state_dict()
+    del broken["output_gain"]
+    with pytest.raises(RuntimeError, match="output_gain"):
+        aimc.convert(nn.Linear(40, 3), saved.hardware).load_state_dict(broken)
+
+
+def test_exchanged_hardware_keeps_the_parameter_objects():
+    analog = aimc.convert(nn.Linear(40, 3), aimc.presets.pcm())
+    before = analog.input_range, analog.output_gain
+    aimc.set_hardware(analog, aimc.presets.pcm().replace(**{"adc.bits": 6}))
+    assert analog.input_range is before[0] and analog.output_gain is before[1]
+    with pytest.raises(aimc.AimcError, match="tile.rows"):
+        conv = aimc.convert(nn.Sequential(nn.Linear(4, 4), nn.Conv2d(1, 1, 5)), IDEAL)
+        aimc.set_hardware(conv, IDEAL.replace(**{"tile.rows": 9}))
+    assert all(m.hardware == IDEAL for m in aimc.analog_layers(conv).values())
+    conv[0](torch.ones(1, 4))

@@ -78,17 +78,17 @@ def test_convert_input_levels(backend):
         assert len(levels) == 2 * half + 1
         assert_close("symmetric", levels, -levels.flip(0), atol=0, rtol=0)
         assert levels.abs().max() == 1.5
-        assert clipped == [int((x.abs() >= 1.5).sum())]
+        assert clipped == [int((x.abs() > 1.5).sum())]
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_convert_input_gradient(backend):
-    """Straight through inside, zero at and beyond the range; the push only widens."""
+    """Straight through up to the range, zero beyond; the push only widens."""
     x = torch.tensor([-2.0, -1.0, 0.5, 1.0, 3.0, 4.0]).view(1, 1, 6, 1)
     grad = torch.tensor([2.0, -3.0, 5.0, -7.0, 11.0, -13.0]).view(1, 1, 6, 1)
     g, push = convert_input_backward(x, [grad], torch.ones(1, 1), ((0, 6),), backend)
-    assert g.flatten().tolist() == [0, 0, 5, 0, 0, 0]
-    assert push.tolist() == [-7 - 13 - 2]
+    assert g.flatten().tolist() == [0, -3, 5, -7, 0, 0]
+    assert push.tolist() == [-13 - 2]
 
 
 def read_out_cases():
@@ -114,6 +114,7 @@ def read_out_cases():
     [
         ReadOut(),
         ReadOut(half=127, bound=10.0),
+        ReadOut(bound=0.7),
         ReadOut(half=3, bound=0.5, offset=17),
         ReadOut(output_noise=0.04),
         ReadOut(half=127, bound=2.0, output_noise=0.04, offset=5),
@@ -122,7 +123,18 @@ def read_out_cases():
         ReadOut(wire_load=1e-3),
         ReadOut(half=127, bound=10.0, output_noise=0.04, short_term=0.0175, wire_load=9e-4),
     ],
-    ids=["plain", "adc", "coarse", "noise", "noise-adc", "standard", "short-term", "wires", "everything"],
+    ids=[
+        "plain",
+        "adc",
+        "clip",
+        "coarse",
+        "noise",
+        "noise-adc",
+        "standard",
+        "short-term",
+        "wires",
+        "everything",
+    ],
 )
 def test_read_out_bodies_agree(shape, per_vector, setting):
     vectors, outputs, _ = shape

@@ -103,9 +103,9 @@ def test_scalars_go_to_tensorboard_unless_switched_off(tmp_path):
 
 
 def test_a_configuration_of_another_kind_is_refused(tmp_path):
-    class Other(Config):
+    class AnotherKind(Config):
         epochs: int = 3
 
     _open(tmp_path).close()
     with pytest.raises(AimcError, match="Stage"):
-        _open(tmp_path, Other())
+        _open(tmp_path, AnotherKind())

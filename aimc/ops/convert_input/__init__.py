@@ -25,7 +25,7 @@ def convert_input(
 
     Returns:
         One tensor per row tile ``[vectors, groups, channels of the tile, positions]`` in the units of x, the number of
-        inputs at or beyond the range per row tile, and whether all inputs are finite.
+        inputs beyond the range per row tile, and whether all inputs are finite.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ def convert_input_backward(
         grads: gradients with respect to the converted inputs, one per row tile.
 
     Returns:
-        Gradient with respect to x, and per row tile ``sum_{x >= r} min(grad, 0) - sum_{x <= -r} max(grad, 0)``: the
+        Gradient with respect to x, and per row tile ``sum_{x > r} min(grad, 0) - sum_{x < -r} max(grad, 0)``: the
         push of the clipped inputs that only widens the range, ``[row_tiles]``.
 
     Example:

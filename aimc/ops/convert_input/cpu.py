@@ -23,7 +23,7 @@ def _run(source, target, r, half):
         for i in range(len(source)):
             v = source[i]
             size = abs(v)
-            clipped += size >= r
+            clipped += size > r
             bad += not (size < np.float32(np.inf))
             q = np.rint(v * up)
             q = top if q > top else q
@@ -33,7 +33,7 @@ def _run(source, target, r, half):
         for i in range(len(source)):
             v = source[i]
             size = abs(v)
-            clipped += size >= r
+            clipped += size > r
             bad += not (size < np.float32(np.inf))
             v = r if v > r else v
             target[i] = -r if v < -r else v
@@ -63,9 +63,9 @@ def _run_backward(source, d, target, r):
     push = zero
     for i in range(len(source)):
         v, di = source[i], d[i]
-        push += di if (v >= r) & (di < zero) else zero
-        push -= di if (v <= -r) & (di > zero) else zero
-        target[i] = zero if abs(v) >= r else di
+        push += di if (v > r) & (di < zero) else zero
+        push -= di if (v < -r) & (di > zero) else zero
+        target[i] = zero if abs(v) > r else di
     return push
 
 

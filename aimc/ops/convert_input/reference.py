@@ -12,7 +12,7 @@ def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles
     for k, (a, b) in enumerate(splits):
         part = x[:, :, a:b]
         r = ranges[k].view(-1, 1, 1, 1)
-        clipped.append(int((part.abs() >= r).sum()))
+        clipped.append(int((part.abs() > r).sum()))
         if half:
             part = torch.round(part * (half / r)).clamp(-half, half) * (r / half)
         else:
@@ -31,7 +31,7 @@ def convert_input_backward(x: Tensor, grads: list[Tensor], ranges: Tensor, split
     for k, (a, b) in enumerate(splits):
         part, d = x[:, :, a:b], grads[k]
         r = ranges[k].view(-1, 1, 1, 1)
-        above, below = part >= r, part <= -r
+        above, below = part > r, part < -r
         push.append((d.clamp_max(0) * above).sum() - (d.clamp_min(0) * below).sum())
         result[:, :, a:b] = d.masked_fill(above | below, 0)
     return result, torch.stack(push)

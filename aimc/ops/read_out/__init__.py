@@ -16,8 +16,8 @@ class ReadOut:
     """Plain numbers of one tile's read-out.
 
     Attributes:
-        half: levels of the ADC on one side of zero; 0 for no converter.
-        bound: full scale of the ADC in normalised units.
+        half: levels of the ADC on one side of zero; 0 does not round.
+        bound: full scale of the ADC in normalised units, where it saturates; 0 for no converter.
         output_noise: standard deviation before the ADC, normalised units.
         short_term: standard deviation of the weights' noise within one read, normalised units.
         wire_load: IR drop: load of a column per unit of ``sum_j |w_j| |x_j|`` in normalised units; 0 for none.

@@ -143,8 +143,7 @@ def _read_out(
     noise = scale * np.float32(output_noise)
     short = scale * np.float32(short_term * short_term)
     limit = scale * np.float32(bound)
-    top = np.float32(max(half, 1))
-    down = limit / top
+    down = limit / np.float32(max(half, 1))
     up = np.zeros_like(down)
     load = np.zeros_like(down)
     for c in range(period):
@@ -187,13 +186,17 @@ def _read_out(
                     _disturb_shared(z, source[a:b], spread[a:b], noise[c] * r, short[c], noisy)
                 else:
                     _disturb_each(z, source[a:b], spread[a:b], noise[c:d], short[c:d], noisy, r)
-                if half:
+                if bound > 0:
                     count = _count_shared(z, limit[c] * r) if shared else _count_each(z, limit[c:d], r)
                     if count > 0:
                         everywhere += count
                         flags = saturated[n : n + length // size].reshape(length)[a:b]
                         for i in range(b - a):
                             flags[i] = abs(z[i]) > limit[c if shared else c + i] * r
+                        if half == 0:
+                            for i in range(b - a):
+                                top = limit[c if shared else c + i] * r
+                                z[i] = top if z[i] > top else (-top if z[i] < -top else z[i])
                 if shared:
                     _add_shared(into[a:b], z, half, up[c] / r, down[c] * r, gain[c], bias[c], first)
                 else:
@@ -207,7 +210,7 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
     if total is None:
         total = partial  # written in place: an element is read before it is written, and fresh pages are slow
     outputs = partial.shape[1]
-    saturated = torch.zeros(partial.shape, dtype=torch.bool) if setting.half else None
+    saturated = torch.zeros(partial.shape, dtype=torch.bool) if setting.bound else None
     arrays = (
         total.numpy(),
         partial.numpy(),

@@ -22,12 +22,15 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
         draws = normal(key, tuple(partial.shape), offset=offset, device=partial.device, dtype=partial.dtype)
         analog = analog + std * draws
     saturated, count = None, 0
-    if setting.half:
+    if setting.bound:
         limit = setting.bound * full
         saturated = analog.abs() > limit
-        step = limit / setting.half
-        level = torch.round(torch.where(step > 0, analog / step, 0)).clamp(-setting.half, setting.half)
-        analog = level * step
+        if setting.half:
+            step = limit / setting.half
+            level = torch.round(torch.where(step > 0, analog / step, 0)).clamp(-setting.half, setting.half)
+            analog = level * step
+        else:
+            analog = torch.minimum(torch.maximum(analog, -limit), limit)
         count = int(saturated.sum())
         saturated = saturated if count else None
     if gain is not None:
