@@ -12,4 +12,4 @@ def test_every_mutant_fits_its_file():
     for line in mutants:
         path, old, new, tests = (part.strip() for part in line.split(" | "))
         assert (ROOT / path).read_text().count(old) == 1, line
-        assert old != new and all((ROOT / name).exists() for name in tests.split() if "::" not in name), line
+        assert old != new and any((ROOT / name.split("::")[0]).exists() for name in tests.split()), line
