@@ -1,6 +1,6 @@
 """What one memory cell does: programming, drift, read noise. Cells know nothing of layers.
 
-To add a cell, copy the nearest sibling, list it here, in ``tests/helpers.py`` and in ``docs/cells``.
+To add a cell, copy the nearest sibling, list it here, in ``tests/cells/test_cells.py`` and in ``docs/cells``.
 """
 
 from aimc.cells.base import Cell, Faults, ProgrammedCells

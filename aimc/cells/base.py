@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -164,16 +163,13 @@ class Cell(Config):
         return g
 
 
-Time = TypeVar("Time", float, Tensor)
-
-
-def _checked(t: Time) -> Time:
+def _checked(t):
     if bool((t < 0).any() if isinstance(t, Tensor) else t < 0):
         raise AimcError(f"is counted from the end of programming and not negative, got {t}", field="time")
     return t
 
 
-def _log(x: Time) -> Time:
+def _log(x):
     return torch.log(x) if isinstance(x, Tensor) else math.log(x)
 
 
@@ -228,10 +224,10 @@ class DriftingCell(Cell):
             math.sqrt(self.log_read(t)) * self.read_noise_scale
         )
 
-    def log_age(self, t: Time) -> Time:
+    def log_age(self, t):
         return _log((_checked(t) + self.t0) / self.t0)
 
-    def log_read(self, t: Time) -> Time:
+    def log_read(self, t):
         return _log((_checked(t) + self.t0 + self.t_read) / (2 * self.t_read))
 
 

@@ -188,11 +188,13 @@ class Chip:
                 factor = torch.where(sound, factor, 1)
         reads = key.fold("evaluation", repr(float(time)))
         return ProgrammedWeights(
-            weights.to(layer.weight.dtype),
-            held.scale,
-            factor,
-            *(held.digital.get(name) for name in _DIGITAL),
-            tuple(reads.fold(k).at("output_noise") for k in range(layer.layout.row_tiles)),
+            weights=weights.to(layer.weight.dtype),
+            scale=held.scale,
+            compensation=factor,
+            bias=held.digital.get("bias"),
+            gain=held.digital.get("output_gain"),
+            input_range=held.digital.get("input_range"),
+            keys=tuple(reads.fold(k).at("output_noise") for k in range(layer.layout.row_tiles)),
         )
 
     def fingerprint(self) -> str:

@@ -201,8 +201,9 @@ class AnalogLayer(nn.Module):
         setting = self.hardware.input_range
         if self.training and setting.mode == "learned" and self._range_batches < setting.init_batches:
             self._start_range(x, tiny)
-        held = self._programmed is not None and self._programmed.input_range is not None
-        values = self._programmed.input_range if held else self.input_range.detach()
+        held, values = False, self.input_range.detach()
+        if self._programmed is not None and self._programmed.input_range is not None:
+            held, values = True, self._programmed.input_range
         if (held or self._range_version != values._version) and any(math.isnan(v) for v in values.tolist()):
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "

@@ -15,6 +15,7 @@ from torch import Tensor
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.ops import convert_input, convert_input_backward, read_out, read_out_backward
+from aimc.ops.memory import empty
 from aimc.ops.read_out import ReadOut
 from aimc.periphery import ADC, DAC, IRDrop
 from aimc.random import Key
@@ -211,7 +212,7 @@ class AnalogProduct(torch.autograd.Function):
         grad_gain = (grad * total).sum((0, 2)) if need_gain else None
         # Where no input clipped, x was not kept: nothing pushes the range, and the gradient passes unchanged.
         wants_x = need_x or (need_range and x is not None)
-        grad_weight = grad.new_empty((layout.outputs, layout.rows)) if need_weight else None
+        grad_weight = empty((layout.outputs, layout.rows), grad) if need_weight else None
         steps = list(zip(layout.row_splits, parts, weights, strict=True))
         if not ctx.geometry.contiguous_tiles and compensation is None and all(m is None for m in masks):
             # No converter saturated: the tiles' transposes are one product of the whole layer.

@@ -29,7 +29,10 @@ def choose_backend(backend: str, *tensors: Tensor) -> str:
     check_backend(backend)
     if backend == "reference":
         return backend
-    fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    fits = True
+    for t in tensors:  # a plain loop: this runs several times in every layer
+        if t.dtype != torch.float32 or not t.is_cpu:
+            fits = False
     if backend == "cpu" and not fits:
         what = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
         raise AimcError(

@@ -118,6 +118,14 @@ def _perturb(
                 s = _largest(source)
                 scale[k, o] = s
             inverse = one / s if s > zero else zero
+            if len(codes) == 1 and codes[0] == 0 and not with_factor:
+                # The common case in one pass less: additive noise and nothing else.
+                z = draws[:n]
+                fill_normals(z, n, keys[0, 0], keys[0, 1], keys[0, 2], keys[0, 3], o * rows + a)
+                amount = numbers[0, 0] * s
+                for i in range(n):
+                    target[i] = source[i] + amount * z[i]
+                continue
             w = buffer[:n]
             f = factor[o, a:b] if with_factor else buffer
             for i in range(n):
@@ -152,7 +160,7 @@ def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous
         scale = torch.empty(len(splits), outputs, dtype=weight.dtype)
     with_factor = needs_factor(changes, clips)
     factor = torch.empty_like(weight) if with_factor else torch.empty(0, 0)
-    flat = empty((outputs * rows,))
+    flat = empty((outputs * rows,), weight)
     if contiguous_tiles:
         starts, strides = [outputs * a for a, _ in splits], [b - a for a, b in splits]
         tiles = [flat[outputs * a : outputs * b].view(outputs, b - a) for a, b in splits]
