@@ -150,7 +150,7 @@ class AnalogLayer(nn.Module):
         if isinstance(self.input_range, nn.Parameter):
             self.input_range.clamp_(min=torch.finfo(self.input_range.dtype).tiny * 1e6)
 
-    def _tiles(self, contiguous_tiles: bool) -> Tiles:
+    def _tiles(self) -> Tiles:
         if self._programmed is not None:
             held = self._programmed
             if self.training:
@@ -178,7 +178,7 @@ class AnalogLayer(nn.Module):
             strength = training.strength(self._step) if training is not None else 0.0
         weights, scale, factor = modify_weights(
             matrix, self.layout, modifiers, self.hardware.cell, scale,
-            self.key.at("modifier", step=self._step), strength, contiguous_tiles, self.backend,
+            self.key.at("modifier", step=self._step), strength, True, self.backend,
         )  # fmt: skip
         return Tiles(weights, scale, factor)
 
@@ -268,7 +268,7 @@ class AnalogLayer(nn.Module):
         try:
             if not x.is_floating_point():
                 raise AimcError(f"expects floating-point inputs, got {x.dtype}")
-            tiles = self._tiles(geometry.contiguous_tiles)
+            tiles = self._tiles()
             started = self._range_batches >= self.hardware.input_range.init_batches
             ranges = self._ranges(x.detach())
             call = Call(

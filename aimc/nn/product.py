@@ -25,7 +25,7 @@ class Geometry(Protocol):
     """What differs between a linear layer and a convolution: the product of one tile and its two transposes."""
 
     contiguous_tiles: bool
-    """Whether a tile's inputs and weights are tensors of their own, or views of the whole layer's."""
+    """Whether a tile's inputs have to be a tensor of their own, or may be a view of the whole layer's."""
 
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
         """``[vectors, groups, channels, positions]`` times ``[outputs, rows]`` -> ``[vectors, outputs, positions]``."""
@@ -108,18 +108,6 @@ def read_tile(
     if periphery.short_term_noise > 0:
         variance = geometry.product(part * part, weight.abs())
     return read_out(total, y, scale, ranges, setting, key, variance, magnitude, lost, gain, bias, backend)
-
-
-def _whole(parts: list[Tensor], dim: int) -> Tensor | None:
-    """The tensor that the parts are adjacent views of along ``dim``, or None."""
-    first = parts[0]
-    size, at = list(first.shape), first.storage_offset()
-    size[dim] = sum(p.shape[dim] for p in parts)
-    for p in parts:
-        if p.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or p.storage_offset() != at:
-            return None
-        at += p.shape[dim] * p.stride(dim)
-    return first.as_strided(size, first.stride())
 
 
 def _clipped(x: Tensor, ranges: Tensor, layout: Layout, k: int) -> tuple[Tensor, Tensor]:
@@ -213,24 +201,18 @@ class AnalogProduct(torch.autograd.Function):
         # Where no input clipped, x was not kept: nothing pushes the range, and the gradient passes unchanged.
         wants_x = need_x or (need_range and x is not None)
         grad_weight = empty((layout.outputs, layout.rows), grad) if need_weight else None
-        steps = list(zip(layout.row_splits, parts, weights, strict=True))
-        if not ctx.geometry.contiguous_tiles and compensation is None and all(m is None for m in masks):
-            # No converter saturated: the tiles' transposes are one product of the whole layer.
-            part, weight = _whole(parts, 2), _whole(weights, 1)
-            if part is not None and weight is not None:
-                steps = [((0, layout.rows), part, weight)]
         push = ranges.new_zeros(layout.row_tiles)
         # Whether only the range wants the input's gradient, at the few inputs that clipped.
         few = wants_x and not need_x
         grads: list[Tensor | None] = []
-        for k, ((i, j), part, weight) in enumerate(steps):
+        for k, ((i, j), part, weight) in enumerate(zip(layout.row_splits, parts, weights, strict=True)):
             factor = gain
             if compensation is not None:
                 factor = compensation[k] if gain is None else gain * compensation[k]
             d = read_out_backward(grad, masks[k], factor, call.backend)
             to_weight = grad_weight[:, i:j] if grad_weight is not None else None
             found = None
-            if few and x is not None and len(steps) == layout.row_tiles:
+            if few and x is not None:
                 inputs, beyond = _clipped(x, ranges, layout, k)
                 found = ctx.geometry.transposed_at(d, weight, beyond)
                 if found is not None:
@@ -240,8 +222,6 @@ class AnalogProduct(torch.autograd.Function):
             grad_weight *= weight_factor
         grad_x = None
         if wants_x:
-            if len(grads) < layout.row_tiles and grads[0] is not None:
-                grads = [grads[0][:, :, a:b] for a, b in layout.splits]
             dense = [g for g in grads if g is not None]
             if few and x is not None:
                 for k, g in enumerate(grads):
