@@ -58,9 +58,9 @@ def settings() -> dict[str, aimc.Hardware]:
 
 def peer(net: nn.Module) -> Any:
     """The network converted by aihwkit-lightning with the settings of "matched"."""
-    from aihwkit_lightning.nn.conversion import convert_to_analog
-    from aihwkit_lightning.simulator.configs import TorchInferenceRPUConfig
-    from aihwkit_lightning.simulator.parameters.enums import WeightNoiseInjectionType
+    from aihwkit_lightning.nn.conversion import convert_to_analog  # pyright: ignore[reportMissingImports]
+    from aihwkit_lightning.simulator.configs import TorchInferenceRPUConfig  # pyright: ignore[reportMissingImports]
+    from aihwkit_lightning.simulator.parameters.enums import WeightNoiseInjectionType  # pyright: ignore[reportMissingImports]
 
     config = TorchInferenceRPUConfig()
     config.forward.inp_res = config.forward.out_res = 2**8 - 2

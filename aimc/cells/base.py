@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ class Cell(Config):
         """L in ``g(t) = g(0) * exp(-nu * L)``, for ``t`` seconds after programming."""
 
     @abc.abstractmethod
-    def log_read(self, t: float) -> float:
+    def log_read(self, t: Any) -> Any:
         """The clock of the read noise: its accumulated variance is this times a function of the conductance."""
 
     def program(self, g_target: Tensor, key: Key) -> ProgrammedCells:
