@@ -240,7 +240,10 @@ def _evaluate(asked: argparse.Namespace) -> int:
 
 
 def _report(asked: argparse.Namespace) -> int:
+    from aimc import recipes  # the configurations that a run may hold
     from aimc.report import draw, load_run, markdown, show
+
+    assert recipes.RECIPES
 
     runs = [load_run(path) for path in asked.runs]
     if asked.format == "markdown":

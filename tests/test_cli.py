@@ -309,3 +309,15 @@ def test_a_run_that_is_killed_goes_on(tmp_path, finished):
         run_experiment(read_config(path), path, tensorboard=False, progress=Stop())
     assert Stop.lines[0].startswith("teacher: goes on after epoch ")
     assert [r["epoch"] for r in read_records(path)] == list(range(1, len(read_records(path)) + 1))
+
+
+def test_report_works_in_a_process_of_its_own(tmp_path):
+    """Nothing else has imported the configurations there."""
+    (tmp_path / "run").mkdir()
+    from aimc.recipes import RECIPES
+
+    (tmp_path / "run" / "config.yaml").write_text(RECIPES["demo"].config().to_yaml())
+    done = subprocess.run(
+        [sys.executable, "-m", "aimc.cli", "report", str(tmp_path / "run")], capture_output=True, text=True
+    )
+    assert "no configuration is called" not in done.stderr, done.stderr
