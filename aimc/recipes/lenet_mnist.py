@@ -9,8 +9,8 @@ from aimc.train import Optimizer, Stage
 def lenet_mnist_hwa() -> HwaExperiment:
     """LeNet-5 on the whole of MNIST, hardware-aware, on 25 chips over a year.
 
-    Expected: test accuracy 99.19 % digital; after a year on the chip 98.94 % with and 71.06 % without drift compensation,
-    hardware-aware 99.11 % and 94.83 % (spread between chips 0.04 to 1.2 points).
+    Expected: test accuracy 99.19 % digital; after a year on the chip 98.94 % with and 71.06 % without drift
+    compensation, hardware-aware 99.11 % and 94.83 % (spread between chips 0.04 to 1.2 points).
 
     Machine: two cores of a 2020s server, no GPU.
 
