@@ -119,7 +119,7 @@ def _convert_whole(x: Tensor, ranges: Tensor, half: int):
     """One tile, one range, short vectors: run over long lines of the same memory, then over the rest."""
     part = torch.empty_like(x)
     lines, into = _as_lines(x.detach()), _as_lines(part)
-    _, clipped, finite = convert_input_into(lines, ranges, half, into)
+    clipped, finite = _convert_lines(lines, ranges, half, into)
     rest = lines.numel()
     c, bad = _run(
         x.detach().view(-1)[rest:].numpy(), part.view(-1)[rest:].numpy(), ranges.numpy()[0, 0], half
@@ -127,15 +127,15 @@ def _convert_whole(x: Tensor, ranges: Tensor, half: int):
     return [part], [clipped + c], finite and not bad
 
 
-def convert_input_into(lines: Tensor, ranges: Tensor, half: int, into: Tensor):
-    """As :func:`convert_input` for one tile, with the result's memory given."""
+def _convert_lines(lines: Tensor, ranges: Tensor, half: int, into: Tensor) -> tuple[int, bool]:
+    """As :func:`convert_input` for one tile, into memory that is given."""
     source, target, r, counts = lines.numpy(), into.numpy(), ranges.detach().numpy(), []
 
     def chunk(n0, n1):
         counts.append(_forward(source, r, 0, 0, source.shape[2], half, target, 0, n0, n1))
 
     run_chunks(chunk, len(lines), _vectors(lines), align=1)
-    return into, sum(c for c, _ in counts), not any(bad for _, bad in counts)
+    return sum(c for c, _ in counts), not any(bad for _, bad in counts)
 
 
 def convert_input_backward(x: Tensor, grads: list[Tensor], ranges: Tensor, splits):
