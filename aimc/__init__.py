@@ -1,6 +1,6 @@
 """aimc: train, program and age neural networks on simulated analog in-memory hardware."""
 
-from aimc import cells, chip, crossbar, hwa, periphery, presets
+from aimc import algorithms, cells, chip, crossbar, hwa, optim, periphery, presets
 from aimc.chip import Accuracy, Chip, DriftResult, calibrate, evaluate_over_time, program
 from aimc.convert import (
     convert,
@@ -13,8 +13,8 @@ from aimc.convert import (
     to_digital,
 )
 from aimc.errors import AimcError
-from aimc.hardware import Hardware
-from aimc.nn import analog_layers
+from aimc.hardware import Hardware, PulsedHardware, PulsedMapping
+from aimc.nn import analog_layers, pulsed_layers
 
 __all__ = [
     "Accuracy",
@@ -22,6 +22,9 @@ __all__ = [
     "Chip",
     "DriftResult",
     "Hardware",
+    "PulsedHardware",
+    "PulsedMapping",
+    "algorithms",
     "analog_layers",
     "calibrate",
     "cells",
@@ -31,9 +34,11 @@ __all__ = [
     "crossbar",
     "evaluate_over_time",
     "hwa",
+    "optim",
     "periphery",
     "presets",
     "program",
+    "pulsed_layers",
     "remap",
     "set_backend",
     "set_hardware",

@@ -1,4 +1,4 @@
-"""The command line: ``aimc demo | list | run | evaluate | report``.
+"""The command line: ``aimc demo | list | run | evaluate | report | cell``.
 
 The heavy imports happen inside the commands, so that help and mistakes are answered at once.
 """
@@ -85,6 +85,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
     parser.add_argument("--format", choices=("table", "markdown"), default="table", help="default: table")
     parser.add_argument("--figure", metavar="FILE", help="also draw accuracy over time into a PNG file")
+    _add_cell(add("cell", "draw a cell that learns by pulses, or fit one to measured pulses"))
     return main, made
 
 
@@ -152,7 +153,7 @@ def _main(words: list[str]) -> int:
     if asked.command in ("demo", "run"):
         name = "demo" if asked.command == "demo" else asked.name
         return _run(name, asked, overrides, parsers[asked.command].flags)
-    return {"list": _list, "evaluate": _evaluate, "report": _report}[asked.command](asked)
+    return {"list": _list, "evaluate": _evaluate, "report": _report, "cell": _cell}[asked.command](asked)
 
 
 def _split(words: list[str], known: list[str], wants_help: bool) -> tuple[list[str], list[tuple[str, str]]]:
@@ -254,6 +255,26 @@ def _report(asked: argparse.Namespace) -> int:
         draw(runs, asked.figure)
         print(f"written: {asked.figure}", file=sys.stderr)
     return 0
+
+
+def _add_cell(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", help="type or preset, such as SoftBounds; with --fit also best"
+    )
+    parser.add_argument(
+        "--set", metavar="FIELD=VALUE", action="append", default=[], help="change a field; may be repeated"
+    )
+    parser.add_argument("--states", type=float, metavar="N", help="nominal number of states")
+    parser.add_argument("--out", metavar="FILE", help="figure, PNG (default: NAME.png)")
+    parser.add_argument(
+        "--fit", metavar="FILE", help="fit NAME to measured pulses: CSV with pulse,direction,value[,device]"
+    )
+
+
+def _cell(asked: argparse.Namespace) -> int:
+    from aimc.report.cell_figures import command
+
+    return command(asked)
 
 
 def _recipe_help(parser: _Parser, recipe: Recipe) -> str:

@@ -6,19 +6,35 @@ import contextlib
 import copy
 import dataclasses
 import fnmatch
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
 from aimc.errors import AimcError
-from aimc.hardware import Hardware
-from aimc.nn import AnalogConv1d, AnalogConv2d, AnalogConv3d, AnalogLayer, AnalogLinear, analog_layers
+from aimc.hardware import Hardware, PulsedHardware
+from aimc.nn import (
+    AnalogConv1d,
+    AnalogConv2d,
+    AnalogConv3d,
+    AnalogLayer,
+    AnalogLinear,
+    PulsedConv1d,
+    PulsedConv2d,
+    PulsedConv3d,
+    PulsedLayer,
+    PulsedLinear,
+    analog_layers,
+    pulsed_layers,
+)
+from aimc.nn.pulsed import warn_of_overflow
 from aimc.ops import check_backend
 from aimc.random import Key
 
-Handler = Callable[[nn.Module, Hardware, Key, str, str], nn.Module]
-_HANDLERS: dict[type[nn.Module], Handler] = {}
+Handler = Callable[..., nn.Module]
+_HANDLERS: dict[type, dict[type[nn.Module], Handler]] = {Hardware: {}, PulsedHardware: {}}
+_LAYERS = (AnalogLayer, PulsedLayer)
 
 # Parameters of these are not multiplied with a matrix product: a table look-up, an element-wise scale.
 _DIGITAL_BY_NATURE = (
@@ -47,37 +63,38 @@ _HOOKS = (
 )
 
 
-def register(*types: type[nn.Module]) -> Callable[[Handler], Handler]:
-    """Decorator: the function builds the analog twin of a module of these types.
+def register(*types: type[nn.Module], hardware: type = Hardware) -> Callable[[Handler], Handler]:
+    """Decorator: the function builds the analog twin of a module of these types, on hardware of that type.
 
     It is called as ``handler(module, hardware, key, name, backend)``.
     """
 
     def add(handler: Handler) -> Handler:
         for kind in types:
-            _HANDLERS[kind] = handler
+            _HANDLERS[hardware][kind] = handler
         return handler
 
     return add
 
 
-for _digital, _analog in (
-    (nn.Linear, AnalogLinear),
-    (nn.Conv1d, AnalogConv1d),
-    (nn.Conv2d, AnalogConv2d),
-    (nn.Conv3d, AnalogConv3d),
+for _digital, _analog, _pulsed in (
+    (nn.Linear, AnalogLinear, PulsedLinear),
+    (nn.Conv1d, AnalogConv1d, PulsedConv1d),
+    (nn.Conv2d, AnalogConv2d, PulsedConv2d),
+    (nn.Conv3d, AnalogConv3d, PulsedConv3d),
 ):
-    register(_digital)(_analog)  # type: ignore[arg-type]  (a class is its own handler)
+    register(_digital)(_analog)  # a class is its own handler
+    register(_digital, hardware=PulsedHardware)(_pulsed)
 
 
-def _handler(module: nn.Module) -> Handler | None:
+def _handler(module: nn.Module, hardware: type) -> Handler | None:
     """The handler of the module's type, or of a base whose forward it has not changed."""
     weight = module._parameters.get("weight")
     if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
         return None  # pruned, spectral-normed, lazy: the weight is made anew elsewhere
     for kind in type(module).__mro__:
-        if kind in _HANDLERS:
-            return _HANDLERS[kind] if type(module).forward is kind.forward else None
+        if kind in _HANDLERS[hardware]:
+            return _HANDLERS[hardware][kind] if type(module).forward is kind.forward else None
     return None
 
 
@@ -97,25 +114,40 @@ class Row:
     size: str = "-"
     levels: str = "-"
     g_max: float = 0.0
+    cells: str = ""
+
+
+def _levels(converter) -> str:
+    return str(2 * converter.half + 1) if converter is not None and converter.half else "exact"
 
 
 def _analog_row(name: str, layer: AnalogLayer, parameters: int) -> Row:
     hardware, layout = layer.hardware, layer.layout
-
-    def levels(converter) -> str:
-        return str(2 * converter.half + 1) if converter is not None and converter.half else "exact"
-
     return Row(
         name, type(layer).__name__, "analog", parameters, True, layer.weight.numel(),
         layer.bias.numel() if layer.bias is not None else 0, layout.tiles, layout.utilisation,
         f"{hardware.tile.rows}x{hardware.tile.columns or 'any'}",
-        f"{levels(hardware.dac)}/{levels(hardware.adc)}", hardware.cell.g_max,
+        f"{_levels(hardware.dac)}/{_levels(hardware.adc)}", hardware.cell.g_max,
+    )  # fmt: skip
+
+
+def _pulsed_row(name: str, layer: PulsedLayer, parameters: int) -> Row:
+    hardware, layout, io = layer.hardware, layer.layout, layer.hardware.forward
+    arrays, cell = hardware.algorithm.tile_count, hardware.cell
+    text = f"{type(cell).__name__}, {cell.states:.10g} states, {type(hardware.algorithm).__name__} on {arrays} arrays"
+    if layer.clipped > 0:
+        text += f", {layer.clipped:.1%} of the weights clipped"
+    bias = 0 if layer.bias is None or hardware.mapping.analog_bias else layer.bias.numel()
+    return Row(
+        name, type(layer).__name__, "analog", parameters, True, parameters - bias, bias, arrays * layout.tiles,
+        layout.utilisation, f"{hardware.tile.rows}x{hardware.tile.columns or 'any'}",
+        f"{_levels(io and io.dac)}/{_levels(io and io.adc)}", cells=text,
     )  # fmt: skip
 
 
 def convert(
     net: nn.Module,
-    hardware: Hardware,
+    hardware: Hardware | PulsedHardware,
     *,
     digital: Iterable[str] = (),
     seed: int | None = None,
@@ -127,20 +159,23 @@ def convert(
 
     Args:
         net: any torch model; copied, unless ``inplace``.
-        hardware: description of the hardware, for instance ``aimc.presets.pcm()``.
+        hardware: description of the hardware, for instance ``aimc.presets.pcm()`` for inference, or
+            ``aimc.presets.reram()`` for training in memory; then see :func:`aimc.optim.wrap`.
         digital: name patterns (``fnmatch``) of modules and parameters that stay digital, such as
             ``("head", "embed*")``; a pattern that matches nothing is an error.
         seed: seed of every draw; None takes one from torch's generator, so ``torch.manual_seed`` rules it. A layer's
             draws depend on the seed and its name alone.
         backend: ``auto``, ``reference`` or ``cpu``.
         strict: refuse a network of which some matrix product would stay digital although it was not excluded.
-        inplace: change the network itself; its parameters stay the same objects, so an optimizer remains valid.
+        inplace: change the network itself; its parameters stay the same objects, so an optimizer remains valid (but for
+            weights that train in memory, which are new objects).
 
     Returns:
         The analog network (a bare layer comes back as its analog twin).
 
     Raises:
-        AimcError: names every parameter of a matrix product that would stay digital; or nothing is left to convert.
+        AimcError: names every parameter of a matrix product that would stay digital; or nothing is left to convert; or
+            a weight that is to train in memory is shared by two modules.
 
     Example:
         >>> from aimc import presets
@@ -150,13 +185,14 @@ def convert(
     """
     if not isinstance(net, nn.Module):
         raise AimcError(f"expects a torch module, got {type(net).__name__}", field="net")
-    if not isinstance(hardware, Hardware):
+    if type(hardware) not in _HANDLERS:
         raise AimcError(
-            f"expects a Hardware, got {type(hardware).__name__}; see aimc.presets", field="hardware"
+            f"expects a Hardware or PulsedHardware, got {type(hardware).__name__}; see aimc.presets",
+            field="hardware",
         )
     check_backend(backend)
     patterns = (digital,) if isinstance(digital, str) else tuple(digital)
-    rows = _survey(net, patterns)
+    rows = _survey(net, patterns, type(hardware))
     unsupported = [row for row in rows if row.where == "unsupported"]
     if strict and unsupported:
         lines = "".join(f"\n  {row.name} ({row.kind}, {row.parameters} parameters)" for row in unsupported)
@@ -168,9 +204,11 @@ def convert(
         )
     if not any(row.where == "analog" for row in rows):
         raise AimcError("nothing to convert: no layer is left that an analog tile could hold", field="net")
-    if any(isinstance(m, AnalogLayer) for m in net.modules()):
+    if any(isinstance(m, _LAYERS) for m in net.modules()):
         raise AimcError(
-            "the network is already analog; exchange its hardware with aimc.set_hardware", field="net"
+            "the network is already analog; exchange its hardware with aimc.set_hardware, or convert "
+            "aimc.to_digital(net)",
+            field="net",
         )
     if seed is None:
         seed = int(torch.randint(0, 2**63 - 1, ()))
@@ -178,12 +216,14 @@ def convert(
         net = copy.deepcopy(net)
     chosen = {row.name for row in rows if row.where == "analog"}
     first_name = {module: name for name, module in net.named_modules()}  # a shared module has several names
+    if isinstance(hardware, PulsedHardware):
+        _refuse_ties(net, [module for module, name in first_name.items() if name in chosen])
     twins: dict[nn.Module, nn.Module] = {}
     key = Key(seed)
 
     def twin(module: nn.Module, name: str) -> nn.Module:
         if module not in twins:
-            handler = _handler(module)
+            handler = _handler(module, type(hardware))
             assert handler is not None
             try:
                 made = handler(module, hardware, key.fold(name), name, backend)
@@ -202,19 +242,42 @@ def convert(
         if module is not None and first_name.get(module) in chosen
     ]
     if "" in chosen:
-        return twin(net, "")
+        placed, net = [], twin(net, "")
     for parent, child, made in placed:
         setattr(parent, child, made)
     _switch_off_fast_paths(net)
     net.__dict__["_aimc_digital"] = patterns  # for the report: what was left digital on purpose
+    pulsed = pulsed_layers(net).values()
+    for layer in pulsed:
+        layer._network = weakref.ref(net)
+    warn_of_overflow(pulsed)
     return net
+
+
+def _refuse_ties(net: nn.Module, modules: list[nn.Module]) -> None:
+    """Cells are one layer's: two modules with one weight would each train a copy."""
+    places: dict[int, list[str]] = {}
+    for path, owner in net.named_modules():
+        for child, value in owner._parameters.items():
+            if value is not None:
+                places.setdefault(id(value), []).append(_join(path, child))
+    for module in modules:
+        names = places[id(module.weight)]
+        if len(names) > 1:
+            raise AimcError(
+                f"{' and '.join(names)} are one parameter, and cells belong to one layer; untie them, or keep them "
+                "digital",
+                field="net",
+            )
 
 
 def _join(path: str, child: str) -> str:
     return f"{path}.{child}" if path else child
 
 
-def _survey(net: nn.Module, patterns: tuple[str, ...], strict: bool = True) -> list[Row]:
+def _survey(
+    net: nn.Module, patterns: tuple[str, ...], hardware: type = Hardware, strict: bool = True
+) -> list[Row]:
     used: set[str] = set()
 
     def excluded(name: str) -> bool:
@@ -245,10 +308,12 @@ def _survey(net: nn.Module, patterns: tuple[str, ...], strict: bool = True) -> l
         count = sum(p.numel() for p in own.values())
         if isinstance(module, AnalogLayer):
             rows.append(_analog_row(name, module, count))
+        elif isinstance(module, PulsedLayer):
+            rows.append(_pulsed_row(name, module, count))
         elif isinstance(module, _DIGITAL_BY_NATURE):
             excluded(name)
             rows.append(Row(name, kind, "digital", count, False))
-        elif _handler(module) is not None and not hasattr(module, "parametrizations"):
+        elif _handler(module, hardware) is not None and not hasattr(module, "parametrizations"):
             where = "excluded" if excluded(name) else "analog"
             matrix = sum(p.numel() for p in own.values() if p.dim() >= 2)
             rows.append(Row(name, kind, where, count, True, matrix, count - matrix))
@@ -268,27 +333,35 @@ def _survey(net: nn.Module, patterns: tuple[str, ...], strict: bool = True) -> l
 def _switch_off_fast_paths(net: nn.Module) -> None:
     """torch's encoder computes with the bare weights of its layers in evaluation; that would bypass the tiles."""
     for module in net.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and analog_layers(module):
+        if isinstance(module, nn.TransformerEncoderLayer) and _on_tiles(module):
             module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder) and analog_layers(module):
+        if isinstance(module, nn.TransformerEncoder) and _on_tiles(module):
             module.enable_nested_tensor = False
             module.use_nested_tensor = False
 
 
+def _on_tiles(net: nn.Module) -> dict[str, AnalogLayer | PulsedLayer]:
+    """Layers of either kind by name."""
+    return {**analog_layers(net), **pulsed_layers(net)}
+
+
 def to_digital(net: nn.Module) -> nn.Module:
     """A digital copy: every analog layer becomes the torch layer with the same weights, output gains multiplied in.
+
+    A layer that trains in memory gives what its cells amount to.
 
     Example:
         >>> from aimc import presets
         >>> to_digital(convert(nn.Linear(2, 2), presets.pcm()))
         Linear(in_features=2, out_features=2, bias=True)
     """
-    if isinstance(net, AnalogLayer):
+    if isinstance(net, _LAYERS):
         return net.to_digital()  # type: ignore[operator]
-    twins = {m: m.to_digital() for m in net.modules() if isinstance(m, AnalogLayer)}  # type: ignore[operator]
+    twins: dict[nn.Module, nn.Module] = {m: m.to_digital() for m in net.modules() if isinstance(m, _LAYERS)}  # type: ignore[operator]
     memo: dict[int, object] = {id(layer): twin for layer, twin in twins.items()}
     for layer, twin in twins.items():
-        if layer.output_gain is None:  # what is tied to the weight stays tied; a gain makes it another matrix
+        # What is tied to the weight stays tied; a gain makes it another matrix.
+        if getattr(layer, "output_gain", None) is None:
             memo[id(layer.weight)] = twin.weight
     return copy.deepcopy(net, memo)
 
@@ -317,7 +390,8 @@ def set_hardware(net: nn.Module, hardware: Hardware) -> None:
 def set_backend(net: nn.Module, backend: str) -> None:
     """Choose the body of the operations for every analog layer."""
     check_backend(backend)
-    for layer in require_analog(net).values():
+    layers = _on_tiles(net) or require_analog(net)
+    for layer in layers.values():
         layer.backend = backend
 
 
@@ -362,6 +436,7 @@ class Coverage:
             "used",
             "levels in/out",
             "g_max",
+            "cells" if any(r.cells for r in self.rows) else "",
         )
         lines: list[tuple[str, ...]] = [head]
         for r in self.rows:
@@ -375,7 +450,8 @@ class Coverage:
                     r.size,
                     f"{r.utilisation:.0%}" if r.tiles else "-",
                     r.levels,
-                    f"{r.g_max:g} uS" if r.tiles else "-",
+                    f"{r.g_max:g} uS" if r.g_max else "-",
+                    r.cells,
                 )
             )
         widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
@@ -394,7 +470,7 @@ def coverage(net: nn.Module) -> Coverage:
         1.0
     """
     rows = _survey(net, net.__dict__.get("_aimc_digital", ()), strict=False)
-    held = analog_layers(net)
+    held = _on_tiles(net)
     return Coverage(
         tuple(
             dataclasses.replace(r, where="digital") if r.where == "analog" and r.name not in held else r
@@ -421,7 +497,13 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def require_analog(net: nn.Module) -> dict[str, AnalogLayer]:
-    """The analog layers by name; an error where there are none."""
+    """The analog layers of an inference network by name; an error where there are none."""
+    if pulsed_layers(net):
+        raise AimcError(
+            "the network trains in memory, and what was asked for belongs to inference hardware: chips, drift, ranges "
+            "and noise strength. Put its present weights there: aimc.convert(aimc.to_digital(net), aimc.presets.pcm())",
+            field="net",
+        )
     layers = analog_layers(net)
     if not layers:
         raise AimcError("the network has no analog layer; call aimc.convert first", field="net")

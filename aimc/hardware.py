@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from aimc.cells import PCM, Cell
+import math
+from typing import Literal
+
+from aimc.algorithms import Algorithm, AnalogSGD
+from aimc.cells import PCM, Cell, PulsedCell, SoftBounds
 from aimc.config import Config
 from aimc.crossbar import Mapping, TileSize
 from aimc.hwa import HardwareAware
-from aimc.periphery import ADC, DAC, InputRange, IRDrop
+from aimc.periphery import ADC, DAC, ArrayIO, InputRange, IRDrop
 
 
 class Hardware(Config):
@@ -45,4 +49,86 @@ class Hardware(Config):
             self.dac is not None or self.input_range == InputRange(),
             "input_range",
             "has no meaning without a DAC; leave it at its default or give a dac",
+        )
+
+
+class PulsedMapping(Config):
+    """The digital scale s between the weights of a layer and its cells, ``W = s * cells``; one number per layer.
+
+    Fields:
+        scale: ``fan_in``: cells at their nominal bound give ``factor / sqrt(fan_in)``, raised where the layer starts
+            with a larger weight, so that devices without spread hold every one; ``max``: the largest weight sits at
+            the nominal bound; or the scale itself, a number.
+        factor: for ``fan_in``. torch starts at most at ``1 / sqrt(fan_in)``, so 1.5 leaves room to grow.
+        overflow: what happens where devices cannot hold the weights they are given: ``warn`` (above 1 % relative
+            error), ``clip`` and say nothing, ``grow`` the scale until every device that is not stuck holds its weight,
+            or ``error``.
+        analog_bias: the bias is one more column of the array, whose input is always 1; otherwise it is digital.
+
+    Example:
+        >>> PulsedMapping(scale=0.5).scale
+        0.5
+    """
+
+    scale: Literal["fan_in", "max"] | float = "fan_in"
+    factor: float = 1.5
+    overflow: Literal["warn", "clip", "grow", "error"] = "warn"
+    analog_bias: bool = False
+
+    def validate(self):
+        self.require(self.factor > 0, "factor", f"must be positive, got {self.factor}")
+        self.require(
+            isinstance(self.scale, str) or self.scale > 0, "scale", f"must be positive, got {self.scale}"
+        )
+
+    def scale_of(self, fan_in: int, bound: float, largest: float) -> float:
+        """The scale of a layer.
+
+        Args:
+            fan_in: inputs of one output.
+            bound: what the cells together hold nominally.
+            largest: largest magnitude of the weights.
+
+        Example:
+            >>> PulsedMapping().scale_of(4, bound=0.1, largest=1.0)
+            10.0
+        """
+        if not isinstance(self.scale, str):
+            return self.scale
+        usual = self.factor / math.sqrt(max(fan_in, 1)) / bound
+        if self.scale == "max":
+            return largest / bound if largest > 0 else usual
+        return max(usual, largest / bound)
+
+
+class PulsedHardware(Config):
+    """Arrays that are trained in place: cells, the algorithm that pulses them, and how they are read.
+
+    Fields:
+        cell: what one pulse does to a device.
+        algorithm: how gradients become pulses, on how many arrays.
+        tile: largest crossbar; matters where a read is not perfect.
+        forward: converters and noise of the forward pass, or null for a perfect one.
+        backward: those of the pass back through the transposed array, or null.
+        transfer: those of an algorithm's reads from one array to the next, or null.
+        mapping: the digital scale.
+
+    Example:
+        >>> PulsedHardware().algorithm
+        AnalogSGD(...)
+    """
+
+    cell: PulsedCell = SoftBounds()
+    algorithm: Algorithm = AnalogSGD()
+    tile: TileSize = TileSize()
+    forward: ArrayIO | None = None
+    backward: ArrayIO | None = None
+    transfer: ArrayIO | None = None
+    mapping: PulsedMapping = PulsedMapping()
+
+    def validate(self):
+        self.require(
+            self.cell.w_max > 0 > self.cell.w_min,
+            "cell",
+            "must hold weights of both signs: w_max > 0 > w_min",
         )

@@ -1,16 +1,21 @@
-"""Named hardware, each a function that returns one frozen :class:`aimc.Hardware`.
+"""Named hardware, each a function that returns one frozen :class:`aimc.Hardware` or :class:`aimc.PulsedHardware`.
 
 Change any field with ``replace``: ``presets.pcm().replace(**{"adc.bits": 6, "tile.rows": 256})``.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from aimc.cells import Hermes, Ideal, SingleExponentPCM, TabulatedPCM
+from aimc.algorithms import Algorithm, AnalogSGD
+from aimc.cells import Hermes, Ideal, PulsedCell, SingleExponentPCM, SoftBounds, TabulatedPCM, measured
 from aimc.crossbar import Mapping, TileSize
-from aimc.hardware import Hardware
+from aimc.errors import AimcError
+from aimc.hardware import Hardware, PulsedHardware
 from aimc.hwa import GaussianClip, HardwareAware, ProgrammingNoise
+from aimc.periphery import ArrayIO
+
+IO = Literal["perfect", "noisy"]
 
 
 def _training() -> HardwareAware:
@@ -69,5 +74,75 @@ def ideal() -> Hardware:
     )
 
 
+# In-memory training ------------------------------------------------------------------------------------------------
+
+
+def _in_place(cell: PulsedCell, algorithm: Algorithm | None, io: IO) -> PulsedHardware:
+    if io not in ("perfect", "noisy"):
+        raise AimcError(f"is 'perfect' or 'noisy', got {io!r}", field="io")
+    periphery = ArrayIO() if io == "noisy" else None
+    return PulsedHardware(
+        cell=cell,
+        algorithm=algorithm if algorithm is not None else AnalogSGD(),
+        forward=periphery,
+        backward=periphery,
+        transfer=periphery,
+    )
+
+
+def reram(
+    states: float = 4, algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any
+) -> PulsedHardware:
+    """Resistive memory with few states: soft bounds at ±1, as in the papers on residual learning.
+
+    Args:
+        states: nominal number of states between the bounds.
+        algorithm: how the cells are trained.
+        io: converters and noise of every read: ``perfect`` is none, ``noisy`` the defaults of :class:`ArrayIO`.
+        cell: further fields of :class:`aimc.cells.SoftBounds`.
+
+    Example:
+        >>> reram(states=10).cell.dw_min
+        0.2
+    """
+    return _in_place(SoftBounds.with_states(states, **{"w_max": 1.0, "w_min": -1.0, **cell}), algorithm, io)
+
+
+def reram_om(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.reram_om`; arguments as for :func:`reram`."""
+    return _in_place(measured.reram_om(**cell), algorithm, io)
+
+
+def reram_hfo2(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.reram_hfo2`; arguments as for :func:`reram`."""
+    return _in_place(measured.reram_hfo2(**cell), algorithm, io)
+
+
+def reram_es(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.reram_es`; arguments as for :func:`reram`."""
+    return _in_place(measured.reram_es(**cell), algorithm, io)
+
+
+def capacitor(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.capacitor`; arguments as for :func:`reram`."""
+    return _in_place(measured.capacitor(**cell), algorithm, io)
+
+
+def ecram(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.ecram`; arguments as for :func:`reram`."""
+    return _in_place(measured.ecram(**cell), algorithm, io)
+
+
+def gokmen_vlasov(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.gokmen_vlasov`; arguments as for :func:`reram`."""
+    return _in_place(measured.gokmen_vlasov(**cell), algorithm, io)
+
+
 PRESETS = {"pcm": pcm, "hermes": hermes, "single_exponent_pcm": single_exponent_pcm, "ideal": ideal}
-"""Presets that need no argument, by name."""
+"""Presets of the inference half that need no argument, by name."""
+
+PULSED_PRESETS = {
+    "reram": reram, "reram_om": reram_om, "reram_hfo2": reram_hfo2, "reram_es": reram_es, "capacitor": capacitor,
+    "ecram": ecram, "gokmen_vlasov": gokmen_vlasov,
+}  # fmt: skip
+"""Presets of the training half, by name."""

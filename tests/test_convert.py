@@ -180,3 +180,131 @@ def test_a_parametrized_layer_is_refused():
     nn.utils.parametrizations.weight_norm(net[0])
     with pytest.raises(aimc.AimcError, match="0"):
         aimc.convert(net, IDEAL)
+
+
+# Training in memory ---------------------------------------------------------------------------------------------------
+
+PULSED = aimc.presets.reram(20, w_max_dtod=0.0, w_min_dtod=0.0)
+
+
+def test_the_same_verb_converts_for_training_in_memory():
+    net = nn.ModuleDict(
+        {"a": nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Conv2d(1, 1, 1))]), "b": nn.Linear(1, 1)}
+    )
+    analog = aimc.convert(net, PULSED, digital=("b",))
+    assert list(aimc.pulsed_layers(analog)) == ["a.0.0", "a.0.1"] and aimc.analog_layers(analog) == {}
+    assert isinstance(analog["b"], nn.Linear) and isinstance(net["a"][0][0], nn.Linear)
+    assert aimc.pulsed_layers(aimc.convert(nn.Linear(2, 2), PULSED, inplace=True)).keys() == {""}
+    with pytest.raises(aimc.AimcError, match=r"would stay digital:\n  matrix"):
+        aimc.convert(Odd(), PULSED)
+    with pytest.raises(aimc.AimcError, match="already analog; .*aimc.to_digital"):
+        aimc.convert(analog, PULSED)
+    with pytest.raises(aimc.AimcError, match="already analog"):
+        aimc.convert(analog, IDEAL)
+    with pytest.raises(aimc.AimcError, match="expects a Hardware or PulsedHardware, got str"):
+        aimc.convert(net, "reram")
+
+
+def test_tied_weights_cannot_live_in_two_sets_of_cells():
+    net = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
+    net[1].weight = net[0].weight
+    with pytest.raises(
+        aimc.AimcError, match=r"0.weight and 1.weight are one parameter, and cells belong to one layer"
+    ):
+        aimc.convert(net, PULSED)
+    aimc.convert(nn.Sequential(net[0], nn.Linear(3, 2), net[1]), PULSED, digital=("2",))
+
+
+def test_the_report_names_cells_states_tiles_and_algorithm():
+    report = aimc.coverage(aimc.convert(nn.Sequential(nn.Linear(600, 3), nn.LayerNorm(3)), PULSED))
+    row = report.rows[0]
+    assert (row.where, row.tiles, row.matrix, row.bias, report.analog_share) == ("analog", 2, 1800, 3, 1.0)
+    assert row.cells == "SoftBounds, 20 states, AnalogSGD on 1 arrays"
+    assert (
+        "SoftBounds, 20 states" in str(report)
+        and "(bias of 3 digital)" in str(report)
+        and "uS" not in str(report)
+    )
+    io = aimc.periphery.ArrayIO()
+    noisy = aimc.coverage(aimc.convert(nn.Linear(6, 3), PULSED.replace(forward=io)))
+    assert noisy.rows[0].levels == "127/511"
+    assert "cells" not in str(aimc.coverage(aimc.convert(nn.Linear(2, 2), IDEAL))).splitlines()[0]
+
+
+def test_backends_of_pulsed_layers():
+    analog = aimc.convert(nn.Sequential(nn.Linear(2, 2)), PULSED, backend="reference")
+    assert analog[0].backend == "reference"
+    aimc.set_backend(analog, "cpu")
+    assert analog[0].backend == "cpu"
+    with pytest.raises(aimc.AimcError, match="no backend"):
+        aimc.set_backend(analog, "gpv")
+
+
+def test_an_encoder_does_not_bypass_its_cells_in_evaluation():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).eval()
+    analog = aimc.convert(layer, PULSED, digital=("self_attn",)).eval()
+    x, calls = torch.randn(2, 3, 8), []
+    analog.linear1.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        assert_close("output", analog(x), layer(x), atol=1e-5)
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda net, x: aimc.program(net),
+        lambda net, x: aimc.evaluate_over_time(net, lambda n: 1.0, times=("1h",)),
+        lambda net, x: aimc.calibrate(net, [x]),
+        lambda net, x: aimc.set_noise_strength(net, 1.0),
+        lambda net, x: aimc.remap(net),
+        lambda net, x: aimc.set_hardware(net, IDEAL),
+    ],
+    ids=["program", "evaluate_over_time", "calibrate", "set_noise_strength", "remap", "set_hardware"],
+)
+def test_what_belongs_to_inference_hardware_is_refused_with_the_way_out(ask):
+    net = aimc.convert(nn.Sequential(nn.Linear(4, 2)), PULSED)
+    with pytest.raises(
+        aimc.AimcError, match=r"trains in memory.*convert\(aimc.to_digital\(net\), aimc.presets.pcm"
+    ):
+        ask(net, torch.ones(1, 4))
+
+
+def test_weights_trained_in_memory_go_to_digital_and_to_a_file_and_onto_a_chip(tmp_path):
+    """Drift after in-memory training is never a silent no-op: on a chip that drifts the weights decay as they must."""
+    torch.manual_seed(0)
+    net = aimc.convert(nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 2)), PULSED, seed=0)
+    optimizer = aimc.optim.wrap(torch.optim.SGD(net.parameters(), lr=0.1), net)
+    start = net[0].weight.detach().clone()
+    for _ in range(5):
+        F.mse_loss(net(torch.randn(8, 30)), torch.ones(8, 2)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not torch.equal(net[0].weight, start)
+    digital = aimc.to_digital(net)
+    torch.save(digital.state_dict(), tmp_path / "net.pt")
+    fresh = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 2))
+    fresh.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    x = torch.randn(5, 30)
+    assert_close("file", fresh(x), net(x), atol=1e-6)
+    cell = aimc.cells.SingleExponentPCM()
+    analog = aimc.convert(digital, aimc.presets.ideal().replace(cell=cell)).eval()
+    chip = aimc.program(analog, seed=0, compensation=None)
+    with chip.at("1d"):
+        aged = chip.weights()["0"]
+    assert float((aged / net[0].weight.detach()).median()) < 0.9
+    assert aimc.analog_layers(aimc.convert(digital, aimc.presets.pcm())).keys() == {"0", "2"}
+
+
+def test_every_preset_of_the_training_half_builds_and_survives_a_file():
+    for make in aimc.presets.PULSED_PRESETS.values():
+        for io in ("perfect", "noisy"):
+            hardware = make(io=io)
+            assert aimc.PulsedHardware.from_json(hardware.to_json()) == hardware
+            assert (hardware.forward is None) == (io == "perfect")
+    with pytest.raises(aimc.AimcError, match="field 'io'"):
+        aimc.presets.reram(io="loud")
+    with pytest.raises(aimc.AimcError, match="field 'cell': must hold weights of both signs"):
+        aimc.presets.reram(w_min=0.0)
+    with pytest.raises(aimc.AimcError, match="field 'scale'"):
+        aimc.PulsedMapping(scale=-1.0)

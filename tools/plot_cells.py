@@ -12,8 +12,23 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from aimc.cells import PCM, Cell, Hermes, SingleExponentPCM, TabulatedPCM
+from aimc.cells import (
+    PCM,
+    Cell,
+    ExpStep,
+    Hermes,
+    Ladder,
+    LinearStep,
+    PiecewiseStep,
+    PowStep,
+    PulsedCell,
+    SingleExponentPCM,
+    SoftBounds,
+    TabulatedPCM,
+    measured,
+)
 from aimc.random import Key
+from aimc.report.cell_figures import draw_cell
 
 CELLS: dict[str, Cell] = {
     "pcm": PCM(),
@@ -22,6 +37,22 @@ CELLS: dict[str, Cell] = {
         conductance=(0, 5, 25), exponent_mean=(0.09, 0.05, 0.04), exponent_std=(0.04, 0.02, 0.01)
     ),
     "single_exponent": SingleExponentPCM(),
+}
+
+PULSED: dict[str, PulsedCell] = {
+    "constant_linear": LinearStep.with_states(100, w_max=1.0, w_min=-1.0, gamma_up=0.5, gamma_down=0.3),
+    "soft_bounds": SoftBounds.with_states(20, w_max=1.0, w_min=-1.0),
+    "soft_bounds_reference": measured.reram_om(),
+    "exp_step": ExpStep.with_states(100, w_max=1.0, w_min=-1.0),
+    "pow_step": PowStep.with_states(50, w_max=1.0, w_min=-1.0, pow_gamma=2.0),
+    "piecewise_step": PiecewiseStep.with_states(
+        50,
+        w_max=1.0,
+        w_min=-1.0,
+        piecewise_up=(0.8, 1.3, 1.0, 0.6, 0.2),
+        piecewise_down=(0.1, 0.5, 1.0, 1.2, 1.0),
+    ),
+    "ladder": Ladder(levels=8, w_max=1.0, w_min=-1.0),
 }
 
 
@@ -63,6 +94,9 @@ def main() -> None:
     output = parser.parse_args().output
     for name, cell in CELLS.items():
         draw(cell, output / f"{name}.png")
+        print(output / f"{name}.png")
+    for name, cell in PULSED.items():
+        draw_cell(cell, output / f"{name}.png")
         print(output / f"{name}.png")
 
 

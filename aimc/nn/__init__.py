@@ -3,6 +3,15 @@
 from aimc.nn.base import AnalogLayer, ProgrammedWeights, analog_layers, saved_hardware
 from aimc.nn.conv import AnalogConv1d, AnalogConv2d, AnalogConv3d
 from aimc.nn.linear import AnalogLinear
+from aimc.nn.pulsed import (
+    CellWeight,
+    PulsedConv1d,
+    PulsedConv2d,
+    PulsedConv3d,
+    PulsedLayer,
+    PulsedLinear,
+    pulsed_layers,
+)
 
 __all__ = [
     "AnalogConv1d",
@@ -10,7 +19,14 @@ __all__ = [
     "AnalogConv3d",
     "AnalogLayer",
     "AnalogLinear",
+    "CellWeight",
     "ProgrammedWeights",
+    "PulsedConv1d",
+    "PulsedConv2d",
+    "PulsedConv3d",
+    "PulsedLayer",
+    "PulsedLinear",
     "analog_layers",
+    "pulsed_layers",
     "saved_hardware",
 ]

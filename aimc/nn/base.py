@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from aimc.config import differences
+from aimc.config import Config, differences
 from aimc.crossbar import Layout, column_scale
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
@@ -372,8 +372,7 @@ class AnalogLayer(nn.Module):
         destination[prefix + "analog_state"] = torch.tensor(
             [seed, self._step, self._evaluated, self._range_batches], dtype=torch.int64
         )
-        text = self.hardware.to_json(None).encode()
-        destination[prefix + "analog_hardware"] = torch.frombuffer(bytearray(text), dtype=torch.uint8).clone()
+        destination[prefix + "analog_hardware"] = hardware_record(self.hardware)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
         saved = state_dict.get(prefix + "analog_state")
@@ -436,7 +435,12 @@ class AnalogLayer(nn.Module):
         return f"{super().extra_repr()}, {self.analog_description()}"
 
 
-def saved_hardware(state: Mapping[str, Tensor], layer: str = "") -> Hardware:
+def hardware_record(hardware: Config) -> Tensor:
+    """A description as uint8, so that a state dict can carry it; :func:`saved_hardware` reads it."""
+    return torch.frombuffer(bytearray(hardware.to_json(None).encode()), dtype=torch.uint8).clone()
+
+
+def saved_hardware(state: Mapping[str, Tensor], layer: str = "") -> Config:
     """The hardware that a state dict was saved with; load it with ``set_hardware`` to restore it.
 
     Args:
@@ -454,7 +458,7 @@ def saved_hardware(state: Mapping[str, Tensor], layer: str = "") -> Hardware:
         raise AimcError(
             "the state was not saved from an analog layer of that name", layer=layer, field="state"
         )
-    return Hardware.from_json(bytes(state[name].cpu().tolist()).decode())
+    return Config.from_json(bytes(state[name].cpu().tolist()).decode())
 
 
 def analog_layers(net: nn.Module) -> dict[str, AnalogLayer]:

@@ -1,7 +1,8 @@
 """What surrounds the array: converters, input range, analog noise of a read, wire resistance."""
 
+from aimc.periphery.array_io import ArrayIO
 from aimc.periphery.converter import ADC, DAC
 from aimc.periphery.input_range import InputRange
 from aimc.periphery.ir_drop import IRDrop, solve_ladder
 
-__all__ = ["ADC", "DAC", "IRDrop", "InputRange", "solve_ladder"]
+__all__ = ["ADC", "DAC", "ArrayIO", "IRDrop", "InputRange", "solve_ladder"]

@@ -36,6 +36,7 @@ __all__ = [
     "bernoulli",
     "log_uniform",
     "normal",
+    "normals_at",
     "permutation",
     "run_chunks",
     "uniform",
@@ -57,6 +58,12 @@ STREAMS = {
     "time": 11,
     "bootstrap": 12,
     "data": 13,
+    "pulse_noise": 14,
+    "pulses_x_low": 18,
+    "pulses_d_low": 19,
+    "transfer": 15,
+    "algorithm": 16,
+    "decay": 17,
 }
 
 _M32 = 2**32 - 1
@@ -302,6 +309,20 @@ def normal(
     return reference.to_normal(
         reference.words(key.seed, key.stream, key.step, offset, n, device), dtype
     ).view(shape)
+
+
+def normals_at(key: Key, positions: torch.Tensor) -> torch.Tensor:
+    """Standard normals at any positions: float32, equal bit for bit to what the compiled body makes there.
+
+    Args:
+        key: what to draw from.
+        positions: int64 tensor of any shape and device, values below 2**63.
+
+    Example:
+        >>> bool((normals_at(Key(0), torch.arange(9)) == normal(Key(0), 9, backend="cpu")).all())
+        True
+    """
+    return reference.compiled_normal(reference.words_at(key.seed, key.stream, key.step, positions))
 
 
 def bernoulli(

@@ -68,3 +68,67 @@ def to_normal(word: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     j = torch.where(upper, word, MASK - word) ^ 0x7FFFFFFF
     z = torch.special.ndtri((j.to(torch.float64) + 0.5) * 2.0**-32)  # <= 0
     return torch.where(upper, -z, z).to(dtype)
+
+
+def words_at(seed: int, stream: int, step: int, positions: torch.Tensor) -> torch.Tensor:
+    """Words at any positions: int64, shape of ``positions``."""
+    index = positions >> 2
+    low, high = index & MASK, index >> 32
+    out = rounds(low, high, torch.full_like(low, step), torch.full_like(low, stream), seed & MASK, seed >> 32)
+    return torch.stack(out, dim=-1).gather(-1, (positions & 3)[..., None])[..., 0]
+
+
+def _fma(a: torch.Tensor, b: torch.Tensor | float, c: torch.Tensor | float) -> torch.Tensor:
+    """Float32 a * b + c, rounded once: the product is exact in float64."""
+    b = b.double() if isinstance(b, torch.Tensor) else b
+    c = c.double() if isinstance(c, torch.Tensor) else c
+    return (a.double() * b + c).float()
+
+
+def compiled_normal(word: torch.Tensor) -> torch.Tensor:
+    """Map words to the standard normal in the very operations of ``random/cpu.py``: float32, equal bit for bit.
+
+    For where two bodies have to agree to the last bit; :func:`to_normal` is the more accurate definition.
+    """
+    i = torch.where(word < 2**31, word, word - 2**32).to(torch.int32)
+    sign = i >> 31
+    j = i ^ (sign ^ 0x7FFFFFFF)
+    t = _fma(j.float(), 2.0**-31, 2.0**-32)
+    x = _fma(i.float(), 2.0**-31, 2.0**-32)
+    u = (t * (2 - t)).view(torch.int32)
+    e = (u - 0x3F3504F3) >> 23
+    r = (u - (e << 23)).view(torch.float32) - 1
+    r2 = r * r
+    low = _fma(_fma(r, _L[3], _L[2]), r2, _fma(r, _L[1], _L[0]))
+    high = _fma(_fma(r, _L[7], _L[6]), r2, _fma(r, _L[5], _L[4]))
+    g = _fma(_fma(high, r2 * r2, low), r, e.float())
+    g2 = g * g
+    g4 = g2 * g2
+    p = _fma(_fma(g, _P[5], _P[4]), g4, _fma(_fma(g, _P[3], _P[2]), g2, _fma(g, _P[1], _P[0])))
+    q = _fma(_fma(g, _Q[5], _Q[4]), g4, _fma(_fma(g, _Q[3], _Q[2]), g2, _fma(g, _Q[1], 1.0)))
+    return x * p / q
+
+
+def _float32(*values: float) -> tuple[float, ...]:
+    return tuple(torch.tensor(values, dtype=torch.float32).double().tolist())
+
+
+# The coefficients of random/cpu.py.
+_L = _float32(
+    1.4426947724,
+    -0.7213571489,
+    0.4809394448,
+    -0.3600872156,
+    0.2867074571,
+    -0.2500690469,
+    0.2368903668,
+    -0.1457444421,
+)
+_P = _float32(
+    1.253314954457704, -0.31577616160361305, 0.0436673940496399, -0.004020204989036982, 0.0002374780415807542,
+    -4.689368124177305e-06,
+)  # fmt: skip
+_Q = _float32(
+    1.0, -0.07049197616744914, 0.01577948700680844, -0.0007878368114647616, 3.9677419632185384e-05,
+    -1.6008739647046574e-07,
+)  # fmt: skip

@@ -1,0 +1,171 @@
+"""The contract of an in-memory training algorithm: a frozen description and pure functions of a flat state."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from aimc.cells import PulsedCell
+from aimc.config import Config
+from aimc.ops.pulsed_update import STATISTICS, PulseTrain, Vectors, pulsed_update
+from aimc.periphery import ArrayIO
+from aimc.random import Key
+
+State = dict[str, Tensor]
+"""Everything an algorithm knows of one layer, tensors only: it is the checkpoint. Updated in place."""
+
+UPDATES, VECTORS = 0, 1
+"""Places in ``state["counters"]``: mini-batches and vectors so far. An algorithm's own counters follow."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One layer's cells as an algorithm sees them.
+
+    Attributes:
+        cell: what each cell does.
+        shape: ``[R, C]``, outputs and inputs.
+        key: the layer's key.
+        transfer: periphery of the column reads, or None for exact reads.
+        backend: body of the operations.
+    """
+
+    cell: PulsedCell
+    shape: tuple[int, int]
+    key: Key
+    transfer: ArrayIO | None = None
+    backend: str = "auto"
+
+
+class Algorithm(Config):
+    """Base of the algorithms.
+
+    The state holds, for T tiles of cells ``[R, C]`` (tile 0 is the one that receives the gradient):
+
+    ``held`` ``[T, R, C]``: what the cells hold; ``w``: what is read from them, only where the cell has write noise;
+    ``parameters`` ``[T, R, C, P]`` (or ``[T, 1, 1, P]`` where devices do not differ); ``counts`` int32 ``[T, R, C]``:
+    pulses of each device so far; ``counters`` int64; ``statistics`` int64 ``[T, 7]``: see
+    :data:`aimc.ops.pulsed_update.STATISTICS`; ``retention.*``: rates of decay and diffusion, where there are any; and
+    whatever else the algorithm names.
+
+    Fields:
+        pulses: how an update becomes pulses.
+    """
+
+    pulses: PulseTrain = PulseTrain()
+
+    COUNTERS = 2
+
+    @property
+    def tile_count(self) -> int:
+        """How many arrays of cells a layer has."""
+        return 1
+
+    def shares(self, array: Array) -> tuple[float, ...]:
+        """Factor of each tile in the composite weight."""
+        return (0.0,) * (self.tile_count - 1) + (1.0,)
+
+    # State ---------------------------------------------------------------------------------------------------------
+
+    def init(self, array: Array, weight: Tensor) -> State:
+        """A new state that holds ``weight`` (in units of the cells) as well as its devices can."""
+        tiles, (rows, columns) = self.tile_count, array.shape
+        device = weight.device
+        drawn = [array.cell.draw(array.shape, array.key.fold("tile", t), device) for t in range(tiles)]
+        state: State = {
+            "held": torch.zeros(tiles, rows, columns, device=device),
+            "parameters": torch.stack(drawn),
+            "counts": torch.zeros(tiles, rows, columns, dtype=torch.int32, device=device),
+            "counters": torch.zeros(self.COUNTERS, dtype=torch.int64),
+            "statistics": torch.zeros(tiles, len(STATISTICS), dtype=torch.int64),
+        }
+        if array.cell.write_noise_std > 0:
+            state["w"] = state["held"].clone()
+        for t in range(tiles):
+            for name, value in array.cell.draw_retention(
+                array.shape, array.key.fold("tile", t), device
+            ).items():
+                state.setdefault(f"retention.{name}", torch.zeros(tiles, *value.shape, device=device))[t] = (
+                    value
+                )
+        self.program(array, state, weight)
+        return state
+
+    def program(self, array: Array, state: State, weight: Tensor) -> None:
+        """Write a composite weight: the last tile takes what it can hold, the others start at zero.
+
+        Every held value is within its own device's bounds.
+        """
+        state["held"].zero_()
+        last = state["held"][-1]
+        last.copy_(array.cell.snap(weight / self.shares(array)[-1], state["parameters"][-1]))
+        for t in range(self.tile_count - 1):
+            state["held"][t].copy_(array.cell.snap(state["held"][t], state["parameters"][t]))
+        if "w" in state:
+            state["w"].copy_(state["held"])
+
+    def weight(self, array: Array, state: State) -> Tensor:
+        """The composite weight ``[R, C]`` as it is read now, in units of the cells; a view where one tile is all."""
+        read, shares = visible(state), self.shares(array)
+        if not any(shares[:-1]):
+            return read[-1] if shares[-1] == 1 else read[-1] * shares[-1]
+        factors = read.new_tensor(shares)
+        return (factors @ read.view(len(shares), -1)).view(array.shape)
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
+        """One mini-batch: move the composite weight by ``-lr sum_v d_v x_v^T`` in the algorithm's own way.
+
+        Args:
+            lr: learning rate in units of the cells, > 0.
+        """
+
+    def observe(self, array: Array, state: State, loss: float) -> None:
+        """Told once per epoch how the training loss is; for algorithms that follow it."""
+
+    def check(self, array: Array, updates_per_epoch: int, vectors_per_update: int) -> list[str]:
+        """Warnings about this algorithm on these cells, before training: starved tiles and the like."""
+        return []
+
+    # Helpers -------------------------------------------------------------------------------------------------------
+
+    def pulse(self, array: Array, state: State, tile: int, vectors: Vectors, lr: float, **options) -> None:
+        """Pulses of a whole mini-batch on one tile, counted. ``options`` go to :func:`pulsed_update`."""
+        found = pulsed_update(
+            state["held"][tile], visible(state)[tile], state["parameters"][tile], array.cell, vectors, lr,
+            array.key.fold("tile", tile).at(step=int(state["counters"][UPDATES]) % (1 << 32)), self.pulses,
+            counts=state["counts"][tile], backend=array.backend, **options,
+        )  # fmt: skip
+        state["statistics"][tile] += found
+
+    def finish(self, array: Array, state: State, vectors: Vectors) -> None:
+        """End of a mini-batch: decay and diffusion, and the counters move on."""
+        relax(array, state)
+        state["counters"][UPDATES] += 1
+        state["counters"][VECTORS] += vectors.count
+
+
+def visible(state: State) -> Tensor:
+    """What is read from the cells ``[T, R, C]``."""
+    return state["w"] if "w" in state else state["held"]
+
+
+def relax(array: Array, state: State) -> None:
+    """Let every tile decay and diffuse for one mini-batch, where its cells do."""
+    rates = {name.removeprefix("retention."): v for name, v in state.items() if name.startswith("retention.")}
+    if not rates:
+        return
+    step = int(state["counters"][UPDATES]) % (1 << 32)
+    for t in range(len(state["held"])):
+        held = state["held"][t]
+        array.cell.relax(
+            held, state["parameters"][t], {n: v[t] for n, v in rates.items()},
+            array.key.fold("tile", t).at("decay", step=step),
+        )  # fmt: skip
+        if "w" in state:
+            state["w"][t].copy_(held)

@@ -1,0 +1,487 @@
+"""What every layer shares whose weights live in cells and are trained in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aimc.algorithms import Array, State
+from aimc.config import differences
+from aimc.crossbar import Layout
+from aimc.errors import AimcError
+from aimc.hardware import PulsedHardware
+from aimc.nn.base import hardware_record, saved_hardware
+from aimc.nn.pulsed.read import Reads
+from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
+from aimc.ops import check_backend
+from aimc.random import Key
+
+_LAYERS: weakref.WeakKeyDictionary[PulsedLayer, None] = (
+    weakref.WeakKeyDictionary()
+)  # in the order they were made
+_LEAST_ERROR = 0.01  # relative error of the weights above which ``overflow="warn"`` warns
+_MOST_GROWTH = 10.0
+
+
+class Cells(nn.Module):
+    """Holder of an algorithm's state: its tensors are buffers here, in the precision they were made in."""
+
+    def __init__(self, state: State):
+        super().__init__()
+        self._buffers.update(state)
+
+    @property
+    def state(self) -> State:
+        """The live state, whose tensors algorithms change in place."""
+        return self._buffers  # type: ignore[return-value]  (no buffer here is None)
+
+    def _apply(self, fn, recurse=True):
+        for name, held in self.state.items():
+            moved = fn(held)
+            if moved.dtype != held.dtype:
+                moved = held.to(moved.device)
+            # Counters are read on the host in every step.
+            self._buffers[name] = held if held.dtype == torch.int64 and not moved.is_cpu else moved
+        return self
+
+    def _load_from_state_dict(self, *args):
+        """The layer loads its cells, all or nothing."""
+
+
+class PulsedLayer(nn.Module):
+    """A mixin in front of a torch layer; ``weight`` has the name, shape and unit of torch's, and lives in cells.
+
+    A forward pass in training mode, with gradients, keeps its inputs and output gradients; a step of the optimizer from
+    :func:`aimc.optim.wrap` makes pulses of them. There is no dense gradient unless ``weight.grad`` is read.
+
+    Attributes:
+        hardware: the frozen description.
+        layout: the split over tiles; every tile exists once for each array of the algorithm.
+        weight: ``scale`` times what the algorithm's arrays amount to, see :class:`CellWeight`.
+        bias: digital parameter, or a :class:`CellWeight` where ``mapping.analog_bias``.
+        cells: the algorithm's state.
+        pending: the vectors that wait for a step.
+        mapping_error, clipped: relative error of the weights when they were last programmed, and the share of weights
+            that their devices could not hold.
+    """
+
+    weight: CellWeight
+    bias: nn.Parameter | None
+
+    def _set_up(
+        self,
+        digital: Any,
+        hardware: PulsedHardware,
+        key: Key,
+        name: str,
+        backend: str,
+        layout: Layout,
+        form: Form,
+    ) -> None:
+        """Called once by the leaf's constructor."""
+        self.hardware, self.key, self.name, self.layout, self.form = hardware, key, name, layout, form
+        self.backend = check_backend(backend)
+        self.training = digital.training
+        self.weight = CellWeight(torch.empty_like(digital.weight), digital.weight.requires_grad)
+        columns = digital.weight[0].numel()
+        self.bias = digital.bias
+        if hardware.mapping.analog_bias and digital.bias is not None:
+            self.bias = CellWeight(torch.empty_like(digital.bias), digital.weight.requires_grad)
+            columns += 1
+        self.pending = PendingUpdate(form, name, digital.weight[0].numel())
+        self.reads = Reads(hardware, layout, key)
+        self.shape = (digital.weight.shape[0], columns)
+        self.mapping_error = self.clipped = 0.0
+        self._optimizer: weakref.ref | None = None  # set by aimc.optim.wrap
+        self._network: weakref.ref | None = None  # set by aimc.convert
+        self._link()
+        target = self._target(digital.weight, digital.bias)
+        state = hardware.algorithm.init(self._array(), torch.zeros(self.shape, device=target.device))
+        self.cells = Cells({**state, "digital_scale": torch.ones((), dtype=torch.float64)})
+        self._program(target)
+        _watch_optimizers()
+
+    def _link(self) -> None:
+        """Connect what copies and files cannot keep connected."""
+        _LAYERS[self] = None
+        weight, bias = self.weight, self.bias
+        weight.pending = self.pending
+        # Same memory and version as the parameters, without a gradient: written in every step.
+        self._views: list[Tensor] = [weight.detach().view(len(weight), -1)]
+        if isinstance(bias, CellWeight):
+            bias.pending, bias.bias = self.pending, True
+            self._views.append(bias.detach()[:, None])
+
+    # Cells ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def scale(self) -> float:
+        """The digital scale between cells and weights."""
+        return self._scale
+
+    def _array(self) -> Array:
+        hardware = self.hardware
+        return Array(hardware.cell, self.shape, self.key, hardware.transfer, self.backend)
+
+    def _target(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The weights that the cells are to hold, float32 ``[R, C]``."""
+        matrix = weight.detach().reshape(weight.shape[0], -1).float()
+        if self.shape[1] > matrix.shape[1]:
+            assert bias is not None
+            matrix = torch.cat([matrix, bias.detach().float()[:, None]], 1)
+        if not bool(torch.isfinite(matrix).all()):
+            raise AimcError("the weights hold NaN or infinite values", layer=self.name, shape=weight.shape)
+        return matrix
+
+    @torch.no_grad()
+    def program(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Write weights into the cells, all arrays of the algorithm together, and cancel what is pending.
+
+        Args:
+            weight: in the shape and unit of ``layer.weight``.
+            bias: likewise, where the bias is analog; None keeps the present one.
+
+        Raises:
+            AimcError: a shape differs, a value is not finite, or ``mapping.overflow`` says so. Nothing is written then.
+
+        Example:
+            >>> from aimc import convert, presets
+            >>> layer = convert(nn.Linear(2, 1), presets.reram(w_max_dtod=0.0, w_min_dtod=0.0))
+            >>> layer.program(torch.tensor([[0.25, -0.5]]))
+            >>> layer.weight.detach()
+            tensor([[ 0.2500, -0.5000]])
+        """
+        if weight.shape != self.weight.shape:
+            raise AimcError(
+                f"expects a weight {list(self.weight.shape)}", layer=self.name, shape=weight.shape
+            )
+        if bias is not None and (not isinstance(self.bias, CellWeight) or bias.shape != self.bias.shape):
+            raise AimcError(
+                "has no analog bias of this shape", layer=self.name, field="bias", shape=bias.shape
+            )
+        self._program(self._target(weight, bias if bias is not None else self.bias))
+        warn_of_overflow([self])
+
+    @torch.no_grad()
+    def _program(self, target: Tensor) -> None:
+        hardware, array, state = self.hardware, self._array(), self.cells.state
+        target = target.to(state["held"].device)
+        cell, algorithm, mapping = hardware.cell, hardware.algorithm, hardware.mapping
+        before = {name: value.clone() for name, value in state.items()}
+        bound = min(cell.w_max, -cell.w_min) * algorithm.shares(array)[-1]
+        largest = float(target.abs().max()) if target.numel() else 0.0
+        first = scale = mapping.scale_of(self.shape[1], bound, largest)
+        # Written values are exact up to rounding, or up to half a step where a cell has discrete levels.
+        probe = torch.full((1, 1), 0.3 * bound, device=target.device)
+        nominal = cell.replace(**{n: 0.0 for n in cell.field_names() if n.endswith("_dtod")})
+        exact = torch.allclose(nominal.snap(probe, nominal.draw((1, 1), self.key, target.device)), probe)
+        slack = 1e-4 * bound if exact else cell.granularity
+        alive = (state["parameters"][-1][..., :2] != 0).any(-1)
+        while True:
+            algorithm.program(array, state, target / scale)
+            error = algorithm.weight(array, state) * scale - target
+            over = error.abs() > slack * scale
+            if mapping.overflow != "grow" or not bool((over & alive).any()):
+                break
+            scale *= 1.1
+            if scale > _MOST_GROWTH * first:
+                self._restore(before)
+                raise AimcError(
+                    f"the digital scale would have to grow more than {_MOST_GROWTH:g}-fold before every device holds "
+                    "its weight; cells with less spread of their bounds, or overflow='warn' or 'clip'",
+                    layer=self.name, field="mapping.overflow",
+                )  # fmt: skip
+        norm = float(target.norm())
+        self.mapping_error = float(error.norm()) / norm if norm > 0 else 0.0
+        self.clipped = float(over.float().mean()) if over.numel() else 0.0
+        if mapping.overflow == "error" and self.clipped > 0:
+            self._restore(before)
+            raise AimcError(
+                f"{self.clipped:.1%} of the weights are beyond what their devices hold (relative error "
+                f"{self.mapping_error:.1%}); a larger mapping.scale or mapping.factor, cells with less spread of their "
+                "bounds, or overflow='warn', 'clip' or 'grow'",
+                layer=self.name, field="mapping.overflow",
+            )  # fmt: skip
+        state["digital_scale"].fill_(scale)
+        self._scale = scale
+        self.pending.clear()
+        self.refresh()
+
+    def _restore(self, before: State) -> None:
+        for name, value in before.items():
+            self.cells.state[name].copy_(value)
+
+    def refresh(self) -> None:
+        """Bring ``weight`` up to the cells."""
+        composite = self.hardware.algorithm.weight(self._array(), self.cells.state)
+        parts = (composite,) if len(self._views) == 1 else composite.split(self.pending.columns, 1)
+        for view, part in zip(self._views, parts, strict=True):
+            torch.mul(part, self._scale, out=view)
+        self._written = self._versions()
+
+    def _versions(self) -> int:
+        return sum([view._version for view in self._views])
+
+    def step(self, lr: float, maximize: bool = False) -> None:
+        """Make pulses of the pending vectors. Optimizers from :func:`aimc.optim.wrap` call it.
+
+        Args:
+            lr: learning rate in the units of the weight, > 0.
+            maximize: climb instead of descend.
+        """
+        try:
+            vectors = self.pending.take(-1.0 if maximize else 1.0)
+            self.hardware.algorithm.step(self._array(), self.cells.state, vectors, lr / self.scale)
+        except AimcError as error:
+            raise error.at(layer=self.name) from None
+        self.refresh()
+
+    def observe(self, loss: float) -> None:
+        """Tell the algorithm the training loss of the last epoch; see :func:`aimc.optim.observe`."""
+        self.hardware.algorithm.observe(self._array(), self.cells.state, loss)
+        self.refresh()
+
+    # Forward -------------------------------------------------------------------------------------------------------
+
+    def _product(self, x: Tensor) -> Tensor:
+        """``x`` in the shape that the form takes; the output likewise."""
+        if self._versions() != self._written:
+            raise AimcError(
+                "the weight was written directly, but it lives in cells; write it with layer.program(weight), or "
+                "initialise the network before aimc.convert",
+                layer=self.name, field="weight",
+            )  # fmt: skip
+        try:
+            return CellProduct.apply(x, self.weight, self.bias, self)  # type: ignore[return-value]
+        except AimcError as error:
+            raise error.at(layer=self.name, shape=x.shape) from None
+
+    # State ---------------------------------------------------------------------------------------------------------
+
+    def _apply(self, fn, recurse=True):
+        if self.pending:
+            raise AimcError("step or zero_grad before the network is moved or cast", layer=self.name)
+        super()._apply(fn, recurse)
+        for name in ("weight", "bias"):
+            held = self._parameters[name]
+            if name == "weight" or self.shape[1] > self.pending.columns:
+                if held is not None and not isinstance(held, CellWeight):
+                    self._parameters[name] = CellWeight(held.detach(), held.requires_grad)
+        self._link()
+        self.refresh()  # a cast to half precision and back must not leave a trace
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        seed = self.key.seed - (1 << 64) if self.key.seed >= 1 << 63 else self.key.seed
+        destination[prefix + "analog_state"] = torch.tensor([seed, *self.reads.counters], dtype=torch.int64)
+        destination[prefix + "analog_hardware"] = hardware_record(self.hardware)
+
+    @torch.no_grad()
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        own, changed = self.cells.state, []
+        weight, bias = state_dict.get(prefix + "weight"), state_dict.get(prefix + "bias")
+        saved = {
+            n.removeprefix(prefix + "cells."): v
+            for n, v in state_dict.items()
+            if n.startswith(prefix + "cells.")
+        }
+        fits = all(n in saved and saved[n].shape == v.shape for n, v in own.items())
+        exact = bool(saved)
+        if prefix + "analog_hardware" in state_dict:
+            theirs = saved_hardware(state_dict, prefix[:-1])
+            changed = differences(theirs, self.hardware)
+            exact = bool(saved) and isinstance(theirs, PulsedHardware) and self._same_devices(theirs, fits)
+        known = ("weight", "analog_state", "analog_hardware", *(f"cells.{n}" for n in saved))
+        rest = {n: v for n, v in state_dict.items() if n.removeprefix(prefix) not in known}
+        analog_bias = isinstance(self.bias, CellWeight)
+        if analog_bias:
+            rest.pop(prefix + "bias", None)
+        # Everything is checked before anything is written.
+        before = len(errors)
+        for name, value, here in (("weight", weight, self.weight), ("bias", bias, self.bias)):
+            if value is not None and here is not None and value.shape != here.shape:
+                errors.append(f"{prefix}{name}: shape {list(value.shape)} does not fit {list(here.shape)}")
+        if exact and not fits:
+            odd = [n for n, v in own.items() if n not in saved or saved[n].shape != v.shape]
+            errors.append(f"{prefix}cells: {', '.join(odd)} missing or of another shape")
+        if len(errors) > before:
+            return
+        lost: list[str] = []
+        super()._load_from_state_dict(rest, prefix, metadata, strict, lost, unexpected, errors)
+        optional = (prefix + "weight", prefix + "bias") if exact or analog_bias else (prefix + "weight",)
+        missing += [n for n in lost if n not in optional or (not exact and n not in state_dict)]
+        if changed:
+            warnings.warn(
+                f"layer {self.name!r} was saved with other hardware, its own stays: {'; '.join(changed)}"
+                + ("" if exact else "; the weights were programmed into this layer's own devices"),
+                stacklevel=2,
+            )
+        if exact:
+            for name, value in saved.items():
+                if name in own:
+                    own[name].copy_(value)
+                else:
+                    own[name] = value.clone()
+            counters = state_dict.get(prefix + "analog_state")
+            if counters is not None:
+                seed, *numbers = (int(v) for v in counters)
+                self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
+                self.reads = Reads(self.hardware, self.layout, self.key, *numbers)
+            self._scale = float(own["digital_scale"])
+            self.pending.clear()
+            self.refresh()
+        elif weight is not None:
+            self.program(weight, bias if analog_bias else None)
+
+    def _same_devices(self, theirs: PulsedHardware, fits: bool) -> bool:
+        """Whether saved cells mean here what they meant where they were saved."""
+        mine, array = self.hardware, self._array()
+        if mine.cell != theirs.cell or type(mine.algorithm) is not type(theirs.algorithm):
+            return False
+        return mine.algorithm == theirs.algorithm or (
+            fits and mine.algorithm.shares(array) == theirs.algorithm.shares(array)
+        )
+
+    def __getstate__(self):
+        return {name: v for name, v in self.__dict__.items() if name != "_views"} | {
+            "_optimizer": None,
+            "_network": None,
+        }
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._link()
+        self._written = self._versions()
+
+    def extra_repr(self) -> str:
+        h = self.hardware
+        return (
+            f"{super().extra_repr()}, {h.algorithm.tile_count} x {self.layout.tiles} tiles, "
+            f"cell={type(h.cell).__name__}, algorithm={type(h.algorithm).__name__}"
+        )
+
+    @torch.no_grad()
+    def _exported(self, digital: Any) -> Any:
+        """A digital twin with copies of what the cells amount to, in this layer's precision, device and mode."""
+        digital = digital.to(self.weight.device, self.weight.dtype).train(self.training)
+        for name in ("weight", "bias"):
+            here, there = getattr(self, name), getattr(digital, name)
+            if here is not None:
+                there.copy_(here)
+                there.requires_grad_(here.requires_grad)
+        return digital
+
+
+class CellProduct(torch.autograd.Function):
+    """The product of a layer; its backward pass keeps the vectors instead of multiplying them out."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, layer: PulsedLayer):
+        ctx.save_for_backward(x, weight)
+        ctx.layer, ctx.number = layer, layer.reads.forwards
+        ctx.training = layer.training
+        if layer.hardware.forward is None:
+            return layer.form.product(x, weight, bias)
+        return layer.reads.forward(layer, x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        layer, (need_x, need_weight, need_bias) = ctx.layer, ctx.needs_input_grad[:3]
+        if need_weight and ctx.training and _wanted(ctx, layer):
+            # What has no gradient is data: a caller may fill the same buffer again before the step.
+            layer.pending.add(x if need_x else x.clone(), grad)
+        need_bias = need_bias and layer.shape[1] == layer.pending.columns
+        grad_x, grad_bias = None, None
+        if layer.hardware.backward is None:
+            grad_x, grad_bias = layer.form.input_gradient(grad, x, weight, need_x, need_bias)
+        else:
+            if need_x:
+                grad_x = layer.reads.backward(layer, grad, x, weight, ctx.number)
+            if need_bias:
+                grad_bias = layer.form.bias_gradient(grad)
+        return grad_x, None, grad_bias, None
+
+
+def _wanted(ctx, layer: PulsedLayer) -> bool:
+    """Whether this backward pass is one that leaves gradients in parameters, not a call of ``autograd.grad``."""
+    try:
+        return torch._C._will_engine_execute_node(ctx.next_functions[1][0])
+    except RuntimeError:
+        raise AimcError(
+            "cells have no dense gradient for autograd.grad; call backward() and read weight.grad",
+            layer=layer.name,
+        ) from None
+
+
+def pulsed_layers(net: nn.Module) -> dict[str, PulsedLayer]:
+    """The layers that train in memory by dotted name, each once.
+
+    Example:
+        >>> pulsed_layers(nn.Linear(2, 2))
+        {}
+    """
+    return {name: m for name, m in net.named_modules() if isinstance(m, PulsedLayer)}
+
+
+def warn_of_overflow(layers: Iterable[PulsedLayer]) -> None:
+    """One warning for all layers whose devices could not hold the weights they were given."""
+    lines = [
+        f"{layer.name or type(layer).__name__} ({layer.clipped:.1%} of the weights, "
+        f"relative error {layer.mapping_error:.1%})"
+        for layer in layers
+        if layer.hardware.mapping.overflow == "warn" and layer.mapping_error > _LEAST_ERROR
+    ]
+    if lines:
+        warnings.warn(
+            f"weights beyond what their devices hold: {', '.join(lines)}. mapping.overflow chooses what happens: "
+            "'clip' says nothing, 'grow' raises the digital scale, 'error' refuses",
+            stacklevel=3,
+        )
+
+
+_WATCHED = False
+
+
+def _watch_optimizers() -> None:
+    """Notice an optimizer that steps past the cells, whichever it is."""
+    global _WATCHED
+    if not _WATCHED:
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+        register_optimizer_step_pre_hook(_before_step)
+        _WATCHED = True
+
+
+def _before_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    held: set[int] = set()
+    for layer in list(_LAYERS):
+        if not layer.pending:
+            continue
+        owner = layer._optimizer() if layer._optimizer is not None else None
+        if owner is optimizer:
+            continue
+        held = held or {id(p) for group in optimizer.param_groups for p in group["params"]}
+        # A layer that is nobody's belongs with the rest of its network; what steps another network does not concern it.
+        network = layer._network() if layer._network is not None and owner is None else None
+        if id(layer.weight) in held or any(
+            id(p) in held for p in (network or layer).parameters() if owner is None
+        ):
+            way_out = (
+                "step an optimizer made by aimc.optim.wrap(optimizer, net)"
+                if owner is None
+                else "step the optimizer that aimc.optim.wrap made last for this network"
+            )
+            raise AimcError(
+                f"{type(optimizer).__name__} steps while cells wait for pulses, which it cannot give; {way_out}. "
+                "Nothing was written",
+                layer=layer.name,
+            )

@@ -1,0 +1,159 @@
+"""Reads of an array through its converters, forwards and transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from aimc.crossbar import Layout
+from aimc.hardware import PulsedHardware
+from aimc.ops import convert_input, read_out
+from aimc.ops.read_out import ReadOut
+from aimc.periphery import ArrayIO
+from aimc.random import Key
+
+if TYPE_CHECKING:
+    from aimc.nn.pulsed.base import PulsedLayer
+
+_MOST_HALVINGS = 10
+
+Splits = tuple[tuple[int, int], ...]
+
+
+class Reads:
+    """The reads of one layer, numbered so that every draw belongs to one of them.
+
+    Attributes:
+        forwards: forward passes in training so far.
+        evaluated: vectors read in evaluation so far.
+    """
+
+    def __init__(
+        self, hardware: PulsedHardware, layout: Layout, key: Key, forwards: int = 0, evaluated: int = 0
+    ):
+        self.layout, self.key = layout, key
+        self.forwards, self.evaluated = forwards, evaluated
+        rows, limit = layout.outputs // layout.groups, hardware.tile.columns
+        parts = -(-rows // limit) if limit else 1
+        edges = [round(rows * k / parts) for k in range(parts + 1)]
+        self.columns: Splits = tuple(zip(edges, edges[1:]))
+
+    @property
+    def counters(self) -> tuple[int, int]:
+        """What a checkpoint keeps."""
+        return self.forwards, self.evaluated
+
+    def forward(self, layer: PulsedLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``bias + s sum_k r_k ADC(w_k DAC(x_k / r_k) + noise)``: row tiles k, r the largest input of a vector."""
+        io = layer.hardware.forward
+        assert io is not None
+        matrix, form = weight.view(weight.shape[0], -1), layer.form
+        rows = self.layout.row_splits
+        analog = layer.shape[1] > matrix.shape[1]
+
+        def product(k: int, part: Tensor, one: Tensor | None) -> Tensor:
+            a, b = rows[k]
+            y = form.tile(part, x, matrix[:, a:b])
+            return y if one is None else y.addcmul_(one[:, None, None], bias[None, :, None])  # type: ignore[index]
+
+        if layer.training:
+            key, offset = self.key.fold("forward").at(step=self.forwards % (1 << 32)), 0
+            self.forwards += 1
+        else:
+            key, offset = self.key.fold("evaluation"), self.evaluated
+        flat = form.flat(x.contiguous())
+        y = _read(
+            flat, self.layout.splits, product, matrix, layer.scale, io, key, offset, layer.backend, analog
+        )
+        if not layer.training:
+            self.evaluated += flat.shape[0]
+        if bias is not None and not analog:
+            y += bias[None, :, None]
+        return form.output(y, x)
+
+    def backward(self, layer: PulsedLayer, grad: Tensor, x: Tensor, weight: Tensor, number: int) -> Tensor:
+        """The gradient of the inputs, through the transposed array: outputs of at most a tile's columns at a time."""
+        io = layer.hardware.backward
+        assert io is not None
+        flat = layer.form.flat_gradient(grad.to(weight.dtype)).contiguous()
+        groups, rows = flat.shape[1], flat.shape[2]
+        matrix = weight.view(groups, rows, -1)
+
+        def product(k: int, part: Tensor, one: Tensor | None) -> Tensor:
+            a, b = self.columns[k]
+            return (matrix[:, a:b].transpose(1, 2) @ part).flatten(1, 2)
+
+        key = self.key.fold("backward").at(step=number % (1 << 32))
+        columns = weight.new_empty(groups * matrix.shape[2], 0)
+        y = _read(flat, self.columns, product, columns, layer.scale, io, key, 0, layer.backend)
+        return layer.form.gathered(y, x).to(x.dtype)
+
+
+def _read(
+    x: Tensor,
+    splits: Splits,
+    product: Callable[[int, Tensor, Tensor | None], Tensor],
+    outputs: Tensor,
+    scale: float,
+    io: ArrayIO,
+    key: Key,
+    offset: int,
+    backend: str,
+    with_one: bool = False,
+) -> Tensor:
+    """All tiles of one direction, added up: ``[vectors, outputs, positions]``.
+
+    Args:
+        x: ``[vectors, groups, channels, positions]``, contiguous.
+        splits: channels of each tile.
+        product: of tile k, its converted inputs, and for an analog bias the converted 1 of each vector.
+        outputs: anything with as many rows as there are outputs, for type and device.
+        scale: the digital scale; ``product`` is in units of the weight.
+        with_one: whether the last tile has an input that is always 1.
+    """
+    scales = outputs.new_full((outputs.shape[0],), scale)
+    adc = io.adc
+    setting = ReadOut(
+        half=adc.half if adc is not None else 0, bound=adc.bound if adc is not None else 0.0,
+        output_noise=io.output_noise, offset=offset,
+    )  # fmt: skip
+    total: Tensor | None = None
+    for k, (a, b) in enumerate(splits):
+        part, last = x[:, :, a:b].contiguous(), with_one and k == len(splits) - 1
+        ranges = part.abs().amax((1, 2, 3)) if part.numel() else part.new_ones(part.shape[0])
+        if last:
+            ranges = ranges.clamp_min(1.0)
+        ranges = torch.where(ranges > 0, ranges, 1)  # a vector of zeros has no range of its own
+
+        def read(part: Tensor, ranges: Tensor, key: Key, k: int = k, last: bool = last):
+            one = part.new_ones(part.shape[0], 1, 1, 1) if last else None
+            if io.dac is not None:
+                part = _converted(part, ranges, io.dac.half, backend)
+                one = _converted(one, ranges, io.dac.half, backend) if one is not None else None
+            y = product(k, part, one.view(-1) if one is not None else None).contiguous()
+            return read_out(None, y, scales, ranges, setting, key, backend=backend)
+
+        tile_key = key.fold(k).at("output_noise")
+        y, saturated, _ = read(part, ranges, tile_key)
+        # Vectors of which an output saturated are read again with their inputs halved.
+        vectors = torch.arange(len(part), device=x.device)
+        for halving in range(1, _MOST_HALVINGS + 1 if io.bound_management else 1):
+            if saturated is None:
+                break
+            vectors = vectors[saturated.flatten(1).any(1)]
+            if len(vectors) == 0:
+                break
+            again, saturated, _ = read(
+                part[vectors], ranges[vectors] * 2.0**halving, tile_key.fold("halved", halving)
+            )
+            y[vectors] = again
+        total = y if total is None else total.add_(y)
+    assert total is not None
+    return total
+
+
+def _converted(part: Tensor, ranges: Tensor, half: int, backend: str) -> Tensor:
+    return convert_input(part, ranges[None], ((0, part.shape[2]),), half, True, backend)[0][0]

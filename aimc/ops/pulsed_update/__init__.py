@@ -1,0 +1,149 @@
+"""Weight updates by voltage pulses: a batch of vectors onto one array of cells."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aimc.cells.pulsed import PulsedCell
+from aimc.errors import AimcError
+from aimc.ops.backend import choose_backend
+from aimc.ops.pulsed_update import cpu, reference
+from aimc.ops.pulsed_update.cpu import STATISTICS
+from aimc.ops.pulsed_update.train import PulseTrain
+from aimc.ops.pulsed_update.vectors import Patches, Vectors, padded
+from aimc.random import Key
+from aimc.random.cpu import key_words
+
+__all__ = ["STATISTICS", "Patches", "PulseTrain", "Vectors", "padded", "pulsed_update"]
+
+_NO_COUNTS = np.empty((0, 0), np.int32)
+_NO_SIGN = np.empty(0, np.float32)
+_START = np.zeros(1, np.int64)
+_MODES = {"stochastic": 0, "mean_count": 1, "deterministic": 2}
+
+
+def pulsed_update(
+    held: Tensor,
+    w: Tensor,
+    parameters: Tensor,
+    cell: PulsedCell,
+    vectors: Vectors,
+    lr: float,
+    key: Key,
+    train: PulseTrain = PulseTrain(),  # noqa: B008  (frozen)
+    *,
+    granularity: float | None = None,
+    counts: Tensor | None = None,
+    x_sign: Tensor | None = None,
+    d_sign: Tensor | None = None,
+    first: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """Move ``w`` by ``-lr sum_v d_v x_v^T`` in expectation, in place, by pulses; vectors act one after another.
+
+    With g the granularity, ``kappa = lr max|x| max|d| / g`` and BL slots, row i fires in a slot with probability
+    ``|d_i| A``, column j with ``|x_j| B``, and a cell is pulsed where both do; ``A B = lr / (g BL)``, so that a cell gets
+    ``lr |x_j d_i| / g`` pulses on average while no probability exceeds 1. The direction is ``-sign(d_i x_j)``.
+
+    Args:
+        held: what the cells hold, float32 ``[R, C]``, contiguous.
+        w: what is read from them, same shape; the same tensor where the cell has no write noise.
+        parameters: from ``cell.draw``.
+        cell: the cell.
+        vectors: inputs and gradients.
+        lr: learning rate in the units of the cells, > 0.
+        key: key of the update; its ``step`` numbers the updates. A draw depends on vector, slot and line alone.
+        train: how the update becomes pulses.
+        granularity: size of a step that the trains are scaled with; the cell's where None.
+        counts: int32 ``[R, C]``, pulses of each device so far, added to.
+        x_sign, d_sign: chopper signs ``[C]``, ``[R]``; a negative one flips the direction of the pulses of its line.
+        first: number of the first vector.
+        backend: ``auto``, ``reference`` or ``cpu``.
+
+    Returns:
+        int64 counters of this update, in the order of :data:`STATISTICS`.
+
+    Raises:
+        AimcError: a shape does not fit, ``lr`` is not positive and finite, or a gradient is NaN or infinite.
+
+    Example:
+        >>> from aimc.cells import SoftBounds
+        >>> cell = SoftBounds.with_states(10, w_max=1.0, w_min=-1.0)
+        >>> p, w = cell.draw((3, 2), Key(0)), torch.zeros(3, 2)
+        >>> found = pulsed_update(w, w, p, cell, Vectors(torch.ones(8, 2), torch.ones(8, 3)), 0.1, Key(1))
+        >>> bool((w < 0).all())
+        True
+    """
+    rows, columns = vectors.rows, vectors.columns
+    if held.shape != (rows, columns) or w.shape != held.shape:
+        raise AimcError(f"vectors of {rows} rows and {columns} columns do not fit cells", shape=held.shape)
+    if not (lr > 0 and math.isfinite(lr)):
+        raise AimcError(f"must be positive and finite, got {lr}", field="lr")
+    if not bool(torch.isfinite(vectors.d.sum())) and not bool(torch.isfinite(vectors.d).all()):
+        raise AimcError("the gradient holds NaN or infinite values", shape=vectors.d.shape)
+    if not bool(torch.isfinite(vectors.x.sum())) and not bool(torch.isfinite(vectors.x).all()):
+        raise AimcError("the input holds NaN or infinite values", shape=vectors.x.shape)
+    statistics = torch.zeros(len(STATISTICS), dtype=torch.int64)
+    if vectors.count == 0:
+        return statistics
+    if train.kind in ("none", "none_bounded"):
+        held.sub_(
+            vectors.gradient() if x_sign is None else _flipped(vectors.gradient(), x_sign, d_sign), alpha=lr
+        )
+        if train.kind == "none_bounded":
+            torch.minimum(torch.maximum(held, parameters[..., 3], out=held), parameters[..., 2], out=held)
+        if w is not held:
+            w.copy_(held)
+        return statistics
+    g = cell.granularity if granularity is None else granularity
+    stride = train.length if train.fixed_length else max(train.length, math.ceil(lr / g))
+    if choose_backend(backend, held, vectors.x, vectors.d) == "reference":
+        reference.update(
+            cell,
+            held,
+            w,
+            parameters,
+            counts,
+            vectors,
+            x_sign,
+            d_sign,
+            first,
+            lr,
+            g,
+            train,
+            stride,
+            key,
+            statistics,
+        )
+        return statistics
+    patches, x, d = vectors.patches, vectors.x, vectors.d
+    if patches is None:
+        starts, offsets, kernel, plane, group_stride, positions = _START, np.arange(columns), columns, 0, 0, 1
+        d_strides = (rows, 1, 1)
+    else:
+        starts, offsets, group_stride = patches.starts.numpy(), patches.offsets.numpy(), patches.group_stride
+        kernel, plane = math.prod(patches.kernel), math.prod(x.shape[2:])
+        positions = len(starts)
+        d_strides = (rows * positions, positions, 1)
+    noisy = cell.noisy
+    cpu.update(
+        cell.KIND, cell.constants().numpy(), held.numpy(), w.numpy(), parameters.numpy(),
+        counts.numpy() if counts is not None else _NO_COUNTS, noisy, np.float32(cell.write_noise_std * cell.dw_min),
+        x.view(-1).numpy(), x.stride(0), starts, offsets, kernel, plane, group_stride, vectors.groups,
+        d.view(-1).numpy(), *d_strides, d.shape[0], positions,
+        x_sign.numpy() if x_sign is not None else _NO_SIGN, d_sign.numpy() if d_sign is not None else _NO_SIGN,
+        first, _MODES[train.kind], float(lr), float(g), train.length, train.length_management, train.management,
+        train.fixed_length, train.gradient_scale, train.x_resolution, train.d_resolution, stride,
+        *(key_words(key.at(s)) for s in ("pulses_x", "pulses_x_low", "pulses_d", "pulses_d_low", "pulse_noise")),
+        statistics.numpy(),
+    )  # fmt: skip
+    return statistics
+
+
+def _flipped(gradient: Tensor, x_sign: Tensor, d_sign: Tensor | None) -> Tensor:
+    assert d_sign is not None, "choppers come in pairs"
+    return gradient * d_sign[:, None] * x_sign

@@ -1,0 +1,148 @@
+"""The response of every pulsed cell to one pulse, compiled; the torch twins are the ``step`` methods in ``aimc.cells``.
+
+The two are equal bit for bit: float32 throughout, the same operations in the same order, no fused multiply-adds.
+Where a transcendental function is needed it is taken in float64 and rounded once.
+
+To add a cell: its function here, a new ``KIND = (number, 0)`` with one line in :func:`_other`; or, if speed matters, a
+tuple of a length of its own and one line in :func:`_respond_by_type`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+_f = np.float32
+_ZERO, _ONE = _f(0.0), _f(1.0)
+_HALF_ROOT = math.sqrt(0.5)
+
+
+@njit(inline="always", **OPTIONS)
+def _clip(w, low, high):
+    return min(max(w, low), high)
+
+
+@njit(inline="always", **OPTIONS)
+def _moved(w, p, i, j, up, change):
+    return _clip(w + change if up else w - change, p[i, j, 3], p[i, j, 2])
+
+
+@njit(inline="always", **OPTIONS)
+def _constant(w, p, i, j, up, xi, c):
+    return _moved(w, p, i, j, up, (p[i, j, 0] if up else p[i, j, 1]) * (_ONE + xi * c[0]))
+
+
+@njit(inline="always", **OPTIONS)
+def _linear(w, p, i, j, up, xi, c):
+    slope, size = (p[i, j, 4], p[i, j, 0]) if up else (p[i, j, 5], p[i, j, 1])
+    z = _ONE + xi * c[0]
+    return _moved(w, p, i, j, up, slope * w + size * z if c[1] != 0 else (slope * w + size) * z)
+
+
+@njit(inline="always", **OPTIONS)
+def _soft_bounds_reference(w, p, i, j, up, xi, c):
+    mean = p[i, j, 4] * w + p[i, j, 0] if up else p[i, j, 5] * w + p[i, j, 1]
+    z = xi * c[0]
+    if c[1] != 0:
+        return _moved(w, p, i, j, up, mean + (p[i, j, 6] if up else p[i, j, 7]) * z)
+    return _moved(w, p, i, j, up, mean * (_ONE + z))
+
+
+@njit(inline="always", **OPTIONS)
+def _exponential(w, p, i, j, up, xi, c):
+    z = np.float64(w * p[i, j, 4] + c[5])
+    if up:
+        factor = 1.0 - np.float64(c[1]) * math.exp(np.float64(c[3]) * z)
+    else:
+        factor = 1.0 - np.float64(c[2]) * math.exp(-np.float64(c[4]) * z)
+    size = (p[i, j, 0] if up else p[i, j, 1]) * _f(max(factor, 0.0))
+    return _moved(w, p, i, j, up, size + (size + c[6] + c[7] * abs(w)) * (xi * c[0]))
+
+
+@njit(inline="always", **OPTIONS)
+def _power(w, p, i, j, up, xi, c):
+    distance = max((p[i, j, 2] - w if up else w - p[i, j, 3]) * p[i, j, 6], _ZERO)
+    factor = _f(math.pow(np.float64(distance), np.float64(p[i, j, 4] if up else p[i, j, 5])))
+    return _moved(w, p, i, j, up, (p[i, j, 0] if up else p[i, j, 1]) * factor * (_ONE + xi * c[0]))
+
+
+@njit(inline="always", **OPTIONS)
+def _piecewise(w, p, i, j, up, xi, c):
+    n = int(c[1])
+    at = min(max((w - p[i, j, 3]) * p[i, j, 4], _ZERO), _f(n - 1))
+    k = min(int(at), n - 2)
+    q = at - _f(k)
+    first = k + (2 if up else 2 + n)
+    factor = (_ONE - q) * c[first] + q * c[first + 1]
+    return _moved(w, p, i, j, up, (p[i, j, 0] if up else p[i, j, 1]) * factor * (_ONE + xi * c[0]))
+
+
+@njit(inline="always", **OPTIONS)
+def _ladder(w, p, i, j, up, xi, c):
+    low, high = p[i, j, 3], p[i, j, 2]
+    n = int(c[1])
+    at = (w - low) * p[i, j, 4]
+    level = 0
+    while level < n - 1 and c[2 + n + level] < at:
+        level += 1
+    if level == (n - 1 if up else 0):
+        return _clip(w, low, high)
+    # Tables: n positions, n - 1 middles, n - 1 probabilities up, n - 1 down.
+    chance = p[i, j, 0] * c[1 + 2 * n + level] if up else p[i, j, 1] * c[3 * n + level - 1]
+    if chance > 0 and _f(0.5 * math.erfc(np.float64(xi) * _HALF_ROOT)) <= chance:
+        w = low + (high - low) * c[2 + level + (1 if up else -1)]
+    return _clip(w, low, high)
+
+
+@njit(inline="always", **OPTIONS)
+def _common(kind, w, p, i, j, up, xi, c):
+    if kind == 1:
+        return _linear(w, p, i, j, up, xi, c)
+    return _constant(w, p, i, j, up, xi, c)
+
+
+@njit(inline="always", **OPTIONS)
+def _other(kind, w, p, i, j, up, xi, c):
+    if kind == 3:
+        return _exponential(w, p, i, j, up, xi, c)
+    if kind == 4:
+        return _power(w, p, i, j, up, xi, c)
+    if kind == 5:
+        return _piecewise(w, p, i, j, up, xi, c)
+    return _ladder(w, p, i, j, up, xi, c)
+
+
+def _respond(kind, w, p, i, j, up, xi, c):
+    raise NotImplementedError  # compiled code only
+
+
+@overload(_respond)
+def _respond_by_type(kind, w, p, i, j, up, xi, c):
+    """The type of ``kind`` picks the kernel: a number, a tuple of one, a tuple of two.
+
+    In one kernel with the others the common kinds take twice as long: their loop is no longer simple enough.
+    """
+    if not isinstance(kind, types.BaseTuple):
+        return lambda kind, w, p, i, j, up, xi, c: _common(kind, w, p, i, j, up, xi, c)
+    if len(kind) == 1:
+        return lambda kind, w, p, i, j, up, xi, c: _soft_bounds_reference(w, p, i, j, up, xi, c)
+    return lambda kind, w, p, i, j, up, xi, c: _other(kind[0], w, p, i, j, up, xi, c)
+
+
+@njit(**OPTIONS)
+def step(kind, w, p, i, j, up, xi, c):
+    """The weight after one pulse.
+
+    Args:
+        kind: ``KIND`` of the cell.
+        w: float32 weight of the device.
+        p: parameters ``[R, C, P]``; ``i, j`` pick the device (0, 0 where all are alike).
+        up: direction.
+        xi: float32 standard normal.
+        c: ``constants()`` of the cell.
+    """
+    return _respond(kind, w, p, i, j, up, xi, c)

@@ -1,0 +1,139 @@
+"""The input and gradient vectors of one update, where they lie: nothing is unfolded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aimc.errors import AimcError
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """How a convolution's vectors lie in its padded input.
+
+    Attributes:
+        starts: int64 ``[L]``: where the patch of an output position begins, relative to its image.
+        offsets: int64 ``[C]``: where the inputs of a patch lie, relative to its beginning.
+        group_stride: elements between the first channels of two groups.
+        stride, dilation: of the convolution.
+        kernel: spatial size of the filter.
+    """
+
+    starts: Tensor
+    offsets: Tensor
+    group_stride: int
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    kernel: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, ...],
+        channels: int,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+    ) -> Patches:
+        """Of an input with spatial ``size`` (padding included) and ``channels`` per group."""
+        strides = [math.prod(size[i + 1 :]) for i in range(len(size))]
+        out = [
+            (n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+        ]
+
+        def grid(counts, steps) -> Tensor:
+            total = torch.zeros(1, dtype=torch.int64)
+            for count, by in zip(counts, steps, strict=True):
+                total = (total[:, None] + torch.arange(count)[None] * by).reshape(-1)
+            return total
+
+        starts = grid(out, [s * st for s, st in zip(stride, strides, strict=True)])
+        plane = math.prod(size)
+        offsets = grid(
+            (channels, *kernel), (plane, *(d * st for d, st in zip(dilation, strides, strict=True)))
+        )
+        return cls(starts, offsets, channels * plane, stride, dilation, kernel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """Inputs ``x`` and gradients ``d`` of one or more forward passes of a layer.
+
+    Vector ``v`` of image ``b`` at output position ``l`` is number ``b L + l``: image-major, position-minor.
+
+    Attributes:
+        x: float32, contiguous: ``[vectors, C]``, or a convolution's padded input ``[images, channels, *size]``.
+        d: float32, contiguous: ``[vectors, R]``, or ``[images, R, L]`` for a convolution.
+        groups: of the convolution; rows and channels are divided among them in order.
+        patches: a convolution's geometry, None for a linear layer.
+    """
+
+    x: Tensor
+    d: Tensor
+    groups: int = 1
+    patches: Patches | None = None
+
+    def __post_init__(self):
+        images = self.x.shape[0]
+        if self.d.shape[0] != images:
+            raise AimcError(f"{images} inputs and {self.d.shape[0]} gradients", shape=self.d.shape)
+        if self.patches is not None and self.d.shape[2] != len(self.patches.starts):
+            raise AimcError(f"{len(self.patches.starts)} output positions and {self.d.shape[2]} gradients")
+
+    @property
+    def count(self) -> int:
+        """Number of vectors."""
+        return self.d.shape[0] * (self.d.shape[2] if self.d.dim() == 3 else 1)
+
+    @property
+    def rows(self) -> int:
+        return self.d.shape[1]
+
+    @property
+    def columns(self) -> int:
+        return len(self.patches.offsets) if self.patches is not None else self.x.shape[1]
+
+    def gradient(self) -> Tensor:
+        """``sum_v d_v x_v^T``: the dense gradient ``[R, C]``."""
+        if self.patches is None:
+            return self.d.t() @ self.x
+        p, dims = self.patches, self.x.dim() - 2
+        out = [
+            (n - d * (k - 1) - 1) // s + 1
+            for n, k, s, d in zip(self.x.shape[2:], p.kernel, p.stride, p.dilation, strict=True)
+        ]
+        filters = self.x.new_empty(self.rows, self.x.shape[1] // self.groups, *p.kernel)
+        grad = torch.ops.aten.convolution_backward(
+            self.d.view(self.d.shape[0], self.rows, *out), self.x, filters, None, p.stride, [0] * dims, p.dilation,
+            False, [0] * dims, self.groups, [False, True, False],
+        )[1]  # fmt: skip
+        return grad.reshape(self.rows, -1)
+
+    def unfolded(self) -> tuple[Tensor, Tensor]:
+        """``x [groups, vectors, C]`` and ``d [groups, vectors, R/groups]``, copied out; for checks."""
+        rows = self.rows // self.groups
+        if self.patches is None:
+            return self.x[None], self.d[None]
+        p, images = self.patches, self.x.shape[0]
+        flat = self.x.reshape(images, -1)
+        group = torch.arange(self.groups) * p.group_stride
+        index = group[:, None, None] + p.starts[None, :, None] + p.offsets[None, None]
+        x = flat[:, index].transpose(0, 1).reshape(self.groups, self.count, -1)
+        d = (
+            self.d.view(images, self.groups, rows, -1)
+            .permute(1, 0, 3, 2)
+            .reshape(self.groups, self.count, rows)
+        )
+        return x, d
+
+
+def padded(x: Tensor, padding: list[int], mode: str = "zeros") -> Tensor:
+    """The input of a convolution with its padding made explicit, contiguous."""
+    if any(padding):
+        x = F.pad(x, padding, mode="constant" if mode == "zeros" else mode)
+    return x.contiguous()

@@ -1,0 +1,222 @@
+"""Optimizers of networks that train in memory: digital parameters by torch, cells by pulses."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from aimc.errors import AimcError
+from aimc.nn.pulsed import CellWeight, PulsedLayer, pulsed_layers
+
+__all__ = ["PulsedOptimizer", "observe", "wrap"]
+
+# Settings of a parameter group that do not make the step another one than lr times the gradient.
+_HARMLESS = {
+    "params", "param_names", "lr", "initial_lr", "maximize", "foreach", "fused", "differentiable", "capturable", "eps",
+    "decoupled_weight_decay", "max_lr", "min_lr", "max_momentum", "base_momentum",
+}  # fmt: skip
+
+
+class PulsedOptimizer(torch.optim.Optimizer):
+    """Steps a torch optimizer on the digital parameters, and gives every pulsed layer its pulses. Made by :func:`wrap`.
+
+    It stands wherever torch's optimizer stood: its parameter groups are the inner one's, so schedulers reach both, and
+    the learning rate of a group is that of the cells in it. A learning rate of 0 drops the pending pulses.
+
+    Attributes:
+        inner: torch's optimizer.
+        net: the network.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer, net: nn.Module):
+        self.inner, self.net = inner, net
+        self._claim()
+
+    def _claim(self) -> None:
+        # Optimizer.__init__ would copy the groups; what it sets up besides is done by __setstate__.
+        super().__setstate__({})
+        for hooks in [name for name in vars(self.inner) if name.endswith("hooks") and "state_dict" in name]:
+            setattr(self, hooks, getattr(self.inner, hooks))  # run by the inner one
+        self._warn_of_settings(self.param_groups)
+        self._layers = list(pulsed_layers(self.net).values())
+        for layer in self._layers:
+            layer._optimizer = weakref.ref(self)
+
+    # Shared with the inner optimizer, also after it has loaded a state.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.inner.param_groups
+
+    @property
+    def state(self):  # type: ignore[override]
+        return self.inner.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.inner.defaults
+
+    def __getstate__(self):
+        return {"inner": self.inner, "net": self.net}
+
+    def __setstate__(self, state) -> None:
+        self.__dict__.update(state)
+        self._claim()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's; the cells are in the network's state."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.inner.add_param_group(param_group)
+        self._warn_of_settings(self.param_groups[-1:])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients; pulses that wait are cancelled in either case."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if isinstance(p, CellWeight):
+                    p.grad = None
+        self.inner.zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        """One step of all parameters.
+
+        Raises:
+            AimcError: a pending input or gradient is not finite or was changed; nothing has been written then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = []
+        for layer, group in self._placed():
+            if not layer.pending:
+                continue
+            lr = float(group["lr"])
+            if not (lr >= 0 and math.isfinite(lr)):
+                raise AimcError(f"must not be negative, got {lr}", layer=layer.name, field="lr")
+            layer.pending.settle()
+            if lr == 0:
+                layer.pending.clear()
+            if layer.pending:
+                layer.pending.check()
+                work.append((layer, lr, bool(group.get("maximize"))))
+        self._step_digital()
+        for layer, lr, maximize in work:
+            layer.step(lr, maximize)
+        return loss
+
+    def _placed(self) -> list[tuple[PulsedLayer, dict[str, Any]]]:
+        """The pulsed layers in the order of the network, with the group that holds them."""
+        group_of = {id(p): g for g in self.param_groups for p in g["params"] if isinstance(p, CellWeight)}
+        return [(layer, group_of[id(layer.weight)]) for layer in self._layers if id(layer.weight) in group_of]
+
+    def _step_digital(self) -> None:
+        """The inner step, with the cells taken out of its groups meanwhile."""
+        held = [group["params"] for group in self.param_groups]
+        try:
+            for group, params in zip(self.param_groups, held):
+                group["params"] = [p for p in params if not isinstance(p, CellWeight)]
+            self.inner.step()
+        finally:
+            for group, params in zip(self.param_groups, held):
+                group["params"] = params
+
+    def _warn_of_settings(self, groups: list[dict[str, Any]]) -> None:
+        found = {
+            name
+            for group in groups
+            if any(isinstance(p, CellWeight) for p in group["params"])
+            for name, value in group.items()
+            if name not in _HARMLESS and value
+        }
+        if found:
+            warnings.warn(
+                f"{', '.join(sorted(found))} of {type(self.inner).__name__} act on the digital parameters only; cells "
+                "take pulses of lr times the gradient",
+                stacklevel=4,
+            )
+
+
+def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
+    """Let a torch optimizer train the digital parameters of a network, and pulses its cells.
+
+    Args:
+        optimizer: holds all parameters of the pulsed layers, for instance
+            ``torch.optim.SGD(net.parameters(), lr=0.1)``. Its learning rate is that of the cells, too; momentum and
+            weight decay act on digital parameters only.
+        net: network from :func:`aimc.convert` with a :class:`aimc.PulsedHardware`.
+
+    Returns:
+        An optimizer to use in place of the given one, with schedulers and gradient scalers as well.
+
+    Raises:
+        AimcError: the network has no pulsed layers, one is missing in the optimizer, the optimizer is wrapped already,
+            or it evaluates its loss several times a step.
+
+    Example:
+        >>> import aimc
+        >>> net = aimc.convert(nn.Linear(2, 1), aimc.presets.reram(), seed=0)
+        >>> optimizer = wrap(torch.optim.SGD(net.parameters(), lr=0.1), net)
+        >>> net(torch.ones(8, 2)).sum().backward()
+        >>> before = net.weight.clone()
+        >>> optimizer.step()
+        >>> bool((net.weight < before).all())
+        True
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise AimcError(f"expects a torch optimizer, got {type(optimizer).__name__}", field="optimizer")
+    if isinstance(optimizer, PulsedOptimizer):
+        raise AimcError("is wrapped already; wrap torch's optimizer once", field="optimizer")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise AimcError(
+            "LBFGS evaluates the loss several times a step, cells are pulsed once; use SGD", field="optimizer"
+        )
+    layers = pulsed_layers(net)
+    if not layers:
+        raise AimcError(
+            "the network has no layer that trains in memory; convert it with a PulsedHardware (aimc.presets.reram()), "
+            "or use the torch optimizer as it is",
+            field="net",
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, layer in layers.items():
+        if layer.weight.requires_grad and id(layer.weight) not in held:
+            raise AimcError(
+                "its weight is not in the optimizer; make one of the converted network's parameters() and wrap it",
+                layer=name,
+                field="optimizer",
+            )
+        owner = layer._optimizer() if layer._optimizer is not None else None
+        if isinstance(owner, PulsedOptimizer) and owner.inner is optimizer:
+            raise AimcError("was wrapped before; use the optimizer that came out", field="optimizer")
+    return PulsedOptimizer(optimizer, net)
+
+
+def observe(net: nn.Module, loss: float) -> None:
+    """Tell the algorithms of a network the training loss of an epoch; those with a warm start follow it.
+
+    Args:
+        net: a network with pulsed layers.
+        loss: mean training loss, finite.
+
+    Example:
+        >>> import aimc
+        >>> observe(aimc.convert(nn.Linear(2, 1), aimc.presets.reram()), 0.5)
+    """
+    layers = pulsed_layers(net)
+    if not layers:
+        raise AimcError("the network has no layer that trains in memory", field="net")
+    if not math.isfinite(loss):
+        raise AimcError(f"must be finite, got {loss}", field="loss")
+    for layer in layers.values():
+        layer.observe(float(loss))
