@@ -6,4 +6,7 @@ To add one, copy the nearest sibling, list it here, in ``tests/algorithms/helper
 from aimc.algorithms.base import Algorithm, Array, State
 from aimc.algorithms.sgd import AnalogSGD
 
-__all__ = ["Algorithm", "AnalogSGD", "Array", "State"]
+__all__ = ["ALGORITHMS", "Algorithm", "AnalogSGD", "Array", "State"]
+
+ALGORITHMS: dict[str, type[Algorithm]] = {"sgd": AnalogSGD}
+"""The algorithms by the name that recipes use."""

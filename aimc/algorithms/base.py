@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ class Array:
         cell: what each cell does.
         shape: ``[R, C]``, outputs and inputs.
         key: the layer's key.
+        scale: the digital scale, ``weight of the layer = scale * weight of the cells``.
         transfer: periphery of the column reads, or None for exact reads.
         backend: body of the operations.
     """
@@ -36,6 +39,7 @@ class Array:
     cell: PulsedCell
     shape: tuple[int, int]
     key: Key
+    scale: float = 1.0
     transfer: ArrayIO | None = None
     backend: str = "auto"
 
@@ -48,7 +52,7 @@ class Algorithm(Config):
     ``held`` ``[T, R, C]``: what the cells hold; ``w``: what is read from them, only where the cell has write noise;
     ``parameters`` ``[T, R, C, P]`` (or ``[T, 1, 1, P]`` where devices do not differ); ``counts`` int32 ``[T, R, C]``:
     pulses of each device so far; ``counters`` int64; ``statistics`` int64 ``[T, 7]``: see
-    :data:`aimc.ops.pulsed_update.STATISTICS`; ``retention.*``: rates of decay and diffusion, where there are any; and
+    :data:`aimc.ops.pulsed_update.STATISTICS`; ``reads`` int64 ``[T]``: columns read; ``retention.*``: rates of decay and diffusion, where there are any; and
     whatever else the algorithm names.
 
     Fields:
@@ -81,6 +85,7 @@ class Algorithm(Config):
             "counts": torch.zeros(tiles, rows, columns, dtype=torch.int32, device=device),
             "counters": torch.zeros(self.COUNTERS, dtype=torch.int64),
             "statistics": torch.zeros(tiles, len(STATISTICS), dtype=torch.int64),
+            "reads": torch.zeros(tiles, dtype=torch.int64),
         }
         if array.cell.write_noise_std > 0:
             state["w"] = state["held"].clone()
@@ -119,10 +124,10 @@ class Algorithm(Config):
 
     @abc.abstractmethod
     def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
-        """One mini-batch: move the composite weight by ``-lr sum_v d_v x_v^T`` in the algorithm's own way.
+        """One mini-batch: move the layer's weight by ``-lr sum_v d_v x_v^T`` in the algorithm's own way.
 
         Args:
-            lr: learning rate in units of the cells, > 0.
+            lr: learning rate of the layer, > 0; in units of the cells it is ``lr / array.scale``.
         """
 
     def observe(self, array: Array, state: State, loss: float) -> None:
@@ -131,6 +136,42 @@ class Algorithm(Config):
     def check(self, array: Array, updates_per_epoch: int, vectors_per_update: int) -> list[str]:
         """Warnings about this algorithm on these cells, before training: starved tiles and the like."""
         return []
+
+    def active_tile(self, state: State) -> int | None:
+        """The tile that a warm start is filling, or None."""
+        return None
+
+    def telemetry(self, array: Array, state: State) -> dict[str, Any]:
+        """How the cells fare, as plain numbers.
+
+        Returns:
+            ``active_tile``, and ``tiles``, one dict per tile: ``pulses_mean``, ``pulses_p999``, ``pulses_max`` per
+            device since the start; ``clipped``: share of pulse probabilities that were above 1; ``beyond_budget``:
+            share of vectors that would need more pulses than a train has; ``saturated``: share of devices within 1 % of
+            a bound; ``share``: what the tile carries of the composite weight, as a share of the summed norms;
+            ``reads``: columns read.
+        """
+        shares, read, tiles = self.shares(array), visible(state), []
+        norms = [abs(share) * float(read[t].norm()) for t, share in enumerate(shares)]
+        total = sum(norms)
+        for t in range(self.tile_count):
+            counts, p = state["counts"][t].flatten(), state["parameters"][t]
+            found = dict(zip(STATISTICS, state["statistics"][t].tolist(), strict=True))
+            low, high = p[..., 3], p[..., 2]
+            near = 0.01 * (high - low)
+            outside = (state["held"][t] >= high - near) | (state["held"][t] <= low + near)
+            rank = max(math.ceil(0.999 * counts.numel()), 1)
+            tiles.append({
+                "pulses_mean": float(counts.double().mean()),
+                "pulses_p999": int(counts.kthvalue(rank).values),
+                "pulses_max": int(counts.max()),
+                "clipped": found["clipped"] / max(found["probabilities"], 1),
+                "beyond_budget": found["beyond_budget"] / max(found["active"], 1),
+                "saturated": float(outside.double().mean()),
+                "share": norms[t] / total if total > 0 else 0.0,
+                "reads": int(state["reads"][t]),
+            })  # fmt: skip
+        return {"active_tile": self.active_tile(state), "tiles": tiles}
 
     # Helpers -------------------------------------------------------------------------------------------------------
 

@@ -18,5 +18,5 @@ class AnalogSGD(Algorithm):
     """
 
     def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
-        self.pulse(array, state, 0, vectors, lr)
+        self.pulse(array, state, 0, vectors, lr / array.scale)
         self.finish(array, state, vectors)

@@ -98,6 +98,7 @@ class PulsedLayer(nn.Module):
         self.reads = Reads(hardware, layout, key)
         self.shape = (digital.weight.shape[0], columns)
         self.mapping_error = self.clipped = 0.0
+        self._scale = 1.0
         self._optimizer: weakref.ref | None = None  # set by aimc.optim.wrap
         self._network: weakref.ref | None = None  # set by aimc.convert
         self._link()
@@ -127,7 +128,7 @@ class PulsedLayer(nn.Module):
 
     def _array(self) -> Array:
         hardware = self.hardware
-        return Array(hardware.cell, self.shape, self.key, hardware.transfer, self.backend)
+        return Array(hardware.cell, self.shape, self.key, self._scale, hardware.transfer, self.backend)
 
     def _target(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The weights that the cells are to hold, float32 ``[R, C]``."""
@@ -237,7 +238,7 @@ class PulsedLayer(nn.Module):
         """
         try:
             vectors = self.pending.take(-1.0 if maximize else 1.0)
-            self.hardware.algorithm.step(self._array(), self.cells.state, vectors, lr / self.scale)
+            self.hardware.algorithm.step(self._array(), self.cells.state, vectors, lr)
         except AimcError as error:
             raise error.at(layer=self.name) from None
         self.refresh()
@@ -246,6 +247,10 @@ class PulsedLayer(nn.Module):
         """Tell the algorithm the training loss of the last epoch; see :func:`aimc.optim.observe`."""
         self.hardware.algorithm.observe(self._array(), self.cells.state, loss)
         self.refresh()
+
+    def telemetry(self) -> dict[str, Any]:
+        """How the cells fare, as plain numbers; see :meth:`aimc.algorithms.Algorithm.telemetry`."""
+        return self.hardware.algorithm.telemetry(self._array(), self.cells.state)
 
     # Forward -------------------------------------------------------------------------------------------------------
 
