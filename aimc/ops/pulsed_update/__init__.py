@@ -18,12 +18,11 @@ from aimc.ops.pulsed_update.vectors import Patches, Vectors, padded
 from aimc.random import Key
 from aimc.random.cpu import key_words
 
-__all__ = ["STATISTICS", "Patches", "PulseTrain", "Vectors", "padded", "pulsed_update"]
+__all__ = ["MODES", "STATISTICS", "Patches", "PulseTrain", "Vectors", "check_vectors", "padded", "pulsed_update"]
 
 _NO_COUNTS = np.empty((0, 0), np.int32)
 _NO_SIGN = np.empty(0, np.float32)
-_START = np.zeros(1, np.int64)
-_MODES = {"stochastic": 0, "mean_count": 1, "deterministic": 2}
+MODES = {"stochastic": 0, "mean_count": 1, "deterministic": 2}
 
 
 def pulsed_update(
@@ -78,15 +77,9 @@ def pulsed_update(
         >>> bool((w < 0).all())
         True
     """
-    rows, columns = vectors.rows, vectors.columns
-    if held.shape != (rows, columns) or w.shape != held.shape:
-        raise AimcError(f"vectors of {rows} rows and {columns} columns do not fit cells", shape=held.shape)
-    if not (lr > 0 and math.isfinite(lr)):
-        raise AimcError(f"must be positive and finite, got {lr}", field="lr")
-    if not bool(torch.isfinite(vectors.d.sum())) and not bool(torch.isfinite(vectors.d).all()):
-        raise AimcError("the gradient holds NaN or infinite values", shape=vectors.d.shape)
-    if not bool(torch.isfinite(vectors.x.sum())) and not bool(torch.isfinite(vectors.x).all()):
-        raise AimcError("the input holds NaN or infinite values", shape=vectors.x.shape)
+    if w.shape != held.shape:
+        raise AimcError("is not the shape of the cells", field="w", shape=w.shape)
+    check_vectors(vectors, held, lr)
     statistics = torch.zeros(len(STATISTICS), dtype=torch.int64)
     if vectors.count == 0:
         return statistics
@@ -120,28 +113,32 @@ def pulsed_update(
             statistics,
         )
         return statistics
-    patches, x, d = vectors.patches, vectors.x, vectors.d
-    if patches is None:
-        starts, offsets, kernel, plane, group_stride, positions = _START, np.arange(columns), columns, 0, 0, 1
-        d_strides = (rows, 1, 1)
-    else:
-        starts, offsets, group_stride = patches.starts.numpy(), patches.offsets.numpy(), patches.group_stride
-        kernel, plane = math.prod(patches.kernel), math.prod(x.shape[2:])
-        positions = len(starts)
-        d_strides = (rows * positions, positions, 1)
     noisy = cell.noisy
     cpu.update(
         cell.KIND, cell.constants().numpy(), held.numpy(), w.numpy(), parameters.numpy(),
         counts.numpy() if counts is not None else _NO_COUNTS, noisy, np.float32(cell.write_noise_std * cell.dw_min),
-        x.view(-1).numpy(), x.stride(0), starts, offsets, kernel, plane, group_stride, vectors.groups,
-        d.view(-1).numpy(), *d_strides, d.shape[0], positions,
+        *vectors.arrays(),
         x_sign.numpy() if x_sign is not None else _NO_SIGN, d_sign.numpy() if d_sign is not None else _NO_SIGN,
-        first, _MODES[train.kind], float(lr), float(g), train.length, train.length_management, train.management,
+        first, MODES[train.kind], float(lr), float(g), train.length, train.length_management, train.management,
         train.fixed_length, train.gradient_scale, train.x_resolution, train.d_resolution, stride,
         *(key_words(key.at(s)) for s in ("pulses_x", "pulses_x_low", "pulses_d", "pulses_d_low", "pulse_noise")),
         statistics.numpy(),
     )  # fmt: skip
     return statistics
+
+
+def check_vectors(vectors: Vectors, held: Tensor, lr: float) -> None:
+    """Raise unless vectors and learning rate can become pulses on these cells."""
+    if held.shape != (vectors.rows, vectors.columns):
+        raise AimcError(
+            f"vectors of {vectors.rows} rows and {vectors.columns} columns do not fit cells", shape=held.shape
+        )
+    if not (lr > 0 and math.isfinite(lr)):
+        raise AimcError(f"must be positive and finite, got {lr}", field="lr")
+    for what, value in (("gradient", vectors.d), ("input", vectors.x)):
+        # The sum costs one pass; it may overflow where no value does.
+        if not math.isfinite(value.sum().item()) and not bool(torch.isfinite(value).all()):
+            raise AimcError(f"the {what} holds NaN or infinite values", shape=value.shape)
 
 
 def _flipped(gradient: Tensor, x_sign: Tensor, d_sign: Tensor | None) -> Tensor:

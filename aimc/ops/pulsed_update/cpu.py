@@ -13,6 +13,7 @@ STATISTICS = ("vectors", "active", "pulses", "slots", "beyond_budget", "probabil
 pulses than the train has slots; probabilities formed; probabilities above 1."""
 
 _2P32 = 4294967296.0
+_LEAST = 1e-30
 
 
 @njit(inline="always", **OPTIONS)
@@ -144,21 +145,61 @@ def update(
     x_resolution, d_resolution, stride, x_key, x_low, d_key, d_low, noise_key, statistics,
 ):  # fmt: skip
     """All vectors of an update, in order. See ``pulsed_update`` for the meaning of the arguments."""
+    integers, reals, largest = scratch(held.shape[0] // groups, len(offsets), kernel, plane)
+    update_range(
+        kind, constants, held, w, p, counts, noisy, write_noise, x, image_stride, starts, offsets, kernel, plane,
+        group_stride, groups, d, d_image, d_row, d_position, positions, x_sign, d_sign, first, mode, lr, granularity,
+        length, length_management, management, fixed, scale, x_resolution, d_resolution, stride, x_key, x_low, d_key,
+        d_low, noise_key, statistics, 0, images * positions, integers, reals, largest, np.zeros(2), 0.0,
+    )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def scratch(rows, columns, kernel, plane):
+    """Memory for :func:`update_range`; its calls on successive vectors have to share it."""
+    n = max(rows, columns) + 1
+    return np.empty((5, n), np.int64), np.empty((2, n)), np.empty(plane if columns > kernel else 0, np.float32)
+
+
+@njit(**OPTIONS)
+def update_range(
+    kind, constants, held, w, p, counts, noisy, write_noise,
+    x, image_stride, starts, offsets, kernel, plane, group_stride, groups,
+    d, d_image, d_row, d_position, positions,
+    x_sign, d_sign, first, mode, lr, granularity, length, length_management, management, fixed, scale,
+    x_resolution, d_resolution, stride, x_key, x_low, d_key, d_low, noise_key, statistics,
+    begin, end, integers, reals, largest, means, rate,
+):  # fmt: skip
+    """Vectors ``begin`` to ``end - 1``, for calls in order from vector 0.
+
+    Args:
+        integers, reals, largest: from :func:`scratch`.
+        means: float64 [2], running means of the largest input and gradient of a vector, kept up where ``rate`` > 0; the
+            learning rate is then ``lr / (means[0] * means[1])``.
+        rate: weight of a new vector in the means.
+    """
     columns = len(offsets)
     rows = held.shape[0] // groups
-    row_limit = np.empty(rows, np.int64)
-    column_limit = np.empty(columns, np.int64)
-    active_rows = np.empty(rows, np.int64)
-    fired_rows = np.empty(rows + 1, np.int64)
-    fired_columns = np.empty(columns + 1, np.int64)
-    mean_rows = np.empty(rows)
-    mean_columns = np.empty(columns)
+    row_limit, column_limit, active_rows, fired_rows, fired_columns = (
+        integers[0], integers[1], integers[2], integers[3], integers[4],
+    )  # fmt: skip
+    mean_rows, mean_columns = reals[0], reals[1]
+    base_lr = lr
     channels = columns // kernel
-    largest = np.empty(plane if channels > 1 else 0, np.float32)
     devices = held.shape[0] * columns
     signed = len(x_sign) > 0
-    for v in range(images * positions):
+    for v in range(begin, end):
         image, position = v // positions, v % positions
+        if rate > 0:
+            top_x, top_d = np.float32(0.0), np.float32(0.0)
+            for g in range(groups):
+                for j in range(columns):
+                    top_x = max(top_x, abs(x[image * image_stride + g * group_stride + starts[position] + offsets[j]]))
+            for i in range(groups * rows):
+                top_d = max(top_d, abs(d[image * d_image + i * d_row + position * d_position]))
+            for side, value in ((0, np.float64(top_x)), (1, np.float64(top_d))):
+                means[side] = value if means[side] == 0 else means[side] + rate * (value - means[side])
+            lr = base_lr / max(means[0] * means[1], _LEAST)
         for g in range(groups):
             statistics[0] += 1
             at_d = image * d_image + g * rows * d_row + position * d_position

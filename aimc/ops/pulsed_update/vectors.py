@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from aimc.errors import AimcError
+
+_START = np.zeros(1, np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,26 @@ class Vectors:
     @property
     def columns(self) -> int:
         return len(self.patches.offsets) if self.patches is not None else self.x.shape[1]
+
+    def arrays(self) -> tuple:
+        """What the compiled body takes: inputs, gradients and where their vectors lie."""
+        x, d, p = self.x, self.d, self.patches
+        if p is None:
+            places = (_START, np.arange(self.columns), self.columns, 0, 0)
+            positions, d_strides = 1, (self.rows, 1, 1)
+        else:
+            places = (
+                p.starts.numpy(),
+                p.offsets.numpy(),
+                math.prod(p.kernel),
+                math.prod(x.shape[2:]),
+                p.group_stride,
+            )
+            positions = len(p.starts)
+            d_strides = (self.rows * positions, positions, 1)
+        return (
+            x.view(-1).numpy(), x.stride(0), *places, self.groups, d.view(-1).numpy(), *d_strides, d.shape[0], positions,
+        )  # fmt: skip
 
     def gradient(self) -> Tensor:
         """``sum_v d_v x_v^T``: the dense gradient ``[R, C]``."""

@@ -1,0 +1,226 @@
+"""The plain torch bodies: one column and one slot after another, every row at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from aimc.cells.pulsed import PulsedCell
+from aimc.ops.pulsed_update import reference as pulses
+from aimc.ops.pulsed_update.train import PulseTrain
+from aimc.ops.pulsed_update.vectors import Vectors
+from aimc.ops.transfer.tile import Read, Tile
+from aimc.random import Key, normals_at
+from aimc.random.reference import words_at
+
+
+def word_at(key: Key, position: Tensor | int) -> Tensor:
+    return words_at(key.seed, key.stream, key.step, torch.as_tensor(position))
+
+
+def read(values: Tensor, how: Read, position: Tensor | int, key: Key) -> Tensor:
+    """Outputs of one-hot reads; ``position`` numbers them."""
+    if how.noise > 0:
+        values = values + torch.tensor(how.noise).float() * normals_at(key, torch.as_tensor(position))
+    if how.half > 0:
+        bound, half = torch.tensor(how.bound).float(), torch.tensor(float(how.half))
+        values = torch.round(values / bound * half).clamp(-half, half) * (bound / half)
+    return values
+
+
+def column_pulse(tile: Tile, column: int, where: Tensor, up: Tensor, place: int, key: Key) -> None:
+    """One pulse on the devices of a column where ``where`` is True."""
+    rows, columns = tile.held.shape
+    c = slice(column, column + 1)
+    p = tile.parameters if tile.parameters.shape[1] == 1 else tile.parameters[:, c]
+    pulses.pulse(
+        tile.cell, tile.held[:, c], tile.w[:, c], p, tile.counts[:, c], where[:, None], up[:, None], place, key, c,
+        (rows, columns),
+    )  # fmt: skip
+
+
+def direct(
+    tile: Tile, source: Tensor, column: int, columns: int, number: int, lr: float, granularity: float, how: Read,
+    train: PulseTrain, stride: int, key: Key, statistics: Tensor,
+) -> None:  # fmt: skip
+    rows, width = source.shape
+    row = torch.arange(rows)
+    for n in range(number, number + columns):
+        c = (column + n - number) % width
+        y = read(source[:, c].clone(), how, n * rows + row, key.at("transfer"))
+        statistics[0] += 1
+        largest = float(y.abs().max())
+        if largest == 0:
+            continue
+        statistics[1] += 1
+        slots, a, b, kappa = pulses.train_of(1.0, largest, lr, granularity, train)
+        statistics[4] += kappa > train.length
+        p = pulses.rounded(y.abs().double() * a, train.d_resolution)
+        q = pulses.rounded(torch.tensor([b], dtype=torch.float64), train.x_resolution)
+        statistics[5] += int((p > 0).sum())
+        statistics[6] += int((p > 1 + 1e-6).sum())
+        statistics[3] += slots
+        for slot in range(slots):
+            place = n * stride + slot
+            if not bool(pulses.fired(key.at("pulses_x"), key.at("pulses_x_low"), place, q)[0]):
+                continue
+            where = pulses.fired(key.at("pulses_d"), key.at("pulses_d_low"), place, p)
+            column_pulse(tile, c, where, y > 0, place, key.at("pulse_noise"))
+            statistics[2] += int(where.sum())
+
+
+def buffered(
+    tile: Tile, source: Tensor, buffer: Tensor, signs: tuple[Tensor, Tensor] | None,
+    references: tuple[Tensor, Tensor] | None, visits: Tensor, gain: float, momentum: float, forget: bool, most: int,
+    chop: float, random_chop: bool, d_chop: float, beta: float, how: Read, key: Key, statistics: Tensor,
+) -> None:  # fmt: skip
+    rows, width = source.shape
+    row = torch.arange(rows)
+    number = int(visits[0])
+    c, sweep = number % width, number // width
+    every = max(math.ceil(1 / chop), 2) if chop > 0 else 0
+    kept = torch.tensor(momentum).float()
+    y = read(source[:, c].clone(), how, number * rows + row, key.at("transfer"))
+    writes, gained = True, y
+    if references is not None:
+        mean, reference = references
+        share = torch.tensor(beta).float()
+        if bool(visits[1 + c] != 0):
+            reference[:, c] = mean[:, c]
+        gained = y - reference[:, c]
+        mean[:, c] = (1 - share) * mean[:, c] + share * y
+        writes = every == 0 or sweep > every
+    if signs is not None:
+        gained = gained * (signs[0][c] * signs[1])
+    total = buffer[:, c] + gained * torch.tensor(gain).float()
+    if writes:
+        over = total.abs() >= 1
+        count = torch.where(over, total.trunc().clamp(-most, most), 0)
+        rest = total * kept if forget else total - (1 - kept) * count
+        total = torch.where(over, rest, total)
+        for k in range(int(count.abs().max()) if rows else 0):
+            column_pulse(tile, c, count.abs() > k, count > 0, number * most + k, key.at("pulse_noise"))
+        statistics[2] += int(count.abs().sum())
+    buffer[:, c] = total
+    statistics[:2] += 1
+    if signs is not None:
+        flips = False
+        if every > 0:
+            chance = float(word_at(key.at("algorithm"), number)) * 2.0**-32
+            flips = chance < chop if random_chop else sweep % every == every - 1
+        if flips:
+            signs[0][c] *= -1
+        visits[1 + c] = int(flips)
+        if d_chop > 0 and c == width - 1:
+            chance = word_at(key.fold("rows").at("algorithm"), sweep * rows + row).double() * 2.0**-32
+            signs[1].copy_(torch.where(chance < d_chop, -signs[1], signs[1]))
+    visits[0] += 1
+
+
+def whole_steps(tile: Tile, chi: Tensor, size: float, most: int, number: int, key: Key, statistics: Tensor) -> None:
+    size_ = torch.tensor(size).float()
+    count = torch.where(chi.abs() < size_, 0, (chi / size_).trunc().clamp(-most, most))
+    chi -= count * size_
+    for k in range(int(count.abs().max()) if count.numel() else 0):
+        pulses.pulse(
+            tile.cell, tile.held, tile.w, tile.parameters, tile.counts, count.abs() > k, count > 0, number * most + k,
+            key.at("pulse_noise"),
+        )  # fmt: skip
+    statistics[0] += 1
+    statistics[2] += int(count.abs().sum())
+
+
+def reencode(
+    cell: PulsedCell, held: Tensor, w: Tensor, parameters: Tensor, counts: Tensor, nominal: Tensor, shares: Tensor,
+    gradient: Tensor | None, rate: float, column: int, columns: int, number: int, threshold: float, tries: int,
+    last_tries: int, floor: float, least: float, stochastic: bool, how: Read, key: Key, statistics: Tensor,
+    reads: Tensor,
+) -> None:  # fmt: skip
+    tiles, rows, width = held.shape
+    row, most = torch.arange(rows), max(tries, last_tries)
+    quiet = torch.zeros(rows)
+    f = lambda value: torch.tensor(value).float()  # noqa: E731
+    for n in range(columns):
+        c = (column + n) % width
+        visit = (number + n) * tiles
+        rest = torch.zeros(rows)
+        y = []
+        for t in range(tiles):
+            place = (visit + t) * (most + 1)
+            y.append(read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer")))
+            if t < tiles - 1:
+                rest = rest + shares[t] * y[t]
+            reads[t] += 1
+        if gradient is not None:
+            rest = rest - f(rate) * gradient[:, n]
+        for t in range(tiles - 1, -1, -1):
+            if t < tiles - 1:
+                rest = rest - shares[t] * y[t]
+            missing = rest / shares[t]
+            tile = Tile(cell, held[t], w[t], parameters[t], counts[t])
+            trying = torch.ones(rows, dtype=torch.bool)
+            for k in range(tries if t > 0 else last_tries):
+                up = missing > 0
+                moved = cell.step(y[t], nominal[0], up, quiet)
+                size = torch.where(up, moved - y[t], y[t] - moved)
+                trying &= size > f(least)
+                if t > 0:
+                    size = size.clamp_min(float(f(floor)))
+                if t == 0 and stochastic:
+                    word = word_at(key.at("algorithm"), (number + n) * rows + row)
+                    fires = ((word.double() + 0.5) * 2.0**-32).float() * size < missing.abs()
+                else:
+                    fires = missing.abs() > f(threshold) * size
+                trying &= fires
+                if not bool(trying.any()):
+                    break
+                column_pulse(tile, c, trying, up, (visit + t) * most + k, key.at("pulse_noise"))
+                statistics[t, 2] += int(trying.sum())
+                place = (visit + t) * (most + 1) + 1 + k
+                now = read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer"))
+                now = torch.where(trying, now, y[t])
+                rest = torch.where(trying, rest - shares[t] * (now - y[t]), rest)
+                y[t] = now
+                missing = torch.where(trying, rest / shares[t], missing)
+                reads[t] += 1
+    statistics[:, :2] += columns
+
+
+class _One:
+    """One vector of an update."""
+
+    def __init__(self, x: Tensor, d: Tensor):
+        self.x, self.d = x, d
+
+    def unfolded(self) -> tuple[Tensor, Tensor]:
+        return self.x, self.d
+
+
+def buffered_update(
+    fast: Tile, slow: Tile, vectors: Vectors, lr: float, key: Key, transfer_key: Key, b, so_far: int, period: int,
+    columns: int, how: Read, train: PulseTrain, stride: int, means: Tensor, rate: float, statistics: Tensor,
+    slow_statistics: Tensor,
+) -> None:  # fmt: skip
+    x, d = vectors.unfolded()
+    signs = (b.x_sign, b.d_sign) if b.x_sign is not None else None
+    references = (b.mean, b.reference) if b.mean is not None else None
+    for v in range(x.shape[1]):
+        one = _One(x[:, v : v + 1], d[:, v : v + 1])
+        now = lr
+        if rate > 0:
+            for side, part in enumerate((one.x, one.d)):
+                value, mean = float(part.abs().max()), float(means[side])
+                means[side] = value if mean == 0 else mean + rate * (value - mean)
+            now = lr / max(float(means[0]) * float(means[1]), 1e-30)
+        pulses.update(
+            fast.cell, fast.held, fast.w, fast.parameters, fast.counts, one, b.x_sign, b.d_sign, v, now,
+            fast.cell.granularity, train, stride, key, statistics,
+        )  # fmt: skip
+        if (so_far + v + 1) % period == 0:
+            for _ in range(columns):
+                buffered(
+                    slow, fast.w, b.h, signs, references, b.visits, b.gain, b.momentum, b.forget, b.most, b.chop,
+                    b.random_chop, b.d_chop, b.beta, how, transfer_key, slow_statistics,
+                )  # fmt: skip
