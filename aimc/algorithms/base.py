@@ -13,6 +13,7 @@ from torch import Tensor
 from aimc.cells import PulsedCell
 from aimc.config import Config
 from aimc.ops.pulsed_update import STATISTICS, PulseTrain, Vectors, pulsed_update
+from aimc.ops.transfer import Read, Tile
 from aimc.periphery import ArrayIO
 from aimc.random import Key
 
@@ -42,6 +43,26 @@ class Array:
     scale: float = 1.0
     transfer: ArrayIO | None = None
     backend: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfers:
+    """One line of a schedule.
+
+    Attributes:
+        source, target: tiles.
+        columns_per_epoch: columns transferred in an epoch.
+        passes_per_epoch: the same as a share of all columns.
+        kappa: pulses that the largest possible read asks for.
+        budget: pulses of a train.
+    """
+
+    source: int
+    target: int
+    columns_per_epoch: float
+    passes_per_epoch: float
+    kappa: float
+    budget: int
 
 
 class Algorithm(Config):
@@ -96,8 +117,13 @@ class Algorithm(Config):
                 state.setdefault(f"retention.{name}", torch.zeros(tiles, *value.shape, device=device))[t] = (
                     value
                 )
+        state.update(self.extra(array, device))
         self.program(array, state, weight)
         return state
+
+    def extra(self, array: Array, device: torch.device) -> State:
+        """What else this algorithm keeps of a layer."""
+        return {}
 
     def program(self, array: Array, state: State, weight: Tensor) -> None:
         """Write a composite weight: the last tile takes what it can hold, the others start at zero.
@@ -133,9 +159,37 @@ class Algorithm(Config):
     def observe(self, array: Array, state: State, loss: float) -> None:
         """Told once per epoch how the training loss is; for algorithms that follow it."""
 
-    def check(self, array: Array, updates_per_epoch: int, vectors_per_update: int) -> list[str]:
-        """Warnings about this algorithm on these cells, before training: starved tiles and the like."""
+    def schedule(
+        self, array: Array, updates_per_epoch: int, vectors_per_update: int, lr: float
+    ) -> list[Transfers]:
+        """How often each tile is read into the next one, most frequent first; empty without transfers."""
         return []
+
+    def check(self, array: Array, updates_per_epoch: int, vectors_per_update: int, lr: float) -> list[str]:
+        """Warnings about this algorithm on these cells, before training.
+
+        A tile is starved if it does not get one pass over its columns in an epoch; a transfer is beyond the pulse
+        budget if its largest read asks for more pulses than a train has.
+
+        Args:
+            updates_per_epoch: mini-batches in an epoch.
+            vectors_per_update: vectors that this layer sees in a mini-batch.
+            lr: learning rate of the layer.
+        """
+        found = []
+        for t in self.schedule(array, updates_per_epoch, vectors_per_update, lr):
+            if t.passes_per_epoch < 1:
+                found.append(
+                    f"tile {t.target} is starved: {t.columns_per_epoch:.3g} of {array.shape[1]} columns are "
+                    f"transferred to it per epoch, a full pass takes {1 / max(t.passes_per_epoch, 1e-9):.3g} epochs; "
+                    "more columns per event or a shorter period"
+                )
+            if t.kappa > t.budget:
+                found.append(
+                    f"a transfer from tile {t.source} to {t.target} may ask for {t.kappa:.3g} pulses of a cell, the "
+                    f"train has {t.budget}; a smaller transfer_lr or longer trains"
+                )
+        return found
 
     def active_tile(self, state: State) -> int | None:
         """The tile that a warm start is filling, or None."""
@@ -189,6 +243,19 @@ class Algorithm(Config):
         relax(array, state)
         state["counters"][UPDATES] += 1
         state["counters"][VECTORS] += vectors.count
+
+
+def tile_of(array: Array, state: State, t: int) -> Tile:
+    """Views of one tile."""
+    return Tile(array.cell, state["held"][t], visible(state)[t], state["parameters"][t], state["counts"][t])
+
+
+def one_hot_read(array: Array) -> Read:
+    """How column reads of this array come out."""
+    io = array.transfer
+    if io is None:
+        return Read()
+    return Read(io.output_noise, io.adc.half if io.adc else 0, io.adc.bound if io.adc else 1.0)
 
 
 def visible(state: State) -> Tensor:

@@ -39,7 +39,11 @@ def _constants(cell: PulsedCell) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _nominal(cell: PulsedCell) -> Tensor:
     """Parameters of a device without spread ``[1, 1, P]``."""
-    alike = {n: 0.0 for n in cell.field_names() if n.endswith("_dtod") or n in ("reference_std", "corrupt_probability")}
+    alike = {
+        n: 0.0
+        for n in cell.field_names()
+        if n.endswith("_dtod") or n in ("reference_std", "corrupt_probability")
+    }
     return cell.replace(**alike).draw((1, 1), Key(0))
 
 
@@ -213,9 +217,22 @@ def buffered_update(
             statistics, slow_statistics,
         )  # fmt: skip
         return statistics, slow_statistics
-    x, image_stride, starts, offsets, kernel, plane, group_stride, groups, d, d_i, d_r, d_p, images, positions = (
-        vectors.arrays()
-    )
+    (
+        x,
+        image_stride,
+        starts,
+        offsets,
+        kernel,
+        plane,
+        group_stride,
+        groups,
+        d,
+        d_i,
+        d_r,
+        d_p,
+        images,
+        positions,
+    ) = vectors.arrays()
     cpu.buffered_update(
         *_cell(cell), *_noise(cell), *_tile(fast), *_tile(slow), so_far, period, columns,
         b.h.numpy(), b.mean.numpy() if b.mean is not None else _NONE,

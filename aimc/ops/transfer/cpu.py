@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from aimc.ops.pulsed_update.cpu import block, fire_all, pulse, rounded, scratch, threshold, train_of, update_range
+from aimc.ops.pulsed_update.cpu import (
+    block,
+    fire_all,
+    pulse,
+    rounded,
+    scratch,
+    threshold,
+    train_of,
+    update_range,
+)
 from aimc.ops.pulsed_update.response import OPTIONS, step
 from aimc.random.cpu import _normal
 
@@ -230,7 +239,14 @@ def reencode(
                     )  # fmt: skip
                     statistics[t, 2] += 1
                     visited[n, t, k] = True
-                    now = read(w[t, i, c], noise, half, bound, ((visit + t) * (most + 1) + 1 + k) * rows + i, read_key)
+                    now = read(
+                        w[t, i, c],
+                        noise,
+                        half,
+                        bound,
+                        ((visit + t) * (most + 1) + 1 + k) * rows + i,
+                        read_key,
+                    )
                     rest -= shares[t] * (now - y[t])
                     y[t] = now
                     missing = rest / shares[t]

@@ -119,7 +119,9 @@ def buffered(
     visits[0] += 1
 
 
-def whole_steps(tile: Tile, chi: Tensor, size: float, most: int, number: int, key: Key, statistics: Tensor) -> None:
+def whole_steps(
+    tile: Tile, chi: Tensor, size: float, most: int, number: int, key: Key, statistics: Tensor
+) -> None:
     size_ = torch.tensor(size).float()
     count = torch.where(chi.abs() < size_, 0, (chi / size_).trunc().clamp(-most, most))
     chi -= count * size_

@@ -1,0 +1,53 @@
+"""Mixed precision: the gradient adds up in a digital matrix, and only whole steps of the cell are written."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aimc.algorithms.base import UPDATES, Algorithm, Array, State, tile_of
+from aimc.ops.pulsed_update import Vectors
+from aimc.ops.transfer import whole_steps
+
+
+class MixedPrecision(Algorithm):
+    """One tile, and one digital number for each of its cells.
+
+    Every whole multiple of the step becomes as many pulses, counted out, not random. ``pulses`` does not matter to it.
+    Source: S. R. Nandakumar et al., Front. Neurosci. 14, 406 (2020).
+
+    Fields:
+        period: mini-batches between transfers.
+        threshold: digital content that makes a pulse, in steps of the cell.
+        most_pulses: pulses per cell and transfer, at most; the rest waits.
+
+    Example:
+        >>> MixedPrecision().tile_count
+        1
+    """
+
+    period: int = 1
+    threshold: float = 1.0
+    most_pulses: int = 31
+
+    def validate(self):
+        self.require(self.period >= 1, "period", f"must be at least 1, got {self.period}")
+        self.require(self.threshold > 0, "threshold", "must be positive")
+        self.require(1 <= self.most_pulses <= 1024, "most_pulses", "is between 1 and 1024")
+
+    def extra(self, array: Array, device: torch.device) -> State:
+        return {"chi": torch.zeros(array.shape, device=device)}
+
+    def program(self, array: Array, state: State, weight: Tensor) -> None:
+        super().program(array, state, weight)
+        state["chi"].zero_()
+
+    def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
+        state["chi"].sub_(vectors.gradient(), alpha=lr / array.scale)
+        updates = int(state["counters"][UPDATES])
+        if (updates + 1) % self.period == 0:
+            state["statistics"][0] += whole_steps(
+                tile_of(array, state, 0), state["chi"], self.threshold * array.cell.granularity, updates, array.key,
+                self.most_pulses, array.backend,
+            )  # fmt: skip
+        self.finish(array, state, vectors)

@@ -1,0 +1,296 @@
+"""Residual learning: several tiles of few states, each finer one holding what the coarser ones cannot."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aimc.algorithms.base import UPDATES, Array, State, Transfers, one_hot_read, visible
+from aimc.algorithms.plateau import FirstThen, PlateauRule
+from aimc.algorithms.transferring import Transferring, transfer_columns, transfers
+from aimc.config import Config
+from aimc.errors import AimcError
+from aimc.ops.pulsed_update import PulseTrain, Vectors
+from aimc.ops.transfer import reencode
+
+ACTIVE, HITS, FLAG, VALUES, SEEN_PULSES, VISITS = range(2, 8)
+_HISTORY = 64
+
+
+class WarmStart(Config):
+    """Fill the tiles one after another, the most significant one first, before the chain runs.
+
+    Fields:
+        source: tile that the active one is filled from, 0 or 1; null takes the order's own.
+        period_of: tile whose period the filling has; null takes the order's own.
+        rule: when to go on to the next tile.
+        signal: what the rule sees, once per epoch: ``loss``, the training loss, so that all layers go together; or
+            ``pulses``, those of the layer's own tile 0, which follow its gradient, so that each layer decides.
+        self_transfer: whether a tile that is its own source is transferred onto itself, as in the published GPU code.
+    """
+
+    source: Literal[0, 1] | None = None
+    period_of: Literal[0, 1] | None = None
+    rule: PlateauRule = FirstThen()
+    signal: Literal["loss", "pulses"] = "loss"
+    self_transfer: bool = False
+
+
+class Residual(Transferring):
+    """W = sum_k share_k W_k over ``tiles`` tiles, tile 0 the least significant.
+
+    With the order ``reencode`` (ours, the default) the columns that are visited are read on all tiles and written anew
+    from the most significant tile down, with read-back, so that the composite does not jump and nothing is counted
+    twice. With the orders ``paper``, ``cpu`` and ``cuda`` tiles are added onto their neighbours and keep what they had,
+    as published (Z. Li et al., arXiv:2510.02516, whose text and two programs differ from each other).
+
+    ``docs/algorithms/residual.md`` compares them, and says how the defaults were found.
+
+    Fields (see :class:`aimc.algorithms.Transferring` for the rest):
+        tiles: how many.
+        order: what happens when.
+        ratio: share of a tile relative to the next more significant one; null derives it from the cell's states.
+        shares_of: the shares themselves, tile 0 first, in place of a ratio.
+        gradient: for ``reencode``: ``digital``, the gradient of the visited columns is worked out in floating point and
+            rounded onto tile 0 on the spot; ``pulsed``, tile 0 collects it by pulses, as in the published orders.
+        columns: visited per mini-batch, or ``all``; null takes as many as ``cells_per_visit`` allow (for ``reencode``),
+            or one.
+        cells_per_visit: see ``columns``.
+        threshold, tries, last_tries, floor: of ``reencode``, see :func:`aimc.ops.transfer.reencode`.
+        period, period_growth: mini-batches between the transfers of tile 0, and the factor from tile to tile.
+        periods: the periods themselves, in place of the two.
+        transfer_growth: ``transfer_lr`` is that of tile T-1, every less significant tile has this factor more.
+        transfer_lrs: the rates themselves.
+        transfer_pulses: how what was read becomes pulses.
+        warm_start: for the published orders, or null.
+
+    Example:
+        >>> Residual(tiles=4).tile_count
+        4
+    """
+
+    tiles: int = 6
+    order: Literal["reencode", "paper", "cpu", "cuda"] = "reencode"
+    ratio: float | None = None
+    shares_of: tuple[float, ...] = ()
+    gradient: Literal["digital", "pulsed"] = "digital"
+    columns: int | Literal["all"] | None = None
+    cells_per_visit: int = 16384
+    threshold: float = 0.6
+    tries: int = 2
+    last_tries: int = 1
+    floor: float = 1.0
+    period: int = 2
+    period_growth: int = 5
+    periods: tuple[int, ...] = ()
+    transfer_lr: float = 0.1
+    scale_transfer_lr: bool = False
+    transfer_growth: float = 1.2
+    transfer_lrs: tuple[float, ...] = ()
+    transfer_pulses: PulseTrain = PulseTrain()
+    warm_start: WarmStart | None = None
+
+    COUNTERS = 8
+
+    @property
+    def tile_count(self) -> int:
+        return self.tiles
+
+    def validate(self):
+        self.require(2 <= self.tiles <= 32, "tiles", f"is between 2 and 32, got {self.tiles}")
+        self.require(self.fast_lr > 0, "fast_lr", f"must be positive, got {self.fast_lr}")
+        self.require(self.transfer_lr > 0, "transfer_lr", f"must be positive, got {self.transfer_lr}")
+        self.require(
+            self.columns is None or self.columns == "all" or self.columns >= 1,
+            "columns",
+            "is at least 1, 'all' or null",
+        )
+        self.require(
+            self.ratio is None or 0 < self.ratio < 1, "ratio", f"is between 0 and 1, got {self.ratio}"
+        )
+        for name, length in (
+            ("shares_of", self.tiles),
+            ("periods", self.tiles - 1),
+            ("transfer_lrs", self.tiles - 1),
+        ):
+            value = getattr(self, name)
+            self.require(
+                len(value) in (0, length) and all(v > 0 for v in value),
+                name,
+                f"is {length} positive numbers, or empty",
+            )
+        self.require(not self.shares_of or self.ratio is None, "ratio", "excludes shares_of")
+        self.require(self.period >= 1, "period", "must be at least 1")
+        self.require(self.period_growth >= 1, "period_growth", "must be at least 1")
+        self.require(self.cells_per_visit >= 1, "cells_per_visit", "must be at least 1")
+        self.require(self.tries >= 1, "tries", "must be at least 1")
+        self.require(self.last_tries >= 1, "last_tries", "must be at least 1")
+        self.require(self.threshold > 0, "threshold", "must be positive")
+        self.require(
+            self.warm_start is None or self.order != "reencode",
+            "warm_start",
+            "is of the published orders; with 'reencode' every tile is reached at once",
+        )
+
+    # The numbers of a layer ------------------------------------------------------------------------------------------
+
+    def shares(self, array: Array) -> tuple[float, ...]:
+        if self.shares_of:
+            return self.shares_of
+        ratio = self.ratio
+        if ratio is None:
+            # A finer tile has to reach over one step of the coarser one, devices that fall short included.
+            states = max(array.cell.states, 1.0)
+            ratio = min(1.2 / states**0.5 if self.order == "reencode" else 1.25 / states, 0.9)
+        return tuple(ratio ** (self.tiles - 1 - t) for t in range(self.tiles))
+
+    def columns_of(self, array: Array) -> int:
+        rows, columns = array.shape
+        if self.columns == "all":
+            return columns
+        if self.columns is not None:
+            return min(self.columns, columns)
+        return min(max(self.cells_per_visit // max(rows, 1), 1), columns) if self.order == "reencode" else 1
+
+    def period_of(self, tile: int) -> int:
+        """Mini-batches between transfers of a tile to the next one."""
+        return self.periods[tile] if self.periods else self.period * self.period_growth**tile
+
+    def rate_of(self, tile: int, lr: float) -> float:
+        """Transfer rate of a tile to the next one."""
+        rate = (
+            self.transfer_lrs[tile]
+            if self.transfer_lrs
+            else self.transfer_lr * self.transfer_growth ** (self.tiles - 1 - tile)
+        )
+        return rate * (lr if self.scale_transfer_lr else 1.0)
+
+    # State ---------------------------------------------------------------------------------------------------------
+
+    def extra(self, array: Array, device: torch.device) -> State:
+        return {"values": torch.zeros(_HISTORY, dtype=torch.float64)}
+
+    def init(self, array: Array, weight: Tensor) -> State:
+        state = super().init(array, weight)
+        state["counters"][ACTIVE] = self.tiles - 1 if self.warm_start is not None else -1
+        return state
+
+    def active_tile(self, state: State) -> int | None:
+        active = int(state["counters"][ACTIVE])
+        return active if active >= 0 else None
+
+    def observe(self, array: Array, state: State, loss: float) -> None:
+        """Once per epoch: does the warm start go on to the next tile?"""
+        warm, counters = self.warm_start, state["counters"]
+        if warm is None or counters[ACTIVE] < 0:
+            return
+        pulses = int(state["statistics"][0][2])
+        value = loss if warm.signal == "loss" else float(pulses - int(counters[SEEN_PULSES]))
+        counters[SEEN_PULSES] = pulses
+        values = state["values"]
+        if counters[VALUES] == _HISTORY:
+            values.copy_(values.roll(-1))
+            counters[VALUES] -= 1
+        values[int(counters[VALUES])] = value
+        counters[VALUES] += 1
+        if warm.rule.hit(values[: int(counters[VALUES])].tolist(), int(counters[HITS])):
+            counters[HITS] += 1
+            counters[VALUES] = 0
+            counters[FLAG] = 1
+
+    # Steps -----------------------------------------------------------------------------------------------------------
+
+    def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
+        if self.order == "reencode":
+            self._reencode(array, state, vectors, lr)
+        else:
+            self.pulse(array, state, 0, vectors, self.fast_rate(array, lr))
+            for source, target in self.due(state):
+                transfer_columns(
+                    array,
+                    state,
+                    source,
+                    target,
+                    self.columns_of(array),
+                    self.rate_of(source, lr),
+                    self.transfer_pulses,
+                )
+        self.finish(array, state, vectors)
+
+    def _reencode(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
+        columns, width = self.columns_of(array), array.shape[1]
+        shares = self.shares(array)
+        number = int(state["counters"][VISITS])
+        first = number % width
+        gradient, rate = None, 0.0
+        if self.gradient == "digital":
+            # What is not visited now is visited later: the visited columns stand for the others in the mean.
+            gradient, rate = vectors.gradient(), lr / array.scale * (width / columns)
+            if columns < width:
+                gradient = gradient[:, torch.arange(first, first + columns) % width]
+        else:
+            self.pulse(array, state, 0, vectors, self.fast_rate(array, lr) / shares[0])
+        found, reads = reencode(
+            array.cell, state["held"], visible(state), state["parameters"], state["counts"],
+            state["held"].new_tensor(shares), first, columns, number, array.key.fold("reencode"), gradient=gradient,
+            rate=rate, threshold=self.threshold, tries=self.tries, last_tries=self.last_tries, floor=self.floor,
+            stochastic=self.gradient == "digital", how=one_hot_read(array), backend=array.backend,
+        )  # fmt: skip
+        state["statistics"] += found
+        state["reads"] += reads
+        state["counters"][VISITS] = number + columns
+
+    def due(self, state: State) -> list[tuple[int, int]]:
+        """Transfers ``(source, target)`` at the end of the present mini-batch, in order; moves a warm start on."""
+        counters, n = state["counters"], self.tiles
+        u = int(counters[UPDATES]) + 1
+        warm, found = self.warm_start, []
+        is_due = [u % self.period_of(t) == 0 for t in range(n - 1)]
+        if self.order == "cuda" and is_due[0]:
+            found.append((0, 1))
+        if counters[FLAG] and counters[ACTIVE] >= 0:
+            counters[ACTIVE] -= 1
+            counters[FLAG] = 0
+        active = int(counters[ACTIVE])
+        if warm is not None and active >= 0:
+            source = warm.source if warm.source is not None else (1 if self.order == "cuda" else 0)
+            of = warm.period_of if warm.period_of is not None else (0 if self.order == "paper" else 1)
+            if active > source or warm.self_transfer:
+                if is_due[min(of, n - 2)]:
+                    found.append((source, active))
+            elif active <= source:
+                counters[ACTIVE] = active = -1
+        if self.order == "paper" or active < 0:
+            first = 1 if self.order == "cuda" else 0
+            found += [(t, t + 1) for t in range(first, n - 1) if is_due[t]]
+        return found
+
+    def schedule(
+        self, array: Array, updates_per_epoch: int, vectors_per_update: int, lr: float
+    ) -> list[Transfers]:
+        columns = self.columns_of(array)
+        if self.order == "reencode":
+            passes = updates_per_epoch * columns / array.shape[1]
+            return [
+                Transfers(t, t + 1, updates_per_epoch * columns, passes, 0.0, self.tries)
+                for t in range(self.tiles - 1)
+            ]
+        return [
+            transfers(
+                array,
+                t,
+                t + 1,
+                columns,
+                updates_per_epoch / self.period_of(t),
+                self.rate_of(t, lr),
+                self.transfer_pulses,
+            )
+            for t in range(self.tiles - 1)
+        ]
+
+    def program(self, array: Array, state: State, weight: Tensor) -> None:
+        if min(self.shares(array)) <= 0:
+            raise AimcError("must be positive", field="shares_of")
+        super().program(array, state, weight)

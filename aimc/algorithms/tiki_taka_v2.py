@@ -1,0 +1,121 @@
+"""Tiki-Taka with a digital buffer between the fast tile and the weight."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aimc.algorithms.base import UPDATES, VECTORS, Array, State, Transfers, one_hot_read, tile_of
+from aimc.algorithms.transferring import Transferring
+from aimc.ops.pulsed_update import Vectors
+from aimc.ops.transfer import Buffer, buffered_update
+
+
+class TikiTakaV2(Transferring):
+    """What is read from the fast tile adds up in a digital buffer; its whole parts become single pulses on the weight.
+
+    Source: T. Gokmen, Front. Artif. Intell. 4, 699148 (2021).
+
+    Fields (see :class:`aimc.algorithms.Transferring` for the rest):
+        period: of the reads, in ``unit``.
+        unit: ``updates`` (mini-batches) or ``vectors``.
+        threshold: buffer content that makes a pulse, in steps of the cell.
+        auto_granularity: where positive, the threshold is instead ``auto_granularity / (C period)`` steps per
+            ``threshold``, with the period in vectors.
+        momentum, forget: what stays of the buffer after a pulse: ``momentum`` times all of it, or, if ``forget`` is
+            false, all but ``1 - momentum`` pulses' worth.
+        most_pulses: pulses per cell and read, at most.
+        auto_scale: the fast tile's rate follows the running means of the largest inputs and gradients, so that
+            ``fast_lr`` is the share of a full train that an average vector asks for. The layer's rate and
+            ``scale_fast_lr`` do not matter to it then.
+        auto_momentum: of these means, per mini-batch.
+        gamma: share of the fast tile in the weight; 0 hides it.
+
+    Example:
+        >>> TikiTakaV2(columns="all").tile_count
+        2
+    """
+
+    period: int = 1
+    unit: Literal["updates", "vectors"] = "updates"
+    threshold: float = 1.0
+    auto_granularity: float = 0.0
+    momentum: float = 0.1
+    forget: bool = True
+    most_pulses: int = 1
+    auto_scale: bool = False
+    auto_momentum: float = 0.99
+    gamma: float = 0.0
+
+    @property
+    def tile_count(self) -> int:
+        return 2
+
+    def validate(self):
+        super().validate()
+        self.require(self.period >= 1, "period", f"must be at least 1, got {self.period}")
+        self.require(self.threshold > 0, "threshold", "must be positive")
+        self.require(self.auto_granularity >= 0, "auto_granularity", "must not be negative")
+        self.require(1 <= self.most_pulses <= 1024, "most_pulses", "is between 1 and 1024")
+        for name in ("momentum", "auto_momentum"):
+            self.require(0 <= getattr(self, name) <= 1, name, "is between 0 and 1")
+        self.require(
+            self.pulses.kind not in ("none", "none_bounded"), "pulses.kind", "the fast tile takes pulses"
+        )
+
+    def shares(self, array: Array) -> tuple[float, ...]:
+        return (self.gamma, 1.0)
+
+    def extra(self, array: Array, device: torch.device) -> State:
+        found = {
+            "buffer": torch.zeros(array.shape, device=device),
+            "visits": torch.zeros(1 + array.shape[1], dtype=torch.int64),
+        }
+        if self.auto_scale:
+            found["means"] = torch.zeros(2, dtype=torch.float64)
+        return found
+
+    def program(self, array: Array, state: State, weight: Tensor) -> None:
+        super().program(array, state, weight)
+        state["buffer"].zero_()
+
+    def buffer(self, array: Array, state: State, period: int, lr: float) -> Buffer:
+        """The digital side of the transfers; ``period`` in vectors."""
+        size = self.threshold * array.cell.granularity
+        if self.auto_granularity > 0:
+            size *= self.auto_granularity / (array.shape[1] * period)
+        return Buffer(
+            state["buffer"], state["visits"], self.transfer_rate(lr) / size, self.momentum, self.forget,
+            self.most_pulses,
+        )  # fmt: skip
+
+    def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
+        if self.unit == "vectors":
+            period, so_far = self.period, int(state["counters"][VECTORS])
+        else:  # the last vector of every ``period``-th mini-batch
+            period = vectors.count * self.period
+            so_far = vectors.count * (int(state["counters"][UPDATES]) % self.period)
+        rate, fast_lr = 0.0, self.fast_rate(array, lr)
+        if self.auto_scale:
+            rate = (1 - self.auto_momentum) / max(vectors.count, 1)
+            fast_lr = self.fast_lr * self.pulses.length * array.cell.granularity
+        before = int(state["visits"][0])
+        key = array.key.fold("tile", 0).at(step=int(state["counters"][UPDATES]) % (1 << 32))
+        fast, slow = buffered_update(
+            tile_of(array, state, 0), tile_of(array, state, 1), vectors, fast_lr, key, array.key.fold("transfer", 0, 1),
+            self.buffer(array, state, max(period, 1), lr), so_far, max(period, 1), self.columns_of(array),
+            one_hot_read(array), self.pulses, state.get("means"), rate, array.backend,
+        )  # fmt: skip
+        state["statistics"][0] += fast
+        state["statistics"][1] += slow
+        state["reads"][0] += int(state["visits"][0]) - before
+        self.finish(array, state, vectors)
+
+    def schedule(
+        self, array: Array, updates_per_epoch: int, vectors_per_update: int, lr: float
+    ) -> list[Transfers]:
+        units = updates_per_epoch * (vectors_per_update if self.unit == "vectors" else 1)
+        columns = units / self.period * self.columns_of(array)
+        return [Transfers(0, 1, columns, columns / array.shape[1], 0.0, self.most_pulses)]

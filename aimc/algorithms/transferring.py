@@ -1,0 +1,66 @@
+"""What the algorithms share that collect the gradient on a fast tile and read it into slower ones."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from aimc.algorithms.base import Algorithm, Array, State, Transfers, one_hot_read, tile_of, visible
+from aimc.ops.pulsed_update import PulseTrain
+from aimc.ops.transfer import transfer
+
+
+class Transferring(Algorithm):
+    """Base. Tile 0 takes the gradient's pulses.
+
+    Fields:
+        fast_lr: learning rate of tile 0, relative to the layer's or, with ``scale_fast_lr`` false, on its own.
+        transfer_lr: pulse granularities per unit that is read, relative to the layer's learning rate or, with
+            ``scale_transfer_lr`` false, on its own. A rate on its own is not reached by schedules of the optimizer.
+        columns: columns read per event, or ``all``.
+    """
+
+    fast_lr: float = 1.0
+    scale_fast_lr: bool = True
+    transfer_lr: float = 1.0
+    scale_transfer_lr: bool = True
+    columns: int | Literal["all"] = 1
+
+    def validate(self):
+        self.require(self.fast_lr > 0, "fast_lr", f"must be positive, got {self.fast_lr}")
+        self.require(self.transfer_lr > 0, "transfer_lr", f"must be positive, got {self.transfer_lr}")
+        self.require(self.columns == "all" or self.columns >= 1, "columns", "is at least 1, or 'all'")
+
+    def fast_rate(self, array: Array, lr: float) -> float:
+        """Learning rate of tile 0 in units of the cells."""
+        return self.fast_lr * (lr if self.scale_fast_lr else 1.0) / array.scale
+
+    def transfer_rate(self, lr: float) -> float:
+        return self.transfer_lr * (lr if self.scale_transfer_lr else 1.0)
+
+    def columns_of(self, array: Array) -> int:
+        return array.shape[1] if self.columns == "all" else min(self.columns, array.shape[1])
+
+
+def transfer_columns(
+    array: Array, state: State, source: int, target: int, columns: int, lr: float, train: PulseTrain
+) -> None:
+    """The next columns of tile ``source`` as pulses onto tile ``target``, counted. ``state["reads"]`` is the pointer."""
+    number = int(state["reads"][source])
+    found = transfer(
+        tile_of(array, state, target), visible(state)[source], number % array.shape[1], columns, number, lr,
+        array.key.fold("transfer", source, target), one_hot_read(array), train, array.backend,
+    )  # fmt: skip
+    state["reads"][source] += columns
+    state["statistics"][target] += found
+
+
+def transfers(
+    array: Array, source: int, target: int, columns: int, events: float, rate: float, train: PulseTrain
+) -> Transfers:
+    """A line of the schedule: ``events`` per epoch of ``columns`` columns at ``rate``."""
+    cell = array.cell
+    largest = max(abs(cell.w_max), abs(cell.w_min))
+    return Transfers(
+        source, target, events * columns, events * columns / array.shape[1], rate * largest / cell.granularity,
+        train.length,
+    )  # fmt: skip
