@@ -79,8 +79,8 @@ class Residual(Transferring):
     columns: int | Literal["all"] | None = None
     cells_per_visit: int = 16384
     threshold: float = 0.6
-    tries: int = 2
-    last_tries: int = 1
+    tries: int = 3
+    last_tries: int = 2
     floor: float = 1.0
     period: int = 2
     period_growth: int = 5
@@ -143,7 +143,7 @@ class Residual(Transferring):
         if ratio is None:
             # A finer tile has to reach over one step of the coarser one, devices that fall short included.
             states = max(array.cell.states, 1.0)
-            ratio = min(1.2 / states**0.5 if self.order == "reencode" else 1.25 / states, 0.9)
+            ratio = min(0.4, 2 / states**0.5) if self.order == "reencode" else min(1.25 / states, 0.9)
         return tuple(ratio ** (self.tiles - 1 - t) for t in range(self.tiles))
 
     def columns_of(self, array: Array) -> int:

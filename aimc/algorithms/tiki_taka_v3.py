@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aimc.algorithms.base import Array, State
 from aimc.algorithms.tiki_taka_v2 import TikiTakaV2
+from aimc.ops.pulsed_update import PulseTrain
 from aimc.ops.transfer import Buffer
 
 
@@ -33,6 +34,7 @@ class TikiTakaV3(TikiTakaV2):
     momentum: float = 0.0
     auto_scale: bool = True
     fast_lr: float = 0.1
+    pulses: PulseTrain = PulseTrain(length=5)
 
     def validate(self):
         super().validate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -15,13 +16,26 @@ from aimc.ops.pulsed_update import cpu, reference
 from aimc.ops.pulsed_update.cpu import STATISTICS
 from aimc.ops.pulsed_update.train import PulseTrain
 from aimc.ops.pulsed_update.vectors import Patches, Vectors, padded
-from aimc.random import Key
+from aimc.random import STREAMS, Key
 from aimc.random.cpu import key_words
 
-__all__ = ["MODES", "STATISTICS", "Patches", "PulseTrain", "Vectors", "check_vectors", "padded", "pulsed_update"]
+__all__ = [
+    "MODES",
+    "STATISTICS",
+    "Patches",
+    "PulseTrain",
+    "Vectors",
+    "check_vectors",
+    "padded",
+    "pulsed_update",
+]
 
 _NO_COUNTS = np.empty((0, 0), np.int32)
 _NO_SIGN = np.empty(0, np.float32)
+_STREAMS = [
+    np.uint32(STREAMS[s]) for s in ("pulses_x", "pulses_x_low", "pulses_d", "pulses_d_low", "pulse_noise")
+]
+_MOST_SLOTS = 1 << 16
 MODES = {"stochastic": 0, "mean_count": 1, "deterministic": 2}
 
 
@@ -45,8 +59,8 @@ def pulsed_update(
     """Move ``w`` by ``-lr sum_v d_v x_v^T`` in expectation, in place, by pulses; vectors act one after another.
 
     With g the granularity, ``kappa = lr max|x| max|d| / g`` and BL slots, row i fires in a slot with probability
-    ``|d_i| A``, column j with ``|x_j| B``, and a cell is pulsed where both do; ``A B = lr / (g BL)``, so that a cell gets
-    ``lr |x_j d_i| / g`` pulses on average while no probability exceeds 1. The direction is ``-sign(d_i x_j)``.
+    ``|d_i| A``, column j with ``|x_j| B``, and a cell is pulsed where both do; ``A B = lr / (g BL)``, so that a cell
+    gets ``lr |x_j d_i| / g`` pulses on average while no probability exceeds 1. The direction is ``-sign(d_i x_j)``.
 
     Args:
         held: what the cells hold, float32 ``[R, C]``, contiguous.
@@ -77,54 +91,75 @@ def pulsed_update(
         >>> bool((w < 0).all())
         True
     """
-    if w.shape != held.shape:
-        raise AimcError("is not the shape of the cells", field="w", shape=w.shape)
+    _check_cells(held, w, parameters, cell, counts, x_sign, d_sign)
     check_vectors(vectors, held, lr)
-    statistics = torch.zeros(len(STATISTICS), dtype=torch.int64)
     if vectors.count == 0:
-        return statistics
+        return torch.zeros(len(STATISTICS), dtype=torch.int64)
     if train.kind in ("none", "none_bounded"):
-        held.sub_(
-            vectors.gradient() if x_sign is None else _flipped(vectors.gradient(), x_sign, d_sign), alpha=lr
-        )
+        gradient = vectors.gradient()
+        if x_sign is not None and d_sign is not None:
+            gradient = gradient * d_sign[:, None] * x_sign
+        held.sub_(gradient, alpha=lr)
         if train.kind == "none_bounded":
             torch.minimum(torch.maximum(held, parameters[..., 3], out=held), parameters[..., 2], out=held)
         if w is not held:
             w.copy_(held)
-        return statistics
+        return torch.zeros(len(STATISTICS), dtype=torch.int64)
     g = cell.granularity if granularity is None else granularity
-    stride = train.length if train.fixed_length else max(train.length, math.ceil(lr / g))
+    stride = train.length
+    if not (train.fixed_length or train.length_management) and lr > g * train.length:
+        stride = math.ceil(lr / g)
+        if stride > _MOST_SLOTS:
+            raise AimcError(f"asks for trains of {lr / g:.3g} slots, at most {_MOST_SLOTS} are sent", field="lr")
     if choose_backend(backend, held, vectors.x, vectors.d) == "reference":
+        found = torch.zeros(len(STATISTICS), dtype=torch.int64)
         reference.update(
-            cell,
-            held,
-            w,
-            parameters,
-            counts,
-            vectors,
-            x_sign,
-            d_sign,
-            first,
-            lr,
-            g,
-            train,
-            stride,
-            key,
-            statistics,
+            cell, held, w, parameters, counts, vectors, x_sign, d_sign, first, lr, g, train, stride, key, found
         )
-        return statistics
-    noisy = cell.noisy
+        return found
+    statistics = np.zeros(len(STATISTICS), np.int64)
+    k0, k1, step, _ = key_words(key)
+    x_key, x_low, d_key, d_low, noise_key = [(k0, k1, step, stream) for stream in _STREAMS]
+    held_array = held.numpy()
     cpu.update(
-        cell.KIND, cell.constants().numpy(), held.numpy(), w.numpy(), parameters.numpy(),
-        counts.numpy() if counts is not None else _NO_COUNTS, noisy, np.float32(cell.write_noise_std * cell.dw_min),
+        cell.KIND, _constants(cell), held_array, w.numpy() if w is not held else held_array, parameters.numpy(),
+        counts.numpy() if counts is not None else _NO_COUNTS, cell.noisy, np.float32(cell.write_noise_std * cell.dw_min),
         *vectors.arrays(),
         x_sign.numpy() if x_sign is not None else _NO_SIGN, d_sign.numpy() if d_sign is not None else _NO_SIGN,
         first, MODES[train.kind], float(lr), float(g), train.length, train.length_management, train.management,
         train.fixed_length, train.gradient_scale, train.x_resolution, train.d_resolution, stride,
-        *(key_words(key.at(s)) for s in ("pulses_x", "pulses_x_low", "pulses_d", "pulses_d_low", "pulse_noise")),
-        statistics.numpy(),
+        x_key, x_low, d_key, d_low, noise_key, statistics,
     )  # fmt: skip
-    return statistics
+    return torch.from_numpy(statistics)
+
+
+@functools.lru_cache(64)
+def _constants(cell: PulsedCell) -> np.ndarray:
+    return cell.constants().numpy()
+
+
+def _check_cells(
+    held: Tensor,
+    w: Tensor,
+    parameters: Tensor,
+    cell: PulsedCell,
+    counts: Tensor | None,
+    x_sign: Tensor | None,
+    d_sign: Tensor | None,
+) -> None:
+    """The compiled body looks where it is told to: nothing may be smaller than the cells."""
+    shape = held.shape
+    if w is not held and w.shape != shape:
+        raise AimcError("is not the shape of the cells", field="w", shape=w.shape)
+    if counts is not None and counts.shape != shape:
+        raise AimcError("is not the shape of the cells", field="counts", shape=counts.shape)
+    columns = len(cell.PARAMETERS)
+    if parameters.shape != (*shape, columns) and parameters.shape != (1, 1, columns):
+        raise AimcError("are not those of the cells", field="parameters", shape=parameters.shape)
+    if x_sign is None and d_sign is None:
+        return
+    if x_sign is None or d_sign is None or (len(d_sign), len(x_sign)) != shape:
+        raise AimcError("are both given, one per column and one per row, or none", field="x_sign, d_sign")
 
 
 def check_vectors(vectors: Vectors, held: Tensor, lr: float) -> None:
@@ -139,8 +174,3 @@ def check_vectors(vectors: Vectors, held: Tensor, lr: float) -> None:
         # The sum costs one pass; it may overflow where no value does.
         if not math.isfinite(value.sum().item()) and not bool(torch.isfinite(value).all()):
             raise AimcError(f"the {what} holds NaN or infinite values", shape=value.shape)
-
-
-def _flipped(gradient: Tensor, x_sign: Tensor, d_sign: Tensor | None) -> Tensor:
-    assert d_sign is not None, "choppers come in pairs"
-    return gradient * d_sign[:, None] * x_sign

@@ -9,8 +9,8 @@ from aimc.ops.pulsed_update.response import OPTIONS, step
 from aimc.random.cpu import _M, _normal, _philox
 
 STATISTICS = ("vectors", "active", "pulses", "slots", "beyond_budget", "probabilities", "clipped")
-"""Counters of an update: vectors seen; vectors with an input and a gradient; pulses; slots; vectors that would need more
-pulses than the train has slots; probabilities formed; probabilities above 1."""
+"""Counters of an update: vectors seen; vectors with an input and a gradient; pulses; slots; vectors that would need
+more pulses than the train has slots; probabilities of rows; those of them above 1."""
 
 _2P32 = 4294967296.0
 _LEAST = 1e-30

@@ -10,9 +10,9 @@ from aimc.config import Config
 class PulseTrain(Config):
     """Fields:
         kind: ``stochastic``: rows and columns send random trains and a cell is pulsed where they coincide (stochastic
-            compressed); ``mean_count``: the rounded mean number of coincidences; ``deterministic``: the rounded product
-            (``deterministic implicit``); ``none``: the exact update; ``none_bounded``: the exact update, then clipped to
-            each device's bounds.
+            compressed); ``mean_count``: the rounded mean number of coincidences; ``deterministic``: the rounded
+            product (``deterministic implicit``); ``none``: the exact update; ``none_bounded``: the exact update, then
+            clipped to each device's bounds.
         length: slots of a train (``desired_bl``).
         length_management: shorten the train where few pulses are expected (``update_bl_management``).
         management: give both sides equal peak probabilities (``update_management``).

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from aimc.errors import AimcError
 
+Arrays: TypeAlias = tuple[
+    np.ndarray, int, np.ndarray, np.ndarray, int, int, int, int, np.ndarray, int, int, int, int, int
+]
 _START = np.zeros(1, np.int64)
 
 
@@ -82,11 +87,19 @@ class Vectors:
     patches: Patches | None = None
 
     def __post_init__(self):
-        images = self.x.shape[0]
-        if self.d.shape[0] != images:
-            raise AimcError(f"{images} inputs and {self.d.shape[0]} gradients", shape=self.d.shape)
-        if self.patches is not None and self.d.shape[2] != len(self.patches.starts):
-            raise AimcError(f"{len(self.patches.starts)} output positions and {self.d.shape[2]} gradients")
+        x, d, p = self.x.shape, self.d.shape, self.patches
+        if p is None and not (len(x) == len(d) == 2 and self.groups == 1):
+            raise AimcError(f"inputs {list(x)} and {self.groups} groups are not those of a linear layer", shape=d)
+        if p is not None and not (len(d) == 3 and math.prod(x[1:]) == self.groups * p.group_stride):
+            raise AimcError(f"inputs {list(x)} are not those of {self.groups} groups of these patches", shape=d)
+        if d[0] != x[0]:
+            raise AimcError(f"{x[0]} inputs and {d[0]} gradients", shape=d)
+        if p is not None and d[2] != len(p.starts):
+            raise AimcError(f"{len(p.starts)} output positions and {d[2]} gradients", shape=d)
+        if d[1] % self.groups:
+            raise AimcError(f"{d[1]} rows do not divide into {self.groups} groups", shape=d)
+        if not (self.x.is_contiguous() and self.d.is_contiguous()):
+            raise AimcError("inputs and gradients must be contiguous", shape=d)
 
     @property
     def count(self) -> int:
@@ -101,24 +114,17 @@ class Vectors:
     def columns(self) -> int:
         return len(self.patches.offsets) if self.patches is not None else self.x.shape[1]
 
-    def arrays(self) -> tuple:
+    def arrays(self) -> Arrays:
         """What the compiled body takes: inputs, gradients and where their vectors lie."""
-        x, d, p = self.x, self.d, self.patches
+        p = self.patches
+        x, d = self.x.numpy().reshape(-1), self.d.numpy().reshape(-1)
         if p is None:
-            places = (_START, np.arange(self.columns), self.columns, 0, 0)
-            positions, d_strides = 1, (self.rows, 1, 1)
-        else:
-            places = (
-                p.starts.numpy(),
-                p.offsets.numpy(),
-                math.prod(p.kernel),
-                math.prod(x.shape[2:]),
-                p.group_stride,
-            )
-            positions = len(p.starts)
-            d_strides = (self.rows * positions, positions, 1)
+            (images, rows), columns = self.d.shape, self.x.shape[1]
+            return x, columns, _START, _range(columns), columns, 0, 0, 1, d, rows, 1, 1, images, 1
+        images, rows, positions = self.d.shape
         return (
-            x.view(-1).numpy(), x.stride(0), *places, self.groups, d.view(-1).numpy(), *d_strides, d.shape[0], positions,
+            x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), math.prod(p.kernel),
+            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, positions, 1, images, positions,
         )  # fmt: skip
 
     def gradient(self) -> Tensor:
@@ -153,6 +159,11 @@ class Vectors:
             .reshape(self.groups, self.count, rows)
         )
         return x, d
+
+
+@functools.lru_cache(256)
+def _range(n: int) -> np.ndarray:
+    return np.arange(n)
 
 
 def padded(x: Tensor, padding: list[int], mode: str = "zeros") -> Tensor:

@@ -16,7 +16,7 @@ from aimc.ops.pulsed_update.cpu import (
     update_range,
 )
 from aimc.ops.pulsed_update.response import OPTIONS, step
-from aimc.random.cpu import _normal
+from aimc.random.cpu import _normal, fill_words
 
 _2M32 = 1.0 / 4294967296.0
 
@@ -197,59 +197,76 @@ def reencode(
 ):  # fmt: skip
     """Visited columns written anew from the most significant tile down. See ``ops.transfer.reencode``."""
     tiles, rows, width = held.shape
-    y = np.empty(tiles, np.float32)
     most = max(tries, last_tries)
     visited = np.zeros((columns, tiles, most), np.bool_)
+    y, prefix = np.empty((tiles, columns), np.float32), np.zeros((tiles, columns), np.float32)
+    words, busy = np.empty(columns, np.uint32), np.empty(columns, np.bool_)
+    # Below these nothing above tile 0 can fire, so that most cells need one look.
+    limits = (threshold_ * floor * np.float32(1 - 1e-5)) * shares
     quiet = np.float32(0.0)
+    exact = noise == 0 and half == 0
+    first_part = min(columns, width - column)
     for i in range(rows):
+        for t in range(tiles):
+            if exact:
+                for n in range(first_part):
+                    y[t, n] = w[t, i, column + n]
+                for n in range(first_part, columns):
+                    y[t, n] = w[t, i, column + n - width]
+            else:
+                for n in range(columns):
+                    place = ((number + n) * tiles + t) * (most + 1)
+                    y[t, n] = read(
+                        w[t, i, (column + n) % width], noise, half, bound, place * rows + i, read_key
+                    )
+        if gradient.shape[0] > 0:
+            for n in range(columns):
+                prefix[0, n] = -(rate * gradient[i, n])
+        busy[:] = False
+        for t in range(1, tiles):
+            share, limit = shares[t - 1], limits[t]
+            for n in range(columns):
+                prefix[t, n] = prefix[t - 1, n] + share * y[t - 1, n]
+                busy[n] |= abs(prefix[t, n]) > limit
+        if stochastic:
+            fill_words(words, round_key[0], round_key[1], round_key[2], round_key[3], (i << 40) + number)
         for n in range(columns):
-            c = (column + n) % width
-            visit = (number + n) * tiles
-            rest = np.float32(0.0)
-            for t in range(tiles):
-                y[t] = read(w[t, i, c], noise, half, bound, ((visit + t) * (most + 1)) * rows + i, read_key)
-                if t < tiles - 1:
-                    rest += shares[t] * y[t]
-            if gradient.shape[0] > 0:
-                rest -= rate * gradient[i, n]
-            for t in range(tiles - 1, -1, -1):
-                if t < tiles - 1:
-                    rest -= shares[t] * y[t]
-                missing = rest / shares[t]
+            top = tiles - 1 if busy[n] else 0
+            c, visit = (column + n) % width, (number + n) * tiles
+            moved = np.float32(0.0)
+            for t in range(top, -1, -1):
+                missing = (prefix[t, n] + moved) / shares[t]
+                now = y[t, n]
+                last = False
                 for k in range(tries if t > 0 else last_tries):
                     up = missing > 0
-                    moved = step(kind, y[t], nominal, 0, 0, up, quiet, constants)
-                    size = moved - y[t] if up else y[t] - moved
+                    after = step(kind, now, nominal, 0, 0, up, quiet, constants)
+                    size = after - now if up else now - after
                     if size <= least:
                         break
                     if t > 0:
-                        size = max(size, floor)
-                        if not abs(missing) > threshold_ * size:
+                        if not abs(missing) > threshold_ * max(size, floor):
                             break
                     elif stochastic:
-                        u = np.float32((word_at((number + n) * rows + i, round_key) + 0.5) * _2M32)
-                        if not u * size < abs(missing):
-                            break
+                        if abs(missing) < size:
+                            last = True
+                            if not np.float32((words[n] + 0.5) * _2M32) * size < abs(missing):
+                                break
                     elif not abs(missing) > threshold_ * size:
                         break
                     place = (visit + t) * most + k
                     pulse(
-                        kind, constants, held[t], w[t], p[t], counts[t], i, c, up, (place * rows + i) * width + c,
-                        noise_key, noisy, write_noise,
+                        kind, constants, held[t], w[t], p[t], counts[t], i, c, up, (place * rows + i) * width + c, noise_key,
+                        noisy, write_noise,
                     )  # fmt: skip
                     statistics[t, 2] += 1
                     visited[n, t, k] = True
-                    now = read(
-                        w[t, i, c],
-                        noise,
-                        half,
-                        bound,
-                        ((visit + t) * (most + 1) + 1 + k) * rows + i,
-                        read_key,
-                    )
-                    rest -= shares[t] * (now - y[t])
-                    y[t] = now
-                    missing = rest / shares[t]
+                    before = now
+                    now = read(w[t, i, c], noise, half, bound, ((visit + t) * (most + 1) + 1 + k) * rows + i, read_key)
+                    moved -= shares[t] * (now - before)
+                    if last:
+                        break
+                    missing = (prefix[t, n] + moved) / shares[t]
     for t in range(tiles):
         statistics[t, 0] += columns
         statistics[t, 1] += columns

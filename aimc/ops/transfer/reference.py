@@ -147,34 +147,32 @@ def reencode(
     for n in range(columns):
         c = (column + n) % width
         visit = (number + n) * tiles
-        rest = torch.zeros(rows)
         y = []
         for t in range(tiles):
             place = (visit + t) * (most + 1)
             y.append(read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer")))
-            if t < tiles - 1:
-                rest = rest + shares[t] * y[t]
             reads[t] += 1
-        if gradient is not None:
-            rest = rest - f(rate) * gradient[:, n]
+        prefix = [-(f(rate) * gradient[:, n]) if gradient is not None else torch.zeros(rows)]
+        for t in range(tiles - 1):
+            prefix.append(prefix[t] + shares[t] * y[t])
+        moved_off = torch.zeros(rows)
         for t in range(tiles - 1, -1, -1):
-            if t < tiles - 1:
-                rest = rest - shares[t] * y[t]
-            missing = rest / shares[t]
+            missing = (prefix[t] + moved_off) / shares[t]
             tile = Tile(cell, held[t], w[t], parameters[t], counts[t])
             trying = torch.ones(rows, dtype=torch.bool)
             for k in range(tries if t > 0 else last_tries):
                 up = missing > 0
-                moved = cell.step(y[t], nominal[0], up, quiet)
-                size = torch.where(up, moved - y[t], y[t] - moved)
+                after = cell.step(y[t], nominal[0], up, quiet)
+                size = torch.where(up, after - y[t], y[t] - after)
                 trying &= size > f(least)
-                if t > 0:
-                    size = size.clamp_min(float(f(floor)))
                 if t == 0 and stochastic:
-                    word = word_at(key.at("algorithm"), (number + n) * rows + row)
-                    fires = ((word.double() + 0.5) * 2.0**-32).float() * size < missing.abs()
+                    word = word_at(key.at("algorithm"), (row << 40) + number + n)
+                    rounds = ((word.double() + 0.5) * 2.0**-32).float() * size < missing.abs()
+                    whole = missing.abs() >= size
+                    fires, again = whole | rounds, whole
                 else:
-                    fires = missing.abs() > f(threshold) * size
+                    fires = missing.abs() > f(threshold) * (size.clamp_min(float(f(floor))) if t > 0 else size)
+                    again = fires
                 trying &= fires
                 if not bool(trying.any()):
                     break
@@ -183,10 +181,11 @@ def reencode(
                 place = (visit + t) * (most + 1) + 1 + k
                 now = read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer"))
                 now = torch.where(trying, now, y[t])
-                rest = torch.where(trying, rest - shares[t] * (now - y[t]), rest)
+                moved_off = torch.where(trying, moved_off - shares[t] * (now - y[t]), moved_off)
                 y[t] = now
-                missing = torch.where(trying, rest / shares[t], missing)
+                missing = (prefix[t] + moved_off) / shares[t]
                 reads[t] += 1
+                trying &= again
     statistics[:, :2] += columns
 
 
