@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -143,8 +144,7 @@ class Algorithm(Config):
         read, shares = visible(state), self.shares(array)
         if not any(shares[:-1]):
             return read[-1] if shares[-1] == 1 else read[-1] * shares[-1]
-        factors = read.new_tensor(shares)
-        return (factors @ read.view(len(shares), -1)).view(array.shape)
+        return (share_tensor(shares, read.device) @ read.view(len(shares), -1)).view(array.shape)
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -243,6 +243,12 @@ class Algorithm(Config):
         relax(array, state)
         state["counters"][UPDATES] += 1
         state["counters"][VECTORS] += vectors.count
+
+
+@functools.lru_cache(maxsize=256)
+def share_tensor(shares: tuple[float, ...], device: torch.device) -> Tensor:
+    """Factors of the tiles as float32 ``[T]``; not to be changed."""
+    return torch.tensor(shares, dtype=torch.float32, device=device)
 
 
 def tile_of(array: Array, state: State, t: int) -> Tile:

@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aimc.algorithms.base import UPDATES, Array, State, Transfers, one_hot_read, visible
+from aimc.algorithms.base import UPDATES, Array, State, Transfers, one_hot_read, share_tensor, visible
 from aimc.algorithms.plateau import FirstThen, PlateauRule
 from aimc.algorithms.transferring import Transferring, transfer_columns, transfers
 from aimc.config import Config
-from aimc.errors import AimcError
 from aimc.ops.pulsed_update import PulseTrain, Vectors
 from aimc.ops.transfer import reencode
 
@@ -227,14 +226,13 @@ class Residual(Transferring):
         gradient, rate = None, 0.0
         if self.gradient == "digital":
             # What is not visited now is visited later: the visited columns stand for the others in the mean.
-            gradient, rate = vectors.gradient(), lr / array.scale * (width / columns)
-            if columns < width:
-                gradient = gradient[:, torch.arange(first, first + columns) % width]
+            visited = torch.arange(first, first + columns) % width if columns < width else None
+            gradient, rate = vectors.gradient(visited), lr / array.scale * (width / columns)
         else:
             self.pulse(array, state, 0, vectors, self.fast_rate(array, lr) / shares[0])
         found, reads = reencode(
             array.cell, state["held"], visible(state), state["parameters"], state["counts"],
-            state["held"].new_tensor(shares), first, columns, number, array.key.fold("reencode"), gradient=gradient,
+            share_tensor(shares, state["held"].device), first, columns, number, array.key.fold("reencode"), gradient=gradient,
             rate=rate, threshold=self.threshold, tries=self.tries, last_tries=self.last_tries, floor=self.floor,
             stochastic=self.gradient == "digital", how=one_hot_read(array), backend=array.backend,
         )  # fmt: skip
@@ -291,6 +289,11 @@ class Residual(Transferring):
         ]
 
     def program(self, array: Array, state: State, weight: Tensor) -> None:
-        if min(self.shares(array)) <= 0:
-            raise AimcError("must be positive", field="shares_of")
-        super().program(array, state, weight)
+        """Write a composite weight: what a tile cannot hold goes to the next less significant one."""
+        rest = weight
+        for t, share in reversed(list(enumerate(self.shares(array)))):
+            held = array.cell.snap(rest / share, state["parameters"][t])
+            state["held"][t].copy_(held)
+            rest = rest - share * held
+        if "w" in state:
+            state["w"].copy_(state["held"])

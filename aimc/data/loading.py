@@ -29,7 +29,7 @@ class TensorData:
     """A data set, or a part of one, in memory.
 
     Args:
-        inputs: float32 [n, channels, height, width], normalised per channel.
+        inputs: float32 [n, channels, height, width], standardised per channel or from 0 to 1.
         targets: int64 [n].
         classes: names in the order of the labels.
         name: of the data set.
@@ -55,7 +55,11 @@ class TensorData:
 
 
 def load(
-    name: str, split: str, root: str | os.PathLike[str] | None = None, limit: int | None = None
+    name: str,
+    split: str,
+    root: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    standardised: bool = True,
 ) -> TensorData:
     """Load a data set as tensors.
 
@@ -68,6 +72,7 @@ def load(
             permutation of the training images; ``train`` is the rest, in the order of that permutation.
         root: a folder with a folder ``<name>`` in it, holding parquet, IDX or npz files.
         limit: at most this many images, the first ones.
+        standardised: pixels with mean 0 and deviation 1 over the training images; otherwise from 0 to 1.
 
     Example:
         >>> data = load("mnist_small", "train", limit=100)
@@ -88,8 +93,10 @@ def load(
     digest = hashlib.sha256(pixels.data)
     digest.update(labels.astype("<i8").data)
 
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (about.mean, about.std))
-    inputs = torch.from_numpy(pixels).to(torch.float32).div_(255).sub_(mean).div_(std)
+    inputs = torch.from_numpy(pixels).to(torch.float32).div_(255)
+    if standardised:
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (about.mean, about.std))
+        inputs.sub_(mean).div_(std)
     return TensorData(
         inputs, torch.from_numpy(labels), images.classes or about.classes, name, split, digest.hexdigest()
     )

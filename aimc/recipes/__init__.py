@@ -4,24 +4,23 @@ To add one: copy a sibling file, keep the ``Expected``, ``Machine`` and ``Time``
 one line to :data:`RECIPES`.
 """
 
+from aimc.recipes.chips import Calibration, Evaluation
 from aimc.recipes.demo import demo
-from aimc.recipes.experiment import (
-    Calibration,
-    Dataset,
-    Evaluation,
-    HwaExperiment,
-    evaluate_run,
-    run_experiment,
-)
+from aimc.recipes.hwa import HwaExperiment
+from aimc.recipes.in_memory import InSituExperiment, OntoChips
+from aimc.recipes.lenet_insitu import lenet_mnist_insitu
 from aimc.recipes.lenet_mnist import lenet_mnist_hwa
 from aimc.recipes.networks import MLP, LeNet5, Network, WideResNet
+from aimc.recipes.parts import Dataset
 from aimc.recipes.recipe import Recipe
+from aimc.recipes.running import evaluate_run, run_experiment
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(demo),
         Recipe(lenet_mnist_hwa),
+        Recipe(lenet_mnist_insitu),
     )
 }
 """Every recipe by name."""
@@ -33,8 +32,10 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "HwaExperiment",
+    "InSituExperiment",
     "LeNet5",
     "Network",
+    "OntoChips",
     "Recipe",
     "WideResNet",
     "evaluate_run",

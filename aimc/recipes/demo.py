@@ -1,8 +1,10 @@
 """A minute on embedded data."""
 
 from aimc import presets
-from aimc.recipes.experiment import Dataset, Evaluation, HwaExperiment
+from aimc.recipes.chips import Evaluation
+from aimc.recipes.hwa import HwaExperiment
 from aimc.recipes.networks import LeNet5
+from aimc.recipes.parts import Dataset
 from aimc.train import Optimizer, Stage
 
 

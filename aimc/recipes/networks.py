@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import abc
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.models import MODELS
+from aimc.models import LeNet5 as ReluLeNet5
 
 
 class Network(Config):
@@ -25,16 +28,31 @@ class Network(Config):
 class LeNet5(Network):
     """LeNet-5 with 16 and 32 channels, for 28x28 images.
 
+    Fields:
+        activation: ``relu``, or ``tanh`` as in the papers on in-memory training, twice after the second convolution.
+
     Example:
         >>> LeNet5().build((1, 28, 28), 10).fc2.out_features
         10
     """
 
+    activation: Literal["relu", "tanh"] = "relu"
+
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         self.require(
             tuple(shape[1:]) == (28, 28), "type", f"takes images of 28x28, the data has {list(shape)}"
         )
-        return MODELS["lenet5"](num_classes=classes, in_channels=shape[0])
+        kind = TanhLeNet5 if self.activation == "tanh" else ReluLeNet5
+        return kind(num_classes=classes, in_channels=shape[0])
+
+
+class TanhLeNet5(ReluLeNet5):
+    """The same layers with tanh. Pooling comes first: the largest value is the same, and there are fewer to take."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.tanh(nn.functional.max_pool2d(self.conv1(images), 2))
+        x = torch.tanh(torch.tanh(nn.functional.max_pool2d(self.conv2(x), 2)))
+        return self.fc2(torch.tanh(self.fc1(x.flatten(1))))
 
 
 class MLP(Network):

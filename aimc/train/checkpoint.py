@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aimc.errors import AimcError
 from aimc.files import write_atomic
@@ -87,3 +87,11 @@ def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with ``prefix/``, without it."""
     return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
+
+
+def load_state(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Put a state into a network, or say that ``source`` belongs to another one."""
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise AimcError(f"{source} belongs to another network: {error}", field="checkpoint") from None

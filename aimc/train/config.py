@@ -95,3 +95,31 @@ class Stage(Config):
         self.require(0 <= self.distillation <= 1, "distillation", f"is in [0, 1], got {self.distillation}")
         self.require(self.noise_ramp >= 0, "noise_ramp", "must not be negative")
         self.require(self.validation_repeats >= 1, "validation_repeats", "must be at least 1")
+
+
+class Schedule(Config):
+    """Learning rate over the epochs of in-memory training.
+
+    Fields:
+        kind: ``constant``; ``step``: times ``factor`` after every ``every`` epochs; or ``cosine``: to zero.
+        every: epochs between two steps.
+        factor: of one step.
+
+    Example:
+        >>> [Schedule(kind="step", every=2).rate(1.0, epoch, 5) for epoch in range(5)]
+        [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
+
+    kind: Literal["constant", "step", "cosine"] = "constant"
+    every: int = 30
+    factor: float = 0.5
+
+    def validate(self):
+        self.require(self.every >= 1, "every", f"must be at least 1, got {self.every}")
+        self.require(0 < self.factor <= 1, "factor", f"is in (0, 1], got {self.factor}")
+
+    def rate(self, lr: float, epoch: int, epochs: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        if self.kind == "step":
+            return lr * self.factor ** (epoch // self.every)
+        return lr * (0.5 * (1 + math.cos(math.pi * epoch / epochs)) if self.kind == "cosine" else 1.0)

@@ -18,7 +18,7 @@ from aimc.errors import AimcError
 from aimc.hwa import distillation_loss
 from aimc.nn import analog_layers
 from aimc.random import Key
-from aimc.train.checkpoint import load_checkpoint, prefixed, save_checkpoint, under
+from aimc.train.checkpoint import load_checkpoint, load_state, prefixed, save_checkpoint, under
 from aimc.train.config import Optimizer, Stage
 from aimc.train.progress import Progress
 from aimc.train.run import Run
@@ -160,7 +160,7 @@ def fit(
         raise AimcError("there is no training data", field="batches")
     if run is not None and run.checkpoint(name).exists():
         tensors, details = load_checkpoint(run.checkpoint(name))
-        _load(net, under("model", tensors), str(run.checkpoint(name)))
+        load_state(net, under("model", tensors), str(run.checkpoint(name)))
         run.settle(name, details["history"])
         run.checkpoint(f"{name}.epoch").unlink(missing_ok=True)
         progress.line(f"{name}: finished earlier, kept epoch {details['chosen']}")
@@ -174,7 +174,7 @@ def fit(
         torch.manual_seed(Key(seed).fold("torch", name).seed)
         if run is not None and run.checkpoint(f"{name}.epoch").exists():
             tensors, details = load_checkpoint(run.checkpoint(f"{name}.epoch"))
-            _load(net, under("model", tensors), str(run.checkpoint(f"{name}.epoch")))
+            load_state(net, under("model", tensors), str(run.checkpoint(f"{name}.epoch")))
             _load_optimizer(optimizer, under("optimizer", tensors))
             torch.set_rng_state(tensors["generator"])
             history, chosen, best = details["history"], details["chosen"], under("best", tensors)
@@ -210,7 +210,7 @@ def fit(
         finally:
             if ramped:
                 set_noise_strength(net, None)
-    _load(net, best, name)
+    load_state(net, best, name)
     if run is not None:
         details = {"name": name, "history": history, "chosen": chosen, "stage": stage.to_dict()}
         save_checkpoint(run.checkpoint(name), prefixed("model", net.state_dict()), details)
@@ -291,13 +291,6 @@ def _save_epoch(
     )
 
 
-def _load(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise AimcError(f"{source} belongs to another network: {error}", field="checkpoint") from None
-
-
 def _load_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for path, tensor in moments.items():
@@ -325,4 +318,4 @@ def load_weights(net: nn.Module, run: Run | str, name: str) -> None:
         else pathlib.Path(run, "checkpoints", f"{name}.safetensors")
     )
     tensors, _ = load_checkpoint(path)
-    _load(net, under("model", tensors), str(path))
+    load_state(net, under("model", tensors), str(path))

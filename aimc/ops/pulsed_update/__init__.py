@@ -110,12 +110,14 @@ def pulsed_update(
     if not (train.fixed_length or train.length_management) and lr > g * train.length:
         stride = math.ceil(lr / g)
         if stride > _MOST_SLOTS:
-            raise AimcError(f"asks for trains of {lr / g:.3g} slots, at most {_MOST_SLOTS} are sent", field="lr")
+            raise AimcError(
+                f"asks for trains of {stride:.3g} slots, at most {_MOST_SLOTS} are sent", field="lr"
+            )
     if choose_backend(backend, held, vectors.x, vectors.d) == "reference":
         found = torch.zeros(len(STATISTICS), dtype=torch.int64)
         reference.update(
-            cell, held, w, parameters, counts, vectors, x_sign, d_sign, first, lr, g, train, stride, key, found
-        )
+            cell, held, w, parameters, counts, vectors, x_sign, d_sign, first, lr, g, train, stride, key, found,
+        )  # fmt: skip
         return found
     statistics = np.zeros(len(STATISTICS), np.int64)
     k0, k1, step, _ = key_words(key)
@@ -123,8 +125,8 @@ def pulsed_update(
     held_array = held.numpy()
     cpu.update(
         cell.KIND, _constants(cell), held_array, w.numpy() if w is not held else held_array, parameters.numpy(),
-        counts.numpy() if counts is not None else _NO_COUNTS, cell.noisy, np.float32(cell.write_noise_std * cell.dw_min),
-        *vectors.arrays(),
+        counts.numpy() if counts is not None else _NO_COUNTS, cell.noisy,
+        np.float32(cell.write_noise_std * cell.dw_min), *vectors.arrays(),
         x_sign.numpy() if x_sign is not None else _NO_SIGN, d_sign.numpy() if d_sign is not None else _NO_SIGN,
         first, MODES[train.kind], float(lr), float(g), train.length, train.length_management, train.management,
         train.fixed_length, train.gradient_scale, train.x_resolution, train.d_resolution, stride,
@@ -170,7 +172,8 @@ def check_vectors(vectors: Vectors, held: Tensor, lr: float) -> None:
         )
     if not (lr > 0 and math.isfinite(lr)):
         raise AimcError(f"must be positive and finite, got {lr}", field="lr")
-    for what, value in (("gradient", vectors.d), ("input", vectors.x)):
-        # The sum costs one pass; it may overflow where no value does.
-        if not math.isfinite(value.sum().item()) and not bool(torch.isfinite(value).all()):
+    compiled = choose_backend("auto", vectors.x, vectors.d) == "cpu"
+    for k, what in ((1, "gradient"), (0, "input")):
+        value = vectors.d if k else vectors.x
+        if not (cpu.finite(vectors.flat[k]) if compiled else bool(torch.isfinite(value).all())):
             raise AimcError(f"the {what} holds NaN or infinite values", shape=value.shape)

@@ -16,6 +16,15 @@ _2P32 = 4294967296.0
 _LEAST = 1e-30
 
 
+@njit(**OPTIONS)
+def finite(values):
+    """Whether no float32 has an exponent of ones: whole numbers, so that LLVM may look at many at a time."""
+    bits, bad = values.view(np.uint32), False
+    for k in range(bits.size):
+        bad |= (bits[k] & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    return not bad
+
+
 @njit(inline="always", **OPTIONS)
 def threshold(p):
     """A number of 32 bits below this is a pulse of probability p."""
@@ -158,7 +167,11 @@ def update(
 def scratch(rows, columns, kernel, plane):
     """Memory for :func:`update_range`; its calls on successive vectors have to share it."""
     n = max(rows, columns) + 1
-    return np.empty((5, n), np.int64), np.empty((2, n)), np.empty(plane if columns > kernel else 0, np.float32)
+    return (
+        np.empty((5, n), np.int64),
+        np.empty((2, n)),
+        np.empty(plane if columns > kernel else 0, np.float32),
+    )
 
 
 @njit(**OPTIONS)
@@ -186,6 +199,7 @@ def update_range(
     mean_rows, mean_columns = reals[0], reals[1]
     base_lr = lr
     channels = columns // kernel
+    pooled = channels > 1 and groups == 1
     devices = held.shape[0] * columns
     signed = len(x_sign) > 0
     for v in range(begin, end):
@@ -194,7 +208,9 @@ def update_range(
             top_x, top_d = np.float32(0.0), np.float32(0.0)
             for g in range(groups):
                 for j in range(columns):
-                    top_x = max(top_x, abs(x[image * image_stride + g * group_stride + starts[position] + offsets[j]]))
+                    top_x = max(
+                        top_x, abs(x[image * image_stride + g * group_stride + starts[position] + offsets[j]])
+                    )
             for i in range(groups * rows):
                 top_d = max(top_d, abs(d[image * d_image + i * d_row + position * d_position]))
             for side, value in ((0, np.float64(top_x)), (1, np.float64(top_d))):
@@ -211,7 +227,7 @@ def update_range(
                 active += value > 0
                 largest_d = max(largest_d, value)
             at_group = image * image_stride + g * group_stride
-            if channels > 1 and (position == 0 or groups > 1):
+            if pooled and position == 0:
                 # The largest magnitude over the channels: a patch then needs one look per position of the filter.
                 for k in range(plane):
                     largest[k] = abs(x[at_group + k])
@@ -222,11 +238,11 @@ def update_range(
                 continue
             at_x = at_group + starts[position]
             largest_x = np.float32(0.0)
-            if channels > 1:
+            if pooled:
                 for j in range(kernel):
                     largest_x = max(largest_x, largest[starts[position] + offsets[j]])
             else:
-                for j in range(kernel):
+                for j in range(columns):
                     largest_x = max(largest_x, abs(x[at_x + offsets[j]]))
             if largest_x == 0:
                 continue

@@ -89,9 +89,13 @@ class Vectors:
     def __post_init__(self):
         x, d, p = self.x.shape, self.d.shape, self.patches
         if p is None and not (len(x) == len(d) == 2 and self.groups == 1):
-            raise AimcError(f"inputs {list(x)} and {self.groups} groups are not those of a linear layer", shape=d)
+            raise AimcError(
+                f"inputs {list(x)} and {self.groups} groups are not those of a linear layer", shape=d
+            )
         if p is not None and not (len(d) == 3 and math.prod(x[1:]) == self.groups * p.group_stride):
-            raise AimcError(f"inputs {list(x)} are not those of {self.groups} groups of these patches", shape=d)
+            raise AimcError(
+                f"inputs {list(x)} are not those of {self.groups} groups of these patches", shape=d
+            )
         if d[0] != x[0]:
             raise AimcError(f"{x[0]} inputs and {d[0]} gradients", shape=d)
         if p is not None and d[2] != len(p.starts):
@@ -114,23 +118,28 @@ class Vectors:
     def columns(self) -> int:
         return len(self.patches.offsets) if self.patches is not None else self.x.shape[1]
 
+    @functools.cached_property
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and gradients as the compiled body sees them."""
+        return self.x.numpy().reshape(-1), self.d.numpy().reshape(-1)
+
     def arrays(self) -> Arrays:
         """What the compiled body takes: inputs, gradients and where their vectors lie."""
-        p = self.patches
-        x, d = self.x.numpy().reshape(-1), self.d.numpy().reshape(-1)
+        (x, d), p = self.flat, self.patches
         if p is None:
             (images, rows), columns = self.d.shape, self.x.shape[1]
             return x, columns, _START, _range(columns), columns, 0, 0, 1, d, rows, 1, 1, images, 1
         images, rows, positions = self.d.shape
         return (
             x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), math.prod(p.kernel),
-            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, positions, 1, images, positions,
+            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, positions, 1, images,
+            positions,
         )  # fmt: skip
 
-    def gradient(self) -> Tensor:
-        """``sum_v d_v x_v^T``: the dense gradient ``[R, C]``."""
+    def gradient(self, columns: Tensor | None = None) -> Tensor:
+        """``sum_v d_v x_v^T``: the dense gradient ``[R, C]``, or only those columns of it."""
         if self.patches is None:
-            return self.d.t() @ self.x
+            return self.d.t() @ (self.x if columns is None else self.x[:, columns])
         p, dims = self.patches, self.x.dim() - 2
         out = [
             (n - d * (k - 1) - 1) // s + 1
@@ -141,7 +150,8 @@ class Vectors:
             self.d.view(self.d.shape[0], self.rows, *out), self.x, filters, None, p.stride, [0] * dims, p.dilation,
             False, [0] * dims, self.groups, [False, True, False],
         )[1]  # fmt: skip
-        return grad.reshape(self.rows, -1)
+        grad = grad.reshape(self.rows, -1)
+        return grad if columns is None else grad[:, columns]
 
     def unfolded(self) -> tuple[Tensor, Tensor]:
         """``x [groups, vectors, C]`` and ``d [groups, vectors, R/groups]``, copied out; for checks."""

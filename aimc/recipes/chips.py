@@ -1,0 +1,106 @@
+"""From a trained network to many chips over time: input ranges, evaluation, records."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from torch import nn
+
+from aimc.chip import Accuracy, Compensation, DriftResult, LeastSquares, calibrate, evaluate_over_time
+from aimc.config import Config
+from aimc.hardware import Hardware
+from aimc.recipes.parts import Images, available_cores
+from aimc.train import Progress, Run
+from aimc.units import seconds
+
+
+class Calibration(Config):
+    """How input ranges are measured before the mapped teacher is evaluated, and before the student starts.
+
+    Fields:
+        images: training images used.
+        method: ``quantile``, ``max`` or ``std``.
+        quantile: of the magnitudes, for ``quantile``.
+        stds: standard deviations, for ``std``.
+    """
+
+    images: int = 1000
+    method: Literal["quantile", "max", "std"] = "quantile"
+    quantile: float = 0.99995
+    stds: float = 3.0
+
+    def validate(self):
+        self.require(self.images >= 1, "images", f"must be at least 1, got {self.images}")
+        self.require(0 < self.quantile <= 1, "quantile", f"is a share between 0 and 1, got {self.quantile}")
+        self.require(self.stds > 0, "stds", f"must be positive, got {self.stds}")
+
+
+class Evaluation(Config):
+    """Chips and times of the evaluation on the test set.
+
+    Fields:
+        times: after programming, such as ``1s``, ``1h``, ``1d``, ``1y``.
+        chips: number of simulated chips.
+        seed: of the set of chips; every variant is programmed onto the same ones.
+        compensation: drift compensation of the compensated variants.
+        batch_size: changes memory and time only.
+    """
+
+    times: tuple[str | float, ...] = ("1s", "1h", "1d", "1y")
+    chips: int = 25
+    seed: int = 0
+    compensation: Compensation = LeastSquares()
+    batch_size: int = 1000
+
+    def validate(self):
+        self.require(len(self.times) > 0, "times", "needs at least one time")
+        for time_ in self.times:
+            seconds(time_)
+        self.require(self.chips >= 1, "chips", f"must be at least 1, got {self.chips}")
+        self.require(self.batch_size >= 1, "batch_size", f"must be at least 1, got {self.batch_size}")
+
+
+def measure_ranges(net: nn.Module, hardware: Hardware, setting: Calibration, images: Images) -> None:
+    """Set the input ranges of an analog network from training images, where the hardware has any to set."""
+    if hardware.dac is not None and hardware.input_range.mode != "dynamic":
+        inputs = images.train.inputs[: setting.images].split(500)
+        calibrate(net, inputs, setting.method, quantile=setting.quantile, stds=setting.stds)
+
+
+def evaluate_variant(
+    run: Run,
+    variant: str,
+    net: nn.Module,
+    metric: Accuracy,
+    setting: Evaluation,
+    compensation: Compensation | None,
+    reference: float,
+    progress: Progress,
+) -> DriftResult:
+    """Evaluate a network over time and record it, unless the run holds the same evaluation."""
+    label = f"{variant}, {'compensated' if compensation is not None else 'not compensated'}"
+    key = {
+        "name": label,
+        "times": [seconds(t) for t in setting.times],
+        "chips": setting.chips,
+        "seed": setting.seed,
+        "compensation": compensation.to_dict() if compensation is not None else None,
+    }
+    done = run.find("evaluation", **key)
+    if done is not None:
+        progress.line(f"{label}: evaluated earlier")
+        return DriftResult.from_dict(done["result"])
+    started = time.perf_counter()
+    with progress.bar(label) as advance:
+        result = evaluate_over_time(
+            net, metric, times=setting.times, chips=setting.chips, seed=setting.seed, compensation=compensation,
+            reference=reference, progress=advance,
+            workers=available_cores(),
+        )  # fmt: skip
+    spent = time.perf_counter() - started
+    run.record("evaluation", **key, result=result.to_dict(), seconds=spent)
+    for moment, mean in zip(result.times, result.mean):
+        run.scalar(f"test accuracy over time/{label}", float(mean), max(1, round(moment)))
+    progress.line(f"{label}: {' '.join(f'{v:.4f}' for v in result.mean)}, {spent:.1f} s")
+    return result

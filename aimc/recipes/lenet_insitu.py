@@ -1,0 +1,98 @@
+"""LeNet-5 trained in memory."""
+
+from aimc import presets
+from aimc.algorithms import ALGORITHMS, Algorithm
+from aimc.errors import AimcError, suggest
+from aimc.hardware import PulsedHardware
+from aimc.recipes.in_memory import InSituExperiment
+from aimc.recipes.networks import LeNet5
+from aimc.recipes.parts import Dataset
+from aimc.train import Schedule
+
+RATES = {"sgd": 0.05, "ttv1": 0.05, "ttv2": 0.05, "ttv3": 0.05, "ttv4": 0.05, "mp": 0.1, "residual": 0.05}
+"""Learning rate of each algorithm."""
+
+
+def named_algorithm(name: str, tiles: int | None = None) -> Algorithm:
+    """An algorithm with its defaults.
+
+    Args:
+        name: a key of :data:`aimc.algorithms.ALGORITHMS`.
+        tiles: arrays of cells, where the algorithm leaves the choice; None takes its default.
+
+    Example:
+        >>> named_algorithm("residual", tiles=4).tile_count
+        4
+    """
+    if name not in ALGORITHMS:
+        raise AimcError(f"no algorithm is called {name!r}; {suggest(name, ALGORITHMS)}", field="algorithm")
+    kind = ALGORITHMS[name]
+    if tiles is None:
+        return kind()
+    if "tiles" not in kind.field_names():
+        raise AimcError(
+            f"{name} has a fixed number of tiles, {kind().tile_count}; leave tiles out", field="tiles"
+        )
+    return kind(tiles=tiles)
+
+
+def named_hardware(device: str, algorithm: Algorithm, io: str, states: float | None = None) -> PulsedHardware:
+    """A device preset with an algorithm on it.
+
+    Args:
+        device: a key of :data:`aimc.presets.PULSED_PRESETS`.
+        algorithm: how it is trained.
+        io: ``perfect`` or ``noisy``.
+        states: nominal number of states, of ``reram`` alone; None takes its default.
+
+    Example:
+        >>> named_hardware("reram", named_algorithm("sgd"), "perfect", states=10).cell.dw_min
+        0.2
+    """
+    known = presets.PULSED_PRESETS
+    if device not in known:
+        raise AimcError(f"no device is called {device!r}; {suggest(device, known)}", field="device")
+    if device != "reram" and states is not None:
+        raise AimcError(f"{device} has the states it was measured with; leave states out", field="states")
+    settings = {} if states is None else {"states": states}
+    return known[device](algorithm=algorithm, io=io, **settings)
+
+
+def lenet_mnist_insitu(
+    algorithm: str = "residual",
+    states: float | None = None,
+    tiles: int | None = None,
+    io: str = "perfect",
+    device: str = "reram",
+    dataset: str = "mnist",
+) -> InSituExperiment:
+    """LeNet-5 trained in cells of few states, and digitally beside it.
+
+    All convolutions and linear layers are in cells, biases are digital, the pixels run from 0 to 1, and the weights
+    start as torch draws them: the setting of Z. Li et al., arXiv:2510.02516.
+
+    Expected: to be measured.
+
+    Machine: two cores of a 2020s server, no GPU.
+
+    Time: to be measured.
+
+    Args:
+        algorithm: sgd, ttv1, ttv2, ttv3, ttv4, mp or residual.
+        states: nominal number of states of a reram cell (default 4).
+        tiles: arrays of cells, of the algorithms that leave it open.
+        io: perfect or noisy, the converters and noise of every read.
+        device: preset of the cells.
+        dataset: mnist, fashion_mnist or mnist_small.
+    """
+    return InSituExperiment(
+        dataset=Dataset(name=dataset, pixels="unit"),
+        network=LeNet5(activation="tanh"),
+        hardware=named_hardware(device, named_algorithm(algorithm, tiles), io, states),
+        epochs=20,
+        batch_size=16,
+        lr=RATES[algorithm],
+        schedule=Schedule(kind="step", every=30, factor=0.5),
+        baseline_lr=0.05,
+        threads=1,
+    )

@@ -1,0 +1,113 @@
+"""What every experiment needs: images, their order, a network with fresh weights, a number of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from aimc import data as datasets
+from aimc.chip import Accuracy
+from aimc.config import Config
+from aimc.random import Key
+from aimc.recipes.networks import Network
+
+
+class Dataset(Config):
+    """Which images, and how many of them.
+
+    Fields:
+        name: as :func:`aimc.data.load` knows it.
+        train_images, validation_images, test_images: at most so many, or null for all.
+        pixels: ``standardised``, mean 0 and deviation 1 over the training images; or ``unit``, from 0 to 1.
+    """
+
+    name: str = "mnist"
+    train_images: int | None = None
+    validation_images: int | None = None
+    test_images: int | None = None
+    pixels: Literal["standardised", "unit"] = "standardised"
+
+    def validate(self):
+        for name in ("train_images", "validation_images", "test_images"):
+            value = getattr(self, name)
+            self.require(value is None or value >= 1, name, f"must be at least 1, got {value}")
+
+
+@dataclasses.dataclass
+class Images:
+    """The three parts of a data set. The validation part is taken from the training images."""
+
+    train: datasets.TensorData
+    validation: datasets.TensorData
+    test: datasets.TensorData
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every part."""
+        return {n: getattr(self, n).sha256 for n in ("train", "validation", "test")}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return tuple(self.train.inputs.shape[1:])
+
+    def metric(self, split: str, batch_size: int = 1000) -> Accuracy:
+        """Accuracy on a part."""
+        part = getattr(self, split)
+        return Accuracy(part.inputs, part.targets, batch_size, classes=len(part.classes))
+
+
+def load_images(config: Dataset, root: str | os.PathLike[str] | None) -> Images:
+    """What a configuration names, from a folder of data sets; see :func:`aimc.data.load`."""
+    standardised = config.pixels == "standardised"
+    return Images(
+        **{
+            split: datasets.load(
+                config.name, split, root, limit=getattr(config, f"{split}_images"), standardised=standardised
+            )
+            for split in ("train", "validation", "test")
+        }
+    )
+
+
+class Shuffled:
+    """Training batches in an order given by (seed, epoch)."""
+
+    def __init__(self, data: datasets.TensorData, batch_size: int, seed: int):
+        self._data, self._batch_size, self._seed = data, batch_size, seed
+
+    def __len__(self) -> int:
+        return -(-len(self._data) // self._batch_size)
+
+    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return datasets.batches(self._data, self._batch_size, shuffle_seed=self._seed, epoch=epoch)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """So many threads of torch inside; None leaves them."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fresh_network(network: Network, images: Images, seed: int) -> nn.Module:
+    """The digital network with initial weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(Key(seed).fold("initial weights").seed)
+        return network.build(images.shape, len(images.train.classes))
