@@ -57,6 +57,8 @@ class Residual(Transferring):
         columns: visited per mini-batch, or ``all``; null takes as many as ``cells_per_visit`` allow (for ``reencode``),
             or one.
         cells_per_visit: see ``columns``.
+        rounding: with ``digital``, how coarse tile 0 may round, relative to the usual change of a weight; where a more
+            significant tile is fine enough, it takes tile 0's place for the moment. 0 always takes tile 0.
         threshold, tries, last_tries, floor: of ``reencode``, see :func:`aimc.ops.transfer.reencode`.
         period, period_growth: mini-batches between the transfers of tile 0, and the factor from tile to tile.
         periods: the periods themselves, in place of the two.
@@ -77,6 +79,7 @@ class Residual(Transferring):
     gradient: Literal["digital", "pulsed"] = "digital"
     columns: int | Literal["all"] | None = None
     cells_per_visit: int = 16384
+    rounding: float = 8.0
     threshold: float = 0.6
     tries: int = 3
     last_tries: int = 2
@@ -223,22 +226,36 @@ class Residual(Transferring):
         shares = self.shares(array)
         number = int(state["counters"][VISITS])
         first = number % width
-        gradient, rate = None, 0.0
+        gradient, rate, last = None, 0.0, 0
         if self.gradient == "digital":
             # What is not visited now is visited later: the visited columns stand for the others in the mean.
             visited = torch.arange(first, first + columns) % width if columns < width else None
             gradient, rate = vectors.gradient(visited), lr / array.scale * (width / columns)
+            last = self.finest(array, gradient, rate)
         else:
             self.pulse(array, state, 0, vectors, self.fast_rate(array, lr) / shares[0])
         found, reads = reencode(
-            array.cell, state["held"], visible(state), state["parameters"], state["counts"],
-            share_tensor(shares, state["held"].device), first, columns, number, array.key.fold("reencode"), gradient=gradient,
-            rate=rate, threshold=self.threshold, tries=self.tries, last_tries=self.last_tries, floor=self.floor,
-            stochastic=self.gradient == "digital", how=one_hot_read(array), backend=array.backend,
+            array.cell, state["held"][last:], visible(state)[last:], state["parameters"][last:],
+            state["counts"][last:], share_tensor(shares, state["held"].device)[last:], first, columns, number,
+            array.key.fold("reencode", last), gradient=gradient, rate=rate, threshold=self.threshold, tries=self.tries,
+            last_tries=self.last_tries, floor=self.floor, stochastic=self.gradient == "digital",
+            how=one_hot_read(array), backend=array.backend,
         )  # fmt: skip
-        state["statistics"] += found
-        state["reads"] += reads
+        state["statistics"][last:] += found
+        state["reads"][last:] += reads
         state["counters"][VISITS] = number + columns
+
+    def finest(self, array: Array, gradient: Tensor, rate: float) -> int:
+        """The tile that rounds: the most significant one whose step is at most ``rounding`` times the usual change.
+
+        Steps much finer than the changes cost pulses and carries, and gain nothing over the noise of the gradient.
+        """
+        total = float(gradient.abs().sum())
+        if total == 0:
+            return 0
+        usual = rate * float(gradient.square().sum()) / total
+        steps = [share * array.cell.granularity for share in self.shares(array)]
+        return max([t for t, step in enumerate(steps) if step <= self.rounding * usual], default=0)
 
     def due(self, state: State) -> list[tuple[int, int]]:
         """Transfers ``(source, target)`` at the end of the present mini-batch, in order; moves a warm start on."""

@@ -262,7 +262,14 @@ def reencode(
                     statistics[t, 2] += 1
                     visited[n, t, k] = True
                     before = now
-                    now = read(w[t, i, c], noise, half, bound, ((visit + t) * (most + 1) + 1 + k) * rows + i, read_key)
+                    now = read(
+                        w[t, i, c],
+                        noise,
+                        half,
+                        bound,
+                        ((visit + t) * (most + 1) + 1 + k) * rows + i,
+                        read_key,
+                    )
                     moved -= shares[t] * (now - before)
                     if last:
                         break

@@ -171,7 +171,9 @@ def reencode(
                     whole = missing.abs() >= size
                     fires, again = whole | rounds, whole
                 else:
-                    fires = missing.abs() > f(threshold) * (size.clamp_min(float(f(floor))) if t > 0 else size)
+                    fires = missing.abs() > f(threshold) * (
+                        size.clamp_min(float(f(floor))) if t > 0 else size
+                    )
                     again = fires
                 trying &= fires
                 if not bool(trying.any()):
