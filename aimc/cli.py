@@ -1,4 +1,4 @@
-"""The command line: ``aimc demo | list | run | evaluate | report | cell``.
+"""The command line: ``aimc demo | list | run | compare | evaluate | report | cell``.
 
 The heavy imports happen inside the commands, so that help and mistakes are answered at once.
 """
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from aimc.errors import AimcError, suggest
 
 if TYPE_CHECKING:
-    from aimc.recipes import HwaExperiment, Recipe
+    from aimc.recipes import Recipe
+    from aimc.recipes.compare import Case
+    from aimc.train import Progress
 
 _DESCRIPTION = """Train, program and age neural networks on simulated analog in-memory hardware.
 
@@ -29,6 +31,14 @@ Every field of its configuration has a flag: aimc run NAME --help lists them wit
   aimc run NAME --hardware.cell '{type: Hermes, parallel: 2}' --hardware.cell.g_max 20
   aimc run NAME --config my.yaml          a file with some or all of the fields
 Flags win over the file, the file wins over the recipe."""
+
+
+_COMPARE_DESCRIPTION = """Train with several algorithms on the same cells, images and budget, digital baseline included.
+
+  aimc compare --algorithms ttv2 mp residual --states 4 10 --tiles 3 4 6 --seeds 3 --epochs 20 --jobs 2
+  aimc compare --algorithms mp residual --set residual.lr=0.1 --set residual.hardware.algorithm.columns=64
+Each run has a directory of its own below DIR. Finished runs are kept, also when more algorithms, states, tiles or
+seeds are asked for later. Every other field of the recipe has a flag, for all runs: aimc run RECIPE --help."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +78,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         parser.add_argument("--output", metavar="DIR", help="run directory (default: runs/NAME)")
         _add_data(parser)
         parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard scalars")
+    _add_compare(add("compare", "compare algorithms that train in memory", _COMPARE_DESCRIPTION))
     add("list", "list the recipes with expected result, machine and time")
 
     parser = add("evaluate", "evaluate a finished run again, at other times or on other chips")
@@ -79,14 +90,55 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--compensation", metavar="YAML",
         help="estimator such as '{type: MeanAbs}', or null for none (default: the run's, and none)",
     )  # fmt: skip
+    parser.add_argument(
+        "--onto", metavar="PRESET",
+        help="of a run of in-memory training: take its weights onto chips of this preset, such as pcm",
+    )  # fmt: skip
     _add_data(parser)
 
     parser = add("report", "tables and figures from the records of runs")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
     parser.add_argument("--format", choices=("table", "markdown"), default="table", help="default: table")
-    parser.add_argument("--figure", metavar="FILE", help="also draw accuracy over time into a PNG file")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        help="also draw the accuracy over time, or else over the epochs, into a PNG file",
+    )
     _add_cell(add("cell", "draw a cell that learns by pulses, or fit one to measured pulses"))
     return main, made
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--algorithms",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="sgd, ttv1, ttv2, ttv3, ttv4, mp, residual",
+    )
+    parser.add_argument("--states", nargs="+", type=float, default=[], metavar="N", help="numbers of states")
+    parser.add_argument(
+        "--tiles",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="tile counts, of the algorithms that have a choice",
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME.FIELD=VALUE",
+        help="a field of one algorithm alone, such as residual.lr=0.05; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--no-baseline", action="store_true", help="without the digital baseline")
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", default="lenet_mnist_insitu", help="default: lenet_mnist_insitu"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes side by side (default: 1)"
+    )
+    parser.add_argument("--output", metavar="DIR", default="runs/compare", help="default: runs/compare")
+    _add_data(parser)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"aimc: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = f"; go on with: aimc {shlex.join(words)}" if words and words[0] in ("demo", "run") else ""
+        again = (
+            f"; go on with: aimc {shlex.join(words)}"
+            if words and words[0] in ("demo", "run", "compare")
+            else ""
+        )
         print(f"\naimc: interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -123,7 +179,10 @@ def _main(words: list[str]) -> int:
     if first and not first.startswith("-") and first not in parsers:
         raise AimcError(f"no command is called {first!r}; {suggest(first, parsers)}")
     overrides: list[tuple[str, str]] = []
-    if first in ("demo", "run"):
+    if first == "compare" and not any(word in ("-h", "--help") for word in words):
+        plain, overrides = _split(words[1:], parsers[first].flags, False)
+        words = [first, *plain]
+    elif first in ("demo", "run"):
         wants_help = any(word in ("-h", "--help") for word in words)
         plain, overrides = _split(words[1:], parsers[first].flags, wants_help)
         name = "demo" if first == "demo" else next((w for w in plain if not w.startswith("-")), None)
@@ -150,6 +209,8 @@ def _main(words: list[str]) -> int:
     if asked.command is None:
         main_parser.print_help()
         return 0
+    if asked.command == "compare":
+        return _compare(asked, overrides)
     if asked.command in ("demo", "run"):
         name = "demo" if asked.command == "demo" else asked.name
         return _run(name, asked, overrides, parsers[asked.command].flags)
@@ -160,7 +221,7 @@ def _split(words: list[str], known: list[str], wants_help: bool) -> tuple[list[s
     """Take the configuration's flags out: ``--a.b value`` or ``--a.b=value``."""
     plain: list[str] = []
     overrides: list[tuple[str, str]] = []
-    valued = [flag for flag in known if flag not in ("--help", "--no-tensorboard")]
+    valued = [flag for flag in known if flag not in ("--help", "--no-tensorboard", "--no-baseline")]
     i = 0
     while i < len(words):
         word = words[i]
@@ -191,20 +252,50 @@ def _recipe(name: str) -> Recipe:
 
 def _run(name: str, asked: argparse.Namespace, overrides: list[tuple[str, str]], flags: list[str]) -> int:
     from aimc.recipes import run_experiment
-    from aimc.recipes.overrides import configure
+    from aimc.recipes.overrides import configured
     from aimc.report import load_run, show
     from aimc.train import choose_progress
 
-    config: HwaExperiment = configure(_recipe(name).config(), asked.config, overrides, flags)  # type: ignore[assignment]
+    config = configured(_recipe(name), asked.config, overrides, flags)
     output = asked.output or os.path.join("runs", name)
     progress = choose_progress()
     run_experiment(config, output, data=asked.data, tensorboard=not asked.no_tensorboard, progress=progress)
     found = load_run(output)
     show([found])
     print("time: " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in found.parts))
-    print(f"written: {output}/ with drift.png, results.json, records.jsonl, config.yaml, environment.json, checkpoints/"
-          + ("" if asked.no_tensorboard else ", tensorboard/"))  # fmt: skip
+    print(f"written: {output}/ with {', '.join(_written(output))}")
     return 0
+
+
+def _compare(asked: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    from aimc.recipes.compare import cases
+    from aimc.train import choose_progress
+
+    wanted = cases(
+        _recipe(asked.recipe), asked.algorithms, states=asked.states, tiles=asked.tiles, seeds=asked.seeds,
+        flags=overrides, own=asked.set, baseline=not asked.no_baseline,
+    )  # fmt: skip
+    return _carry_out(wanted, asked.output, asked.data, asked.jobs, choose_progress())
+
+
+def _carry_out(wanted: Sequence[Case], output: str, data: str | None, jobs: int, progress: Progress) -> int:
+    """Compare, show and say what was written; 1 where a run failed."""
+    from aimc.recipes.compare import compare
+    from aimc.report import comparison_table, show_table
+
+    found = compare(wanted, output, data=data, jobs=jobs, progress=progress)
+    show_table(comparison_table(found["runs"]))
+    for name, error in found["failed"].items():
+        print(f"failed: {name}: {error}")
+    print(f"written: {output}/ with comparison.png, comparison.json and a directory for each run")
+    return 1 if found["failed"] else 0
+
+
+def _written(folder: str) -> list[str]:
+    """What lies in a run directory, figures first."""
+    names = sorted(name + "/" * os.path.isdir(os.path.join(folder, name)) for name in os.listdir(folder))
+    names = [name for name in names if not name.startswith(".")]
+    return sorted(names, key=lambda name: (not name.endswith(".png"), name.endswith("/")))
 
 
 def _list(asked: argparse.Namespace) -> int:
@@ -227,7 +318,7 @@ def _evaluate(asked: argparse.Namespace) -> int:
     from aimc.recipes.overrides import parse
     from aimc.train import choose_progress
 
-    options: dict[str, Any] = {"chips": asked.chips, "seed": asked.seed}
+    options: dict[str, Any] = {"chips": asked.chips, "seed": asked.seed, "onto": asked.onto}
     if asked.times is not None:
         options["times"] = tuple(t.strip() for t in asked.times.split(",") if t.strip())
     if asked.compensation is not None:
@@ -242,17 +333,36 @@ def _evaluate(asked: argparse.Namespace) -> int:
 
 def _report(asked: argparse.Namespace) -> int:
     from aimc import recipes  # the configurations that a run may hold
-    from aimc.report import draw, load_run, markdown, show
+    from aimc.report import draw, draw_accuracy, load_run, markdown, show
 
     assert recipes.RECIPES
 
+    if any(os.path.exists(os.path.join(path, "comparison.json")) for path in asked.runs):
+        return _report_comparison(asked)
     runs = [load_run(path) for path in asked.runs]
     if asked.format == "markdown":
         print(markdown(runs))
     else:
         show(runs)
     if asked.figure is not None:
-        draw(runs, asked.figure)
+        over_epochs = not any(run.groups for run in runs)
+        (draw_accuracy if over_epochs else draw)(runs, asked.figure)
+        print(f"written: {asked.figure}", file=sys.stderr)
+    return 0
+
+
+def _report_comparison(asked: argparse.Namespace) -> int:
+    """The table of comparisons, all their runs together."""
+    from aimc.report import comparison_table, draw_comparison, load_comparison, markdown_table, show_table
+
+    entries = [entry for path in asked.runs for entry in load_comparison(path)]
+    table = comparison_table(entries)
+    if asked.format == "markdown":
+        print(markdown_table(table))
+    else:
+        show_table(table)
+    if asked.figure is not None:
+        draw_comparison(entries, asked.figure)
         print(f"written: {asked.figure}", file=sys.stderr)
     return 0
 

@@ -71,6 +71,9 @@ class FirstThen(PlateauRule):
     then: PlateauRule = SlowProgress()
     count: int = 4
 
+    def validate(self):
+        self.require(self.count >= 0, "count", "must not be negative")
+
     def hit(self, values: Sequence[float], hits: int) -> bool:
         return (self.first if hits < self.count else self.then).hit(values, hits)
 

@@ -130,6 +130,11 @@ class Residual(Transferring):
         self.require(self.tries >= 1, "tries", "must be at least 1")
         self.require(self.last_tries >= 1, "last_tries", "must be at least 1")
         self.require(self.threshold > 0, "threshold", "must be positive")
+        self.require(self.floor >= 0, "floor", "must not be negative")
+        self.require(self.transfer_growth > 0, "transfer_growth", "must be positive")
+        self.require(
+            self.transfer_pulses.kind == "stochastic", "transfer_pulses.kind", "a direct transfer is stochastic"
+        )
         self.require(
             self.warm_start is None or self.order != "reencode",
             "warm_start",

@@ -64,6 +64,11 @@ class TikiTakaV2(Transferring):
         self.require(
             self.pulses.kind not in ("none", "none_bounded"), "pulses.kind", "the fast tile takes pulses"
         )
+        # The rate grows without bound where gradients vanish, and would take trains along that may grow.
+        self.require(
+            not self.auto_scale or self.pulses.length_management or self.pulses.fixed_length,
+            "auto_scale", "needs pulses.length_management or pulses.fixed_length",
+        )  # fmt: skip
 
     def shares(self, array: Array) -> tuple[float, ...]:
         return (self.gamma, 1.0)

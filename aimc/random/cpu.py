@@ -157,26 +157,43 @@ _Q4, _Q5 = _f(3.9677419632185384e-05), _f(-1.6008739647046574e-07)
 
 
 @njit(inline="always", **_OPTIONS)
-def _normal(word):
-    """Standard normal from one uint32 word, |error| <= 1e-6 * max(1, |z|); see README.md."""
+def _inside(word):
+    """``1 - x**2`` for the x in (-1, 1) that a word stands for."""
     i = np.int32(word)
     sign = np.int32(i >> np.int32(31))
     j = np.int32(i ^ np.int32(sign ^ _TOP))
     t = _fma(_f(j), _2M31, _2M32)  # 1 - |x|, from the integer so that the tail keeps its relative precision
-    x = _fma(_f(i), _2M31, _2M32)
-    u = _bits(t * (_TWO - t))  # 1 - x**2
+    return t * (_TWO - t)
+
+
+@njit(inline="always", **_OPTIONS)
+def _log2(v):
+    """Logarithm of a positive normal number."""
+    u = _bits(v)
     e = np.int32(np.int32(u - _SQRT_HALF) >> np.int32(23))
     r = _float(np.int32(u - np.int32(e << np.int32(23)))) - _ONE
     # Estrin's scheme: the loop is bound by the length of this chain, not by the number of operations
     r2 = r * r
     low = _fma(_fma(_L4, r, _L3), r2, _fma(_L2, r, _L1))
     high = _fma(_fma(_L8, r, _L7), r2, _fma(_L6, r, _L5))
-    g = _fma(_fma(high, r2 * r2, low), r, _f(e))  # log2(1 - x**2)
+    return _fma(_fma(high, r2 * r2, low), r, _f(e))
+
+
+@njit(inline="always", **_OPTIONS)
+def _quantile(word, g):
+    """The normal of a word, g the logarithm of its ``1 - x**2``."""
+    x = _fma(_f(np.int32(word)), _2M31, _2M32)
     g2 = g * g
     g4 = g2 * g2
     p = _fma(_fma(_P5, g, _P4), g4, _fma(_fma(_P3, g, _P2), g2, _fma(_P1, g, _P0)))
     q = _fma(_fma(_Q5, g, _Q4), g4, _fma(_fma(_Q3, g, _Q2), g2, _fma(_Q1, g, _ONE)))
     return x * p / q
+
+
+@njit(inline="always", **_OPTIONS)
+def _normal(word):
+    """Standard normal from one uint32 word, |error| <= 1e-6 * max(1, |z|); see README.md."""
+    return _quantile(word, _log2(_inside(word)))
 
 
 @njit(**_OPTIONS)
@@ -190,12 +207,19 @@ def fill_normals(out, n, k0, k1, step, stream, start):
         start: first position, below 2**63, any alignment.
     """
     start = np.uint64(start)
+    logarithms = np.empty(min(n, _CHUNK), np.float32)
     for a in range(0, n, _CHUNK):
         part = out[a : min(a + _CHUNK, n)]
+        g = logarithms[: part.size]
         raw = part.view(np.uint32)  # the words lie where the normals will
         fill_words(raw, k0, k1, step, stream, start + np.uint64(a))
+        # _normal in three loops: a short chain of operations lets more elements be under way at a time
         for i in range(part.size):
-            part[i] = _normal(raw[i])
+            g[i] = _inside(raw[i])
+        for i in range(part.size):
+            g[i] = _log2(g[i])
+        for i in range(part.size):
+            part[i] = _quantile(raw[i], g[i])
 
 
 @njit(**_OPTIONS)

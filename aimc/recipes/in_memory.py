@@ -23,7 +23,15 @@ from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measur
 from aimc.recipes.networks import Network
 from aimc.recipes.parts import Dataset, Images, Shuffled, fresh_network, limited_threads, load_images
 from aimc.report import draw, draw_accuracy, draw_telemetry, load_run
-from aimc.train import Progress, Run, Schedule, fit_in_memory, load_weights, save_checkpoint, schedule_warnings
+from aimc.train import (
+    Progress,
+    Run,
+    Schedule,
+    fit_in_memory,
+    load_weights,
+    save_checkpoint,
+    schedule_warnings,
+)
 from aimc.train.checkpoint import prefixed
 
 BASELINE, ANALOG, COMPOSITE = "digital", "analog", "composite"
@@ -52,7 +60,7 @@ class InSituExperiment(Config):
     Fields:
         dataset: images.
         network: architecture.
-        hardware: cells, algorithm, converters, digital scale.
+        hardware: cells, algorithm, converters, digital scale; null for the baseline alone.
         epochs: passes over the training images.
         batch_size: images per step.
         lr: learning rate in memory, of cells and digital biases.
@@ -73,7 +81,7 @@ class InSituExperiment(Config):
 
     dataset: Dataset = Dataset(pixels="unit")
     network: Network
-    hardware: PulsedHardware = presets.reram()
+    hardware: PulsedHardware | None = presets.reram()
     epochs: int = 20
     batch_size: int = 16
     lr: float = 0.05
@@ -94,6 +102,11 @@ class InSituExperiment(Config):
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
+        self.require(
+            self.baseline or self.hardware is not None,
+            "hardware",
+            "is null and there is no baseline, so nothing is trained",
+        )
 
 
 def run_in_situ(
@@ -113,15 +126,22 @@ def run_in_situ(
                 net = fresh_network(config.network, images, config.seed)
                 value = _train(BASELINE, net, config.baseline_lr, config, images, run, progress)
                 _note(run, "digital baseline", value)
-            net = _in_cells(config, images, run, progress)
-            _train(ANALOG, net, config.lr, config, images, run, progress)
-            if config.chips is not None:
-                onto_chips(net, config.chips, "onto chips", config, images, run, progress)
+            if config.hardware is not None:
+                net = _in_cells(config, config.hardware, images, run, progress)
+                _train(ANALOG, net, config.lr, config, images, run, progress)
+                if config.chips is not None:
+                    onto_chips(net, config.chips, "onto chips", config, images, run, progress)
             return _finish(run)
 
 
 def _train(
-    name: str, net: nn.Module, lr: float, config: InSituExperiment, images: Images, run: Run, progress: Progress
+    name: str,
+    net: nn.Module,
+    lr: float,
+    config: InSituExperiment,
+    images: Images,
+    run: Run,
+    progress: Progress,
 ) -> float:
     """Train one network and return its test accuracy after the last epoch."""
     batches = Shuffled(images.train, config.batch_size, Key(config.seed).fold("order").seed)
@@ -132,14 +152,14 @@ def _train(
     return done.history[-1]["test"]
 
 
-def _in_cells(config: InSituExperiment, images: Images, run: Run, progress: Progress) -> nn.Module:
+def _in_cells(
+    config: InSituExperiment, hardware: PulsedHardware, images: Images, run: Run, progress: Progress
+) -> nn.Module:
     """The fresh network with its weights written into cells; what there is to warn of is said and recorded."""
     digital = fresh_network(config.network, images, config.seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        net = convert(
-            digital, config.hardware, digital=config.digital, seed=config.seed, backend=config.backend
-        )
+        net = convert(digital, hardware, digital=config.digital, seed=config.seed, backend=config.backend)
     batches = Shuffled(images.train, config.batch_size, 0)
     lines = [str(w.message) for w in caught] + schedule_warnings(
         net, digital, images.train.inputs[: config.batch_size], len(batches), config.lr
@@ -177,9 +197,7 @@ def onto_chips(
         compensations: of drift; None takes the setting's and none.
     """
     digital = to_digital(net)
-    save_checkpoint(
-        run.checkpoint(COMPOSITE), prefixed("model", digital.state_dict()), {"name": COMPOSITE}
-    )
+    save_checkpoint(run.checkpoint(COMPOSITE), prefixed("model", digital.state_dict()), {"name": COMPOSITE})
     metric = images.metric("test", setting.evaluation.batch_size)
     with evaluating(digital):
         reference = metric(digital)
@@ -202,7 +220,8 @@ def _finish(run: Run) -> dict[str, Any]:
     results = found.results()
     write_atomic(run.path / "results.json", json.dumps(results, indent=1) + "\n")
     draw_accuracy([found], run.path / "accuracy.png")
-    draw_telemetry(found, run.path / "telemetry.png")
+    if ANALOG in found.curves:
+        draw_telemetry(found, run.path / "telemetry.png")
     if found.groups:
         draw([found], run.path / "drift.png")
     return results
@@ -234,6 +253,10 @@ def evaluate_in_situ(
     """
     progress = progress or Progress()
     config: InSituExperiment = read_config(path, InSituExperiment)
+    if config.hardware is None:
+        raise AimcError(
+            f"{path} holds a digital baseline alone, nothing that was trained in memory", field="run"
+        )
     setting, variant = config.chips, "onto chips"
     if onto is not None:
         if onto not in presets.PRESETS:
@@ -249,7 +272,7 @@ def evaluate_in_situ(
     with limited_threads(config.threads):
         images = load_images(config.dataset, data)
         with Run(path, config, data=images.hashes, backend=config.backend, tensorboard=False) as run:
-            net = _in_cells(config, images, run, progress)
+            net = _in_cells(config, config.hardware, images, run, progress)
             load_weights(net, run, ANALOG)
             started = time.perf_counter()
             with evaluating(net):

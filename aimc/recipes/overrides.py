@@ -11,8 +11,9 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aimc.config import Config, load_yaml
+from aimc.config import Config, differences, load_yaml
 from aimc.errors import AimcError, suggest
+from aimc.recipes.recipe import Recipe
 
 
 def parse(text: str, where: str) -> Any:
@@ -69,6 +70,54 @@ def configure(
     for path, text in sorted(flags, key=lambda flag: flag[0].count(".")):
         config = _set(config, path, text, other_flags)
     return config
+
+
+def configured(
+    recipe: Recipe,
+    file: str | os.PathLike[str] | None,
+    flags: Sequence[tuple[str, str]],
+    other_flags: Sequence[str] = (),
+) -> Config:
+    """The configuration of a recipe with its arguments, a YAML file and flags.
+
+    Args:
+        recipe: what to start from; a flag with the name of one of its arguments is that argument.
+        file, flags, other_flags: as for :func:`configure`.
+
+    Raises:
+        AimcError: as for :func:`configure`; or a file sets what an argument decides, too.
+
+    Example:
+        >>> from aimc.recipes import RECIPES
+        >>> config = configured(RECIPES["lenet_mnist_insitu"], None, [("tiles", "4"), ("epochs", "5")])
+        >>> config.hardware.algorithm.tiles, config.epochs
+        (4, 5)
+    """
+    known = recipe.arguments
+    given: dict[str, Any] = {}
+    for path, text in flags:
+        if path in known:
+            if text == "":
+                raise AimcError(f"--{path} needs a value")
+            given[path] = text if known[path].kinds == (str,) else parse(text, f"--{path}")
+    config = recipe.config(**given)
+    if file is not None and given:
+        decided = _changed(recipe.config(), config)
+        both = sorted(decided & _changed(config, configure(config, file, [])))
+        if both:
+            raise AimcError(
+                f"{os.fspath(file)} sets {both[0]}, and so does a flag of the recipe "
+                f"({', '.join(f'--{name}' for name in given)}); leave one out",
+                field="config",
+            )
+    rest = [flag for flag in flags if flag[0] not in known]
+    return configure(config, file, rest, [*other_flags, *(f"--{name}" for name in known)])
+
+
+def _changed(old: Config, new: Config) -> set[str]:
+    """Dotted paths, and the nodes above them, of the fields that differ."""
+    paths = [line.split(":")[0] for line in differences(old, new)]
+    return {path.rsplit(".", n)[0] for path in paths for n in range(path.count(".") + 1)}
 
 
 def _nested(given: dict[Any, Any]) -> dict[str, Any]:

@@ -1,7 +1,25 @@
 """Tables and figures, built from the records of runs and nothing else."""
 
+from aimc.report.comparison import comparison_table, draw_comparison, load_comparison
 from aimc.report.figures import draw
+from aimc.report.in_memory_figures import draw_accuracy, draw_telemetry
 from aimc.report.reading import Evaluated, RunReport, load_run
-from aimc.report.tables import markdown, show, tables
+from aimc.report.tables import Table, markdown, markdown_table, show, show_table, tables
 
-__all__ = ["Evaluated", "RunReport", "draw", "load_run", "markdown", "show", "tables"]
+__all__ = [
+    "Evaluated",
+    "RunReport",
+    "Table",
+    "comparison_table",
+    "draw",
+    "draw_accuracy",
+    "draw_comparison",
+    "draw_telemetry",
+    "load_comparison",
+    "load_run",
+    "markdown",
+    "markdown_table",
+    "show",
+    "show_table",
+    "tables",
+]

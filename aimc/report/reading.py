@@ -91,10 +91,29 @@ class RunReport:
         """The epochs of a training stage."""
         return [r for r in self.records if r["kind"] == "epoch" and r["stage"] == stage]
 
-    def results(self) -> dict[str, Any]:
-        """The numbers as plain data: digital accuracies, evaluations of the run's own protocol, times of the parts."""
-        groups = self.groups
+    @property
+    def curves(self) -> dict[str, list[dict[str, Any]]]:
+        """Epochs of the trainings whose every epoch was measured on the test set: in memory, and its baseline."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for r in self.records:
+            if r["kind"] == "epoch" and "test" in r:
+                found.setdefault(r["stage"], []).append(r)
+        return found
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Test accuracy after the last epoch of each of these trainings that is finished; never the best epoch."""
         return {
+            stage: rows[-1]["test"]
+            for stage, rows in self.curves.items()
+            if rows[-1]["epoch"] == rows[-1]["epochs"]
+        }
+
+    def results(self) -> dict[str, Any]:
+        """The numbers as plain data: accuracies, evaluations of the run's own protocol, times of the parts."""
+        groups = self.groups
+        last = {"last_epoch": self.last} if self.last else {}
+        return last | {
             "digital": self.digital,
             "evaluations": {e.name: e.result.to_dict() for e in (groups[0] if groups else [])},
             "seconds": dict(self.parts),

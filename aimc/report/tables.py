@@ -45,12 +45,13 @@ def _star(result: DriftResult, i: int) -> str:
 
 
 def tables(run: RunReport) -> list[Table]:
-    """All tables of a run: for each protocol the mean and spread over chips, the worst chip, and A*.
+    """All tables of a run: of training in memory the accuracy and the cells; of chips, for each protocol, the mean and
+    spread over chips, the worst chip, and A*.
 
     A* is the share of the digital network's lead over guessing that is left; a star marks iso-accuracy (A* of at
     least 99 %) shown at the 5 % level.
     """
-    found = []
+    found = _training(run)
     for group in run.groups:
         first = group[0].result
         chips = f"{first.chips} chip{'s' if first.chips > 1 else ''}, seed {first.seed}"
@@ -69,6 +70,46 @@ def tables(run: RunReport) -> list[Table]:
     return found
 
 
+def _training(run: RunReport) -> list[Table]:
+    """What training in memory came to."""
+    found = []
+    if run.curves:
+        head = ("training", "epochs", "training images", "validation", "test", "time")
+        rows = tuple(
+            (
+                stage, f"{rows[-1]['epoch']} of {rows[-1]['epochs']}",
+                *(f"{100 * rows[-1][key]:.2f}" for key in ("accuracy", "validation", "test")),
+                f"{sum(row['seconds'] for row in rows):.0f} s",
+            )
+            for stage, rows in run.curves.items()
+        )  # fmt: skip
+        again = tuple(
+            (
+                f"{r['name']}, measured again",
+                "-",
+                "-",
+                "-",
+                f"{100 * r['value']:.2f}",
+                f"{r['seconds']:.0f} s",
+            )
+            for r in run.records
+            if r["kind"] == "again"
+        )
+        found.append(Table("accuracy after the last epoch, %", head, rows + again))
+    layers = next((rows[-1]["layers"] for rows in run.curves.values() if rows[-1]["layers"]), {})
+    head = ("layer", "tile", "pulses a device", "99.9 %", "most", "saturated, %", "share, %", "column reads")
+    rows = tuple(
+        (
+            layer, f"{tile}{' (filling)' if tile == held['active_tile'] else ''}", f"{t['pulses_mean']:.1f}",
+            f"{t['pulses_p999']}", f"{t['pulses_max']}", f"{100 * t['saturated']:.1f}", f"{100 * t['share']:.1f}",
+            f"{t['reads']}",
+        )
+        for layer, held in layers.items()
+        for tile, t in enumerate(held["tiles"])
+    )  # fmt: skip
+    return [*found, Table("cells after the last epoch", head, rows)] if rows else found
+
+
 def _rows(group: Sequence[Evaluated], cell: Callable[[DriftResult, int], str]) -> tuple[tuple[str, ...], ...]:
     return tuple((e.name, *(cell(e.result, i) for i in range(len(e.result.times)))) for e in group)
 
@@ -81,36 +122,54 @@ def _heading(run: RunReport) -> str:
     )
 
 
+def markdown_table(table: Table) -> str:
+    """One table in Markdown."""
+    lines = [f"**{table.title}**", "", f"| {' | '.join(table.head)} |", "|" + "---|" * len(table.head)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in table.rows)])
+
+
 def markdown(runs: Sequence[RunReport]) -> str:
     """The tables of some runs in Markdown."""
     lines = []
     for run in runs:
         lines += [f"### {run.path.name}", "", _heading(run), ""]
         for table in tables(run):
-            lines += [f"**{table.title}**", "", f"| {' | '.join(table.head)} |"]
-            lines += ["|" + "---|" * len(table.head)]
-            lines += [f"| {' | '.join(row)} |" for row in table.rows]
-            lines += [""]
+            lines += [markdown_table(table), ""]
         lines += ["Time: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in run.parts) + ".", ""]
     return "\n".join(lines)
 
 
 def show(runs: Sequence[RunReport]) -> None:
     """Print the tables of some runs to the terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140
+    console = _console()
     for run in runs:
         console.print(f"\n{run.path}", style="bold", markup=False)
         console.print(_heading(run), markup=False)
         for table in tables(run):
-            grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-            for i, name in enumerate(table.head):
-                grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
-            for row in table.rows:
-                grid.add_row(*row)
-            console.print(grid)
+            console.print(_grid(table))
+
+
+def show_table(table: Table) -> None:
+    """Print one table to the terminal."""
+    _console().print(_grid(table))
+
+
+def _console():
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    return console
+
+
+def _grid(table: Table):
+    from rich import box
+    from rich.table import Table as Grid
+
+    grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, name in enumerate(table.head):
+        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in table.rows:
+        grid.add_row(*row)
+    return grid

@@ -83,7 +83,9 @@ def fit_in_memory(
         current.unlink(missing_ok=True)
         progress.line(f"{name}: finished earlier")
         return Fitted(tuple(details["history"]), len(details["history"]))
-    optimizer: torch.optim.Optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=lr)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(
+        [p for p in net.parameters() if p.requires_grad], lr=lr
+    )
     if pulsed_layers(net):
         optimizer = wrap(optimizer, net)
     history: list[dict[str, Any]] = []
@@ -141,7 +143,8 @@ def _epoch(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise AimcError(
-                f"the loss of {name!r} became {value} in epoch {epoch + 1}; lower the learning rate", field="lr"
+                f"the loss of {name!r} became {value} in epoch {epoch + 1}; lower the learning rate",
+                field="lr",
             )
         loss.backward()
         optimizer.step()
@@ -175,7 +178,7 @@ def schedule_warnings(
         >>> digital = nn.Linear(4, 2)
         >>> net = convert(digital, presets.reram(algorithm=algorithms.TikiTakaV1()), seed=0)
         >>> [line.split(":")[0] for line in schedule_warnings(net, digital, torch.ones(8, 4), 2, 0.1)]
-        ['layer ', 'layer ']
+        ['layer ']
     """
     layers, vectors = pulsed_layers(net), {}
 

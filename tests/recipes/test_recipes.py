@@ -10,7 +10,7 @@ from aimc.chip import DriftResult
 from aimc.errors import AimcError
 from aimc.files import read_config, read_records
 from aimc.recipes import MLP, RECIPES, Dataset, Evaluation, HwaExperiment, evaluate_run, run_experiment
-from aimc.recipes.experiment import VARIANTS
+from aimc.recipes.hwa import VARIANTS
 from aimc.train import Optimizer, Progress, Stage, load_checkpoint
 
 TINY = HwaExperiment(
@@ -125,11 +125,12 @@ def test_training_and_selection_do_not_see_the_test_set(tmp_path, straight):
 
 
 def test_the_mapped_baseline_keeps_the_teachers_weights(straight):
-    from aimc.recipes.experiment import _analog, _load, _network
+    from aimc.recipes.hwa import _analog
+    from aimc.recipes.parts import fresh_network, load_images
     from aimc.train import load_weights
 
-    loaded = _load(TINY.dataset, None)
-    teacher = _network(TINY, loaded)
+    loaded = load_images(TINY.dataset, None)
+    teacher = fresh_network(TINY.network, loaded, TINY.seed)
     load_weights(teacher, str(straight[0]), "teacher")
     mapped = _analog(TINY, teacher, loaded, aware=False)
     for name, value in teacher.state_dict().items():

@@ -101,7 +101,7 @@ def fire_some(place, n, lines, many, limits, key, low_key, fired):
 @njit(inline="always", **OPTIONS)
 def pulse(kind, constants, held, w, p, counts, i, j, up, position, noise_key, noisy, write_noise):
     """One pulse on device (i, j). Its two normals are words 2 position and 2 position + 1."""
-    a, b = (0, 0) if p.shape[0] == 1 else (i, j)
+    a, b = (i if p.shape[0] > 1 else 0), (j if p.shape[1] > 1 else 0)
     xi = np.float32(0.0)
     xi_write = np.float32(0.0)
     if noisy:

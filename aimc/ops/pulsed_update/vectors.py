@@ -158,16 +158,11 @@ class Vectors:
         rows = self.rows // self.groups
         if self.patches is None:
             return self.x[None], self.d[None]
-        p, images = self.patches, self.x.shape[0]
-        flat = self.x.reshape(images, -1)
+        p = self.patches
         group = torch.arange(self.groups) * p.group_stride
         index = group[:, None, None] + p.starts[None, :, None] + p.offsets[None, None]
-        x = flat[:, index].transpose(0, 1).reshape(self.groups, self.count, -1)
-        d = (
-            self.d.view(images, self.groups, rows, -1)
-            .permute(1, 0, 3, 2)
-            .reshape(self.groups, self.count, rows)
-        )
+        x = self.x.flatten(1)[:, index].transpose(0, 1).flatten(1, 2)
+        d = self.d.unflatten(1, (self.groups, rows)).permute(1, 0, 3, 2).flatten(1, 2)
         return x, d
 
 

@@ -9,13 +9,9 @@ from numba import njit
 from aimc.random._pool import run_chunks
 from aimc.random.cpu import fill_normals, key_words
 
-_BLOCK = 1024
+_BLOCK = 2048
 _MINIMUM_CHUNK = 1 << 17
 _EMPTY3 = np.zeros((0, 0, 0), dtype=np.float32)
-
-
-# Sums of ones may be reassociated, which lets LLVM vectorise the count; NaN and infinity keep their meaning.
-_FAST = {"contract", "reassoc", "nsz"}
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -33,7 +29,7 @@ def _drop(y, magnitude, lost, load):
             y[i] -= v * (a * v * v - b * v + c) * lost[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _disturb_shared(z, partial, variance, noise, short, noisy):
     """z becomes the analog value of elements of one column."""
     if noisy == 2:
@@ -47,7 +43,7 @@ def _disturb_shared(z, partial, variance, noise, short, noisy):
             z[i] = partial[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _disturb_each(z, partial, variance, noise, short, noisy, r):
     """The same where every element is its own column."""
     if noisy == 2:
@@ -56,66 +52,53 @@ def _disturb_each(z, partial, variance, noise, short, noisy, r):
             z[i] = partial[i] + z[i] * np.sqrt(s * s + short[i] * variance[i])
     elif noisy == 1:
         for i in range(len(z)):
-            z[i] = partial[i] + z[i] * (noise[i] * r)
+            z[i] = partial[i] + z[i] * r * noise[i]
     else:
         for i in range(len(z)):
             z[i] = partial[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def _count_shared(z, limit):
-    """How many saturate; a sum of ones vectorises where an integer count would not."""
-    zero, one = np.float32(0), np.float32(1)
-    count = zero
-    for i in range(len(z)):
-        count += one if abs(z[i]) > limit else zero
-    return count
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def _count_each(z, limit, r):
-    zero, one = np.float32(0), np.float32(1)
-    count = zero
-    for i in range(len(z)):
-        count += one if abs(z[i]) > limit[i] * r else zero
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _add_shared(t, z, half, up, factor, bias, limit, first):
+    """Convert and add to the total; returns how many saturate."""
+    count, one, zero, top = np.int32(0), np.int32(1), np.int32(0), np.float32(half)
+    if half:
+        for i in range(len(z)):
+            v = z[i]
+            count = np.int32(count + (one if abs(v) > limit else zero))
+            q = np.rint(v * up)
+            q = top if q > top else q
+            q = -top if q < -top else q
+            t[i] = q * factor + (bias if first else t[i])
+    else:
+        for i in range(len(z)):
+            v = z[i]
+            count = np.int32(count + (one if abs(v) > limit else zero))
+            v = limit if v > limit else v
+            v = -limit if v < -limit else v
+            t[i] = v * factor + (bias if first else t[i])
     return count
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _add_shared(t, z, half, up, down, gain, bias, first):
-    """Convert and add to the total; down includes the gain."""
-    top = np.float32(half)
+def _add_each(t, z, half, up, factor, bias, limit, first):
+    count, one, zero, top = np.int32(0), np.int32(1), np.int32(0), np.float32(half)
     if half:
         for i in range(len(z)):
-            q = np.rint(z[i] * up)
+            v = z[i]
+            count = np.int32(count + (one if abs(v) > limit[i] else zero))
+            q = np.rint(v * up[i])
             q = top if q > top else q
             q = -top if q < -top else q
-            z[i] = q
-    factor = down if half else gain
-    if first:
-        for i in range(len(z)):
-            t[i] = z[i] * factor + bias
+            t[i] = q * factor[i] + (bias[i] if first else t[i])
     else:
         for i in range(len(z)):
-            t[i] += z[i] * factor
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _add_each(t, z, half, up, down, gain, bias, r, first):
-    top, inverse = np.float32(half), np.float32(1) / r
-    if half:
-        for i in range(len(z)):
-            q = np.rint(z[i] * (up[i] * inverse))
-            q = top if q > top else q
-            q = -top if q < -top else q
-            z[i] = q
-    factor, scale = (down, r) if half else (gain, np.float32(1))
-    if first:
-        for i in range(len(z)):
-            t[i] = z[i] * (factor[i] * scale) + bias[i]
-    else:
-        for i in range(len(z)):
-            t[i] += z[i] * (factor[i] * scale)
+            v, end = z[i], limit[i]
+            count = np.int32(count + (one if abs(v) > end else zero))
+            v = end if v > end else v
+            v = -end if v < -end else v
+            t[i] = v * factor[i] + (bias[i] if first else t[i])
+    return count
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -131,35 +114,41 @@ def _read_out(
     total, partial, scale, ranges, variance, magnitude, lost, gain, bias, saturated,
     half, bound, output_noise, short_term, wire_load, offset, first, k0, k1, step, stream, n0, n1,
 ):  # fmt: skip
+    """Vectors n0 to n1; returns how many elements saturate. ``saturated`` is written only if there are any."""
     outputs, positions = partial.shape[1], partial.shape[2]
     size = outputs * positions
     noisy = 2 if short_term > 0 else (1 if output_noise > 0 else 0)
     shared = positions > 1
     if not shared and len(ranges) == 1 and outputs < _BLOCK:
         # Short vectors with one column each: a block holds several, and the columns' numbers repeat with them.
-        times = _BLOCK // outputs
+        times = min(_BLOCK // outputs, n1 - n0)
         scale, gain, bias = _repeated(scale, times), _repeated(gain, times), _repeated(bias, times)
     period = len(scale)
-    noise = scale * np.float32(output_noise)
-    short = scale * np.float32(short_term * short_term)
-    limit = scale * np.float32(bound)
-    down = limit / np.float32(max(half, 1))
-    up = np.zeros_like(down)
-    load = np.zeros_like(down)
-    for c in range(period):
-        if down[c] > 0:
-            up[c] = np.float32(1) / down[c]
-        if scale[c] > 0:
-            load[c] = np.float32(wire_load) / scale[c]
-    for c in range(period):
-        down[c] *= gain[c]
+    noise, short, limit = np.empty_like(scale), np.empty_like(scale), np.empty_like(scale)
+    up, factor, load = np.empty_like(scale), np.empty_like(scale), np.empty_like(scale)
+    one, zero = np.float32(1), np.float32(0)
     block = np.empty(_BLOCK, dtype=np.float32)
-    everywhere = 0.0
+    everywhere = 0
     lines = n1 - n0
     if period > outputs:
         lines = 1
     for line in range(lines):
         n = n0 + line
+        r = ranges[n if len(ranges) > 1 else 0]
+        if line == 0 or len(ranges) > 1:
+            # The columns' numbers for this range.
+            inverse = one / r
+            for c in range(period):
+                s = scale[c]
+                noise[c] = s * np.float32(output_noise)
+                short[c] = s * np.float32(short_term * short_term)
+                full = s * np.float32(bound)
+                limit[c] = full * r if bound > 0 else np.float32(np.inf)
+                down = full / np.float32(max(half, 1))
+                rise = one / down if down > zero else zero
+                up[c] = rise / r if shared else rise * inverse
+                factor[c] = down * gain[c] * r if half else gain[c]
+                load[c] = (np.float32(wire_load) / s if s > zero else zero) / r
         length = size if period == outputs else (n1 - n0) * size
         into = total[n : n + length // size].reshape(length)
         source = partial[n : n + length // size].reshape(length)
@@ -167,7 +156,6 @@ def _read_out(
         wires = wire_load > 0
         amount = magnitude[n : n + length // size].reshape(length) if wires else source
         taken = lost[n : n + length // size].reshape(length) if wires else source
-        r = ranges[n if len(ranges) > 1 else 0]
         base = (offset + n) * size
         stride = _BLOCK if period == outputs else period
         for low in range(0, length, stride):
@@ -181,26 +169,22 @@ def _read_out(
                 d = c + 1 if shared else c + b - a
                 z = block[a - low : b - low]
                 if wires:
-                    _drop(source[a:b], amount[a:b], taken[a:b], load[c:d] / r)
+                    _drop(source[a:b], amount[a:b], taken[a:b], load[c:d])
                 if shared:
                     _disturb_shared(z, source[a:b], spread[a:b], noise[c] * r, short[c], noisy)
+                    count = _add_shared(into[a:b], z, half, up[c], factor[c], bias[c], limit[c], first)
                 else:
                     _disturb_each(z, source[a:b], spread[a:b], noise[c:d], short[c:d], noisy, r)
-                if bound > 0:
-                    count = _count_shared(z, limit[c] * r) if shared else _count_each(z, limit[c:d], r)
-                    if count > 0:
-                        everywhere += count
-                        flags = saturated[n : n + length // size].reshape(length)[a:b]
-                        for i in range(b - a):
-                            flags[i] = abs(z[i]) > limit[c if shared else c + i] * r
-                        if half == 0:
-                            for i in range(b - a):
-                                top = limit[c if shared else c + i] * r
-                                z[i] = top if z[i] > top else (-top if z[i] < -top else z[i])
-                if shared:
-                    _add_shared(into[a:b], z, half, up[c] / r, down[c] * r, gain[c], bias[c], first)
-                else:
-                    _add_each(into[a:b], z, half, up[c:d], down[c:d], gain[c:d], bias[c:d], r, first)
+                    count = _add_each(
+                        into[a:b], z, half, up[c:d], factor[c:d], bias[c:d], limit[c:d], first
+                    )
+                if count > 0:
+                    if everywhere == 0:
+                        saturated[n0:n1] = False
+                    everywhere += count
+                    flags = saturated[n : n + length // size].reshape(length)[a:b]
+                    for i in range(b - a):
+                        flags[i] = abs(z[i]) > limit[c if shared else c + i]
                 a = b
     return everywhere
 
@@ -209,11 +193,12 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
     first = total is None
     if total is None:
         total = partial  # written in place: an element is read before it is written, and fresh pages are slow
-    outputs = partial.shape[1]
-    saturated = torch.zeros(partial.shape, dtype=torch.bool) if setting.bound else None
+    vectors, outputs, _ = partial.shape
+    saturated = torch.empty(partial.shape, dtype=torch.bool)
+    values = partial.numpy()
     arrays = (
-        total.numpy(),
-        partial.numpy(),
+        values if first else total.numpy(),
+        values,
         scale.numpy(),
         ranges.numpy(),
         variance.numpy() if variance is not None else _EMPTY3,
@@ -221,7 +206,7 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
         lost.numpy() if lost is not None else _EMPTY3,
         gain.numpy() if gain is not None else np.ones(outputs, dtype=np.float32),
         bias.numpy() if bias is not None else np.zeros(outputs, dtype=np.float32),
-        saturated.numpy() if saturated is not None else np.zeros((0, 0, 0), dtype=np.bool_),
+        saturated.numpy(),
     )
     numbers = (
         setting.half,
@@ -236,12 +221,16 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
     counts = []
 
     def chunk(n0, n1):
-        counts.append(_read_out(*arrays, *numbers, n0, n1))
+        counts.append((_read_out(*arrays, *numbers, n0, n1), n0, n1))
 
-    vectors = partial.shape[0]
     run_chunks(chunk, vectors, max(1, _MINIMUM_CHUNK * vectors // max(partial.numel(), 1)), align=1)
-    count = round(sum(counts))
-    return total, saturated if count else None, count
+    count = sum(c for c, _, _ in counts)
+    if count == 0:
+        return total, None, 0
+    for c, n0, n1 in counts:
+        if c == 0:
+            saturated[n0:n1] = False
+    return total, saturated, count
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -272,9 +261,9 @@ def _backward(grad, saturated, gain, out, n0, n1):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _mask(grad, saturated, out, i0, i1):
+def _mask(grad, saturated, out):
     zero = np.float32(0)
-    for i in range(i0, i1):
+    for i in range(len(grad)):
         g = grad[i]  # loaded in any case, so that the choice is a blend and not a branch
         out[i] = zero if saturated[i] else g
 
@@ -282,8 +271,8 @@ def _mask(grad, saturated, out, i0, i1):
 def read_out_backward(grad, saturated, gain):
     out = torch.empty_like(grad)
     if gain is None:
-        flat = grad.view(-1).numpy(), saturated.view(-1).numpy(), out.view(-1).numpy()
-        run_chunks(lambda i0, i1: _mask(*flat, i0, i1), grad.numel(), _MINIMUM_CHUNK)
+        flat = [t.numpy().reshape(-1) for t in (grad, saturated, out)]
+        run_chunks(lambda i0, i1: _mask(*(a[i0:i1] for a in flat)), len(flat[0]), _MINIMUM_CHUNK)
         return out
     arrays = (
         grad.numpy(),

@@ -1,0 +1,329 @@
+"""Algorithms side by side: the same cells, images, order, initial weights and budget, over several seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any
+
+from aimc.algorithms import ALGORITHMS
+from aimc.config import differences
+from aimc.errors import AimcError, suggest
+from aimc.files import read_config, read_records, write_atomic
+from aimc.recipes.in_memory import InSituExperiment
+from aimc.recipes.overrides import configure, configured
+from aimc.recipes.recipe import Recipe
+from aimc.recipes.running import run_experiment
+from aimc.report import draw_comparison, load_run
+from aimc.train import Progress
+from aimc.train.progress import Advance
+
+DIGITAL = "digital"
+_COMMON = (
+    "dataset",
+    "network",
+    "epochs",
+    "batch_size",
+    "schedule",
+    "baseline",
+    "baseline_lr",
+    "digital",
+    "seed",
+)
+"""Fields that make the budget and the task; no algorithm may have its own."""
+
+_PLURALS = {"algorithm": "algorithms", "seed": "seeds", "baseline": "no-baseline"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One run of a comparison.
+
+    Attributes:
+        name: of its directory.
+        config: complete.
+    """
+
+    name: str
+    config: InSituExperiment
+
+
+def cases(
+    recipe: Recipe,
+    algorithms: Sequence[str],
+    *,
+    states: Sequence[float] = (),
+    tiles: Sequence[int] = (),
+    seeds: int = 1,
+    flags: Sequence[tuple[str, str]] = (),
+    own: Sequence[str] = (),
+    baseline: bool = True,
+) -> list[Case]:
+    """Every run of a comparison: the digital baseline, and each algorithm, once a seed.
+
+    Args:
+        recipe: returns an :class:`InSituExperiment` and takes ``algorithm``, ``states`` and ``tiles``.
+        algorithms: keys of :data:`aimc.algorithms.ALGORITHMS`.
+        states: numbers of states; empty takes the recipe's own.
+        tiles: tile counts of the algorithms that leave it open; empty takes their own.
+        seeds: 0 up to this number.
+        flags: changes of every run, dotted path and YAML text.
+        own: changes for one algorithm, ``residual.lr=0.05`` each.
+        baseline: with the digital baseline.
+
+    Raises:
+        AimcError: an unknown algorithm or field; a number of seeds below 1; a setting of one algorithm that has to be
+            common.
+
+    Example:
+        >>> from aimc.recipes import RECIPES
+        >>> [c.name for c in cases(RECIPES["lenet_mnist_insitu"], ["mp", "residual"], states=[4], tiles=[3, 4])]
+        ['digital-seed0', 'mp-4states-seed0', 'residual-4states-3tiles-seed0', 'residual-4states-4tiles-seed0']
+    """
+    if seeds < 1:
+        raise AimcError(f"must be at least 1, got {seeds}", field="seeds")
+    for path, _ in flags:
+        if path in _PLURALS:
+            raise AimcError(
+                f"--{path} is for a single run; a comparison takes --{_PLURALS[path]}", field=path
+            )
+    changes = _own_changes(own, algorithms)
+    found: dict[str, Case] = {}
+    for seed in range(seeds):
+        for algorithm in algorithms:
+            if algorithm not in ALGORITHMS:
+                raise AimcError(
+                    f"no algorithm is called {algorithm!r}; {suggest(algorithm, ALGORITHMS)}",
+                    field="algorithms",
+                )
+            open_count = "tiles" in ALGORITHMS[algorithm].field_names()
+            for s in states or (None,):
+                for t in (tiles if open_count else ()) or (None,):
+                    chosen = {"algorithm": algorithm, "states": s, "tiles": t, "seed": seed}
+                    words = [(k, str(v)) for k, v in chosen.items() if v is not None]
+                    base: Any = configured(recipe, None, [*flags, *words])
+                    config = configure(base, None, changes.get(algorithm, []))
+                    if baseline:
+                        # What is analog does not matter to it, so that more algorithms can join later.
+                        alone = base.replace(
+                            hardware=None, lr=base.baseline_lr, digital=(), chips=None, baseline=True
+                        )
+                        alone = configure(alone, None, changes.get(DIGITAL, []))
+                        found.setdefault(f"{DIGITAL}-seed{seed}", _case(f"{DIGITAL}-seed{seed}", alone))
+                    name = "-".join([
+                        algorithm, *([f"{s:g}states"] if s is not None else []),
+                        *([f"{t}tiles"] if t is not None else []), f"seed{seed}",
+                    ])  # fmt: skip
+                    found[name] = _case(name, config.replace(baseline=False))  # type: ignore[call-arg]
+    return list(found.values())
+
+
+def _case(name: str, config: Any) -> Case:
+    if not isinstance(config, InSituExperiment):
+        raise AimcError(f"is a {type(config).__name__}, nothing that is trained in memory", field="recipe")
+    return Case(name, config)
+
+
+def _own_changes(own: Sequence[str], algorithms: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Flags by algorithm, from ``name.path=value``."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    known = [*algorithms, DIGITAL]
+    for setting in own:
+        path, equals, text = setting.partition("=")
+        name, dot, path = path.strip().partition(".")
+        if not equals or not dot:
+            raise AimcError(f"is NAME.FIELD=VALUE, such as residual.lr=0.05, got {setting!r}", field="set")
+        if name not in known:
+            raise AimcError(f"{name!r} is not compared; {suggest(name, known)}", field="set")
+        head = path.split(".")[0]
+        if head in _COMMON and not (name == DIGITAL and head == "baseline_lr"):
+            raise AimcError(
+                f"{path} is the same for all algorithms of a comparison; give --{path} {text}", field="set"
+            )
+        found.setdefault(name, []).append((path, text))
+    return found
+
+
+def compare(
+    wanted: Sequence[Case],
+    output: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    jobs: int = 1,
+    tensorboard: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Carry out the runs of a comparison, or what is left of them, each in its own directory below ``output``.
+
+    Finished runs are kept, interrupted ones go on. A run that fails is reported and tried again the next time; the
+    others are carried out. ``comparison.json`` and ``comparison.png`` hold every finished run in the directory, also
+    those of earlier calls.
+
+    Args:
+        wanted: see :func:`cases`.
+        output: directory of the comparison.
+        data: folder of the data sets.
+        jobs: processes side by side.
+        tensorboard: write scalars for TensorBoard.
+        progress: where lines and bars go.
+
+    Returns:
+        The content of ``comparison.json``.
+
+    Raises:
+        AimcError: a directory holds a run with other settings (nothing is started then), or nothing was finished.
+    """
+    progress = progress or Progress()
+    if jobs < 1:
+        raise AimcError(f"must be at least 1, got {jobs}", field="jobs")
+    folder = pathlib.Path(output)
+    for case in wanted:
+        if (folder / case.name / "config.yaml").exists():
+            _refuse_others(folder / case.name, case.config)
+    todo = [case for case in wanted if not _finished(folder / case.name)]
+    progress.line(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them finished earlier")
+    failed: dict[str, str] = {}
+    outcomes = _side_by_side if jobs > 1 and len(todo) > 1 else _one_by_one
+    for number, (case, error) in enumerate(outcomes(todo, folder, data, jobs, tensorboard, progress), 1):
+        if error is not None:
+            failed[case.name] = error
+        collect(folder)
+        progress.line(f"{case.name}: {f'failed: {error}' if error else 'done'} ({number} of {len(todo)})")
+    found = collect(folder)
+    if not found["runs"]:
+        raise AimcError(
+            "no run was finished: " + "; ".join(f"{n}: {e}" for n, e in failed.items()), field="output"
+        )
+    draw_comparison(found["runs"], folder / "comparison.png")
+    return found | {"failed": failed}
+
+
+def _refuse_others(place: pathlib.Path, config: InSituExperiment) -> None:
+    changed = differences(read_config(place, InSituExperiment), config)
+    if changed:
+        raise AimcError(
+            f"{place} holds a run with other settings ({'; '.join(changed)}); give another --output, or the old values",
+            field="output",
+        )
+
+
+def _finished(place: pathlib.Path) -> bool:
+    return (place / "results.json").exists()
+
+
+def _run(case: Case, folder: pathlib.Path, data: Any, tensorboard: bool, progress: Progress) -> str | None:
+    """Carry out one run; the message where it failed."""
+    try:
+        place = folder / case.name
+        run_experiment(case.config, place, data=data, tensorboard=tensorboard, progress=progress)
+    except AimcError as error:
+        return str(error)
+    return None
+
+
+Outcomes = Iterator[tuple[Case, "str | None"]]
+
+
+def _one_by_one(
+    todo: list[Case], folder: pathlib.Path, data: Any, jobs: int, tensorboard: bool, progress: Progress
+) -> Outcomes:
+    for case in todo:
+        yield case, _run(case, folder, data, tensorboard, Labelled(case.name, progress))
+
+
+def _side_by_side(
+    todo: list[Case], folder: pathlib.Path, data: Any, jobs: int, tensorboard: bool, progress: Progress
+) -> Outcomes:
+    # Fresh processes: forked ones would share locks that torch's and numba's threads may hold.
+    pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn"))
+    seen = {case.name: 0 for case in todo}
+    try:
+        running: dict[Future[str | None], Case] = {
+            pool.submit(_run, case, folder, data, tensorboard, Progress()): case for case in todo
+        }
+        with progress.bar("epochs") as advance:
+            while running:
+                done, _ = wait(running, timeout=_GLANCE, return_when=FIRST_COMPLETED)
+                for case in todo:
+                    _tell(case.name, folder, seen, progress)
+                advance(sum(seen.values()), sum(case.config.epochs for case in todo))
+                for future in done:
+                    yield running.pop(future), future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_GLANCE = 0.5
+"""Seconds between looks at what the other processes have recorded."""
+
+
+def _tell(name: str, folder: pathlib.Path, seen: dict[str, int], progress: Progress) -> None:
+    """A line for every epoch that a run has recorded since the last look."""
+    rows = [r for r in read_records(folder / name) if r["kind"] == "epoch"]
+    for row in rows[seen[name] :]:
+        progress.line(
+            f"{name} epoch {row['epoch']}/{row['epochs']}: loss {row['loss']:.4f}, test {row['test']:.4f}"
+        )
+    seen[name] = len(rows)
+
+
+class Labelled(Progress):
+    """Another progress whose lines and bars begin with a name."""
+
+    def __init__(self, label: str, inner: Progress):
+        self.label, self.inner = label, inner
+
+    def line(self, text: str) -> None:
+        self.inner.line(f"{self.label}: {text}")
+
+    @contextlib.contextmanager
+    def bar(self, label: str) -> Iterator[Advance]:
+        with self.inner.bar(f"{self.label}: {label}") as advance:
+            yield advance
+
+
+_NAMES = {kind: name for name, kind in ALGORITHMS.items()}
+
+
+def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write ``comparison.json`` of a directory from its finished runs, and return its content.
+
+    Each entry has the algorithm and its settings, states, tiles, seed, the checksum of the configuration, the accuracy of
+    every epoch and of the last one, and the time.
+    """
+    runs = []
+    for place in sorted(p for p in pathlib.Path(folder).iterdir() if _finished(p)):
+        run = load_run(place)
+        config = run.config
+        assert isinstance(config, InSituExperiment)
+        hardware, stage = config.hardware, DIGITAL if config.hardware is None else "analog"
+        rows = run.curves[stage]
+        runs.append({
+            "name": place.name,
+            "algorithm": DIGITAL if hardware is None else _NAMES[type(hardware.algorithm)],
+            "settings": None if hardware is None else hardware.algorithm.to_dict(),
+            "cell": None if hardware is None else type(hardware.cell).__name__,
+            "states": None if hardware is None else round(hardware.cell.states, 6),
+            "tiles": None if hardware is None else hardware.algorithm.tile_count,
+            "io": None if hardware is None else "perfect" if hardware.forward is None else "noisy",
+            "dataset": config.dataset.name,
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "lr": config.baseline_lr if hardware is None else config.lr,
+            "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
+            "validation": rows[-1]["validation"],
+            "test": rows[-1]["test"],
+            "curve": {key: [row[key] for row in rows] for key in ("loss", "accuracy", "validation", "test")},
+            "seconds": sum(row["seconds"] for row in rows),
+        })  # fmt: skip
+    found = {"format": "aimc-comparison", "version": 1, "runs": runs}
+    write_atomic(pathlib.Path(folder) / "comparison.json", json.dumps(found, indent=1) + "\n")
+    return found

@@ -1,0 +1,161 @@
+"""A comparison of algorithms as a table and a figure, from the entries of its ``comparison.json``."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aimc.errors import AimcError
+from aimc.files import read_json, write_atomic
+from aimc.report.tables import Table
+
+Entry = dict[str, Any]
+Group = tuple[str, float | None, int | None]
+"""Algorithm, states, tiles."""
+
+
+def load_comparison(folder: str | os.PathLike[str]) -> list[Entry]:
+    """The finished runs of a comparison.
+
+    Raises:
+        AimcError: the directory holds no comparison, or none of its runs is finished.
+    """
+    found = read_json(pathlib.Path(folder) / "comparison.json")["runs"]
+    if not found:
+        raise AimcError(f"{os.fspath(folder)} has no finished run", field="run")
+    return found
+
+
+def groups(entries: Sequence[Entry]) -> dict[Group, list[Entry]]:
+    """Entries that differ by their seed alone, the digital baseline first, then by states, algorithm and tiles."""
+    found: dict[Group, list[Entry]] = {}
+    for e in sorted(entries, key=lambda e: (e["states"] or 0, e["algorithm"], e["tiles"] or 0, e["seed"])):
+        found.setdefault((e["algorithm"], e["states"], e["tiles"]), []).append(e)
+    return found
+
+
+def _mean(values: Sequence[float]) -> str:
+    text = f"{100 * np.mean(values):.2f}"
+    return f"{text} ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else text
+
+
+def comparison_table(entries: Sequence[Entry]) -> Table:
+    """Mean and spread over the seeds of the accuracy after the last epoch.
+
+    Example:
+        >>> one = {"algorithm": "mp", "states": 4.0, "tiles": 1, "seed": 0, "validation": 0.5, "test": 0.5,
+        ...        "epochs": 2, "seconds": 3.0, "lr": 0.1, "dataset": "mnist", "batch_size": 8}
+        >>> comparison_table([one, one | {"seed": 1, "test": 0.6}]).rows
+        (('mp', '4', '1', '0.1', '2', '50.00 ± 0.00', '55.00 ± 7.07', '3 s'),)
+    """
+    head = ("algorithm", "states", "tiles", "lr", "seeds", "validation, %", "test, %", "time a run")
+    rows = tuple(
+        (
+            algorithm, "-" if states is None else f"{states:g}", "-" if tiles is None else str(tiles),
+            "/".join(dict.fromkeys(f"{e['lr']:g}" for e in held)), str(len(held)),
+            *(_mean([e[key] for e in held]) for key in ("validation", "test")),
+            f"{np.mean([e['seconds'] for e in held]):.0f} s",
+        )
+        for (algorithm, states, tiles), held in groups(entries).items()
+    )  # fmt: skip
+    first = entries[0]
+    title = (
+        f"{first['dataset']}, {first['epochs']} epochs, batches of {first['batch_size']}: accuracy after the last epoch, "
+        "mean ± standard deviation over the seeds"
+    )
+    return Table(title, head, rows)
+
+
+def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> None:
+    """Draw the test accuracy over the epochs, and over states and tiles where there are several; bands and bars are one
+    standard deviation over the seeds.
+
+    Raises:
+        AimcError: nothing to draw, or the path cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    if not entries:
+        raise AimcError("there is no finished run to draw", field="entries")
+    found = groups(entries)
+    digital = [held for (_, states, _), held in found.items() if states is None]
+    analog = {group: held for group, held in found.items() if group[1] is not None}
+    several_states = sorted({states for _, states, _ in analog if states is not None})
+    open_counts = {a for a, _, _ in analog if len({t for b, _, t in analog if b == a}) > 1}
+    panels = max(len(several_states), 1) + (len(several_states) > 1) + bool(open_counts)
+    figure = Figure(figsize=(5.2 * panels, 4.2), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for states in several_states or [None]:
+        panel = axes.pop(0)
+        for held in digital:
+            _curve(panel, held, "digital", color="black")
+        for (algorithm, s, tiles), held in analog.items():
+            if s == states:
+                _curve(panel, held, f"{algorithm}, {tiles} tiles" if algorithm in open_counts else algorithm)
+        panel.set(title="" if states is None else f"{states:g} states", xlabel="epoch")
+    if len(several_states) > 1:
+        lines: dict[str, list[tuple[float, list[Entry]]]] = {}
+        for (algorithm, s, tiles), held in analog.items():
+            label = f"{algorithm}, {tiles} tiles" if algorithm in open_counts else algorithm
+            lines.setdefault(label, []).append((s or 0.0, held))
+        _points(axes.pop(0), lines, digital, "states")
+    if open_counts:
+        lines = {}
+        for (algorithm, s, tiles), held in analog.items():
+            if algorithm in open_counts:
+                lines.setdefault(f"{algorithm}, {s:g} states", []).append((tiles or 0, held))
+        _points(axes.pop(0), lines, digital, "tiles")
+    for panel in figure.axes:
+        panel.set_ylabel("test accuracy, %")
+        panel.legend(fontsize="small")
+    figure.suptitle(
+        f"{entries[0]['dataset']}: last epoch and way there, band: 1 std over seeds", fontsize="medium"
+    )
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    write_atomic(path, picture.getvalue())
+
+
+def _curve(panel, held: list[Entry], label: str, **style) -> None:
+    # Of runs of different length only what all of them have.
+    length = min(len(e["curve"]["test"]) for e in held)
+    values = 100 * np.array([e["curve"]["test"][:length] for e in held])
+    epochs = np.arange(1, length + 1)
+    (line,) = panel.plot(epochs, values.mean(0), "o-", ms=3, label=label, **style)
+    if len(held) > 1:
+        spread = values.std(0, ddof=1)
+        panel.fill_between(
+            epochs,
+            values.mean(0) - spread,
+            values.mean(0) + spread,
+            color=line.get_color(),
+            alpha=0.2,
+            linewidth=0,
+        )
+
+
+def _points(
+    panel, lines: dict[str, list[tuple[float, list[Entry]]]], digital: list[list[Entry]], name: str
+) -> None:
+    for held in digital:
+        panel.axhline(
+            100 * np.mean([e["test"] for e in held]), color="black", linestyle="--", label="digital"
+        )
+    for label, points in lines.items():
+        points = sorted(points, key=lambda point: point[0])
+        tests = [100 * np.array([e["test"] for e in held]) for _, held in points]
+        spread = [t.std(ddof=1) if len(t) > 1 else 0.0 for t in tests]
+        panel.errorbar(
+            [x for x, _ in points], [t.mean() for t in tests], spread, fmt="o-", capsize=3, label=label
+        )
+    panel.set(title=f"over the {name}", xlabel=name)
+    if name == "states":
+        panel.set_xscale("log")
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        panel.minorticks_off()

@@ -1,0 +1,94 @@
+"""In-memory training as figures: accuracy over the epochs, and how the cells fared."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+
+from aimc.errors import AimcError
+from aimc.files import write_atomic
+from aimc.report.reading import RunReport
+
+_COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
+
+
+def draw_accuracy(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
+    """Draw the test accuracy over the epochs, runs side by side; the validation accuracy dotted.
+
+    Raises:
+        AimcError: no run has such a curve, or the path cannot be written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    runs = [run for run in runs if run.curves]
+    if not runs:
+        raise AimcError("no run has an accuracy per epoch to draw", field="runs")
+    figure = Figure(figsize=(6 * len(runs), 4.2), layout="constrained")
+    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs):
+        for (stage, rows), colour in zip(run.curves.items(), _COLOURS):
+            epochs = [row["epoch"] for row in rows]
+            axes.plot(epochs, [100 * row["test"] for row in rows], "o-", ms=3, color=colour, label=stage)
+            axes.plot(epochs, [100 * row["validation"] for row in rows], ":", color=colour)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel="accuracy, %")
+        axes.set_title(f"{run.path.name}: test set (validation dotted)", fontsize="medium")
+        axes.legend(fontsize="small")
+    _write(figure, path)
+
+
+_ROWS = ("pulses per device", "saturated devices, %", "share of the weight, %", "tile being filled")
+
+
+def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
+    """Draw how the cells of each layer fared over the epochs, one colour per tile (0 takes the gradient's pulses).
+
+    Pulses since the start: mean, and dashed the 99.9th percentile; devices within 1 % of a bound; what a tile carries
+    of the composite weight; the tile that a warm start fills, where there is one.
+
+    Raises:
+        AimcError: the run has no telemetry, or the path cannot be written.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = [row for rows in run.curves.values() for row in rows if row["layers"]]
+    if not rows:
+        raise AimcError("the run has no telemetry of cells to draw", field="run")
+    epochs, layers = [row["epoch"] for row in rows], list(rows[0]["layers"])
+    warm = any(held["active_tile"] is not None for row in rows for held in row["layers"].values())
+    shown = _ROWS if warm else _ROWS[:3]
+    figure = Figure(figsize=(3.6 * len(layers) + 1, 2.3 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), len(layers), squeeze=False, sharex=True)
+    for column, layer in enumerate(layers):
+        held = [row["layers"][layer] for row in rows]
+        count = len(held[0]["tiles"])
+        for tile in range(count):
+            colour = colormaps["viridis"](tile / max(count - 1, 1) * 0.9)
+            found = {key: [h["tiles"][tile][key] for h in held] for key in held[0]["tiles"][tile]}
+            grid[0, column].plot(epochs, found["pulses_mean"], color=colour, label=f"tile {tile}")
+            grid[0, column].plot(epochs, found["pulses_p999"], "--", color=colour)
+            grid[1, column].plot(epochs, [100 * v for v in found["saturated"]], color=colour)
+            grid[2, column].plot(epochs, [100 * v for v in found["share"]], color=colour)
+        grid[0, column].set_yscale("symlog", linthresh=1)
+        if warm:
+            # No tile any more is drawn below all of them.
+            active = [h["active_tile"] if h["active_tile"] is not None else -1 for h in held]
+            grid[3, column].step(epochs, active, where="mid", color="black")
+            grid[3, column].yaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0, column].set_title(layer or "layer", fontsize="medium")
+        grid[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[-1, column].set_xlabel("epoch")
+    for label, axes in zip(shown, grid[:, 0]):
+        axes.set_ylabel(label, fontsize="small")
+    grid[0, 0].legend(fontsize="x-small")
+    figure.suptitle(f"{run.path.name}: cells over the training", fontsize="medium")
+    _write(figure, path)
+
+
+def _write(figure, path: str | os.PathLike[str]) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    write_atomic(path, picture.getvalue())
