@@ -72,6 +72,11 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         parser = add(name, summary, _RUN_DESCRIPTION if name == "run" else None)
         if name == "run":
             parser.add_argument("name", metavar="NAME", help="recipe, see aimc list")
+        else:
+            parser.add_argument(
+                "half", nargs="?", choices=("insitu",), metavar="insitu",
+                help="instead: train in memory with several algorithms, about two minutes",
+            )  # fmt: skip
         parser.add_argument(
             "--config", metavar="FILE", help="YAML file with fields that replace the recipe's"
         )
@@ -123,7 +128,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=[],
         metavar="N",
-        help="tile counts, of the algorithms that have a choice",
+        help="tile counts, for the algorithms that leave it open",
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)")
     parser.add_argument(
@@ -185,7 +190,9 @@ def _main(words: list[str]) -> int:
     elif first in ("demo", "run"):
         wants_help = any(word in ("-h", "--help") for word in words)
         plain, overrides = _split(words[1:], parsers[first].flags, wants_help)
-        name = "demo" if first == "demo" else next((w for w in plain if not w.startswith("-")), None)
+        name = next((w for w in plain if not w.startswith("-")), None)
+        if first == "demo":
+            name = "demo_insitu" if name == "insitu" else "demo"
         if wants_help and name is not None:
             recipe = _recipe(name)
             print(_recipe_help(parsers[first], recipe))
@@ -211,6 +218,8 @@ def _main(words: list[str]) -> int:
         return 0
     if asked.command == "compare":
         return _compare(asked, overrides)
+    if asked.command == "demo" and asked.half == "insitu":
+        return _demo_in_situ(asked, overrides)
     if asked.command in ("demo", "run"):
         name = "demo" if asked.command == "demo" else asked.name
         return _run(name, asked, overrides, parsers[asked.command].flags)
@@ -276,6 +285,22 @@ def _compare(asked: argparse.Namespace, overrides: list[tuple[str, str]]) -> int
         flags=overrides, own=asked.set, baseline=not asked.no_baseline,
     )  # fmt: skip
     return _carry_out(wanted, asked.output, asked.data, asked.jobs, choose_progress())
+
+
+def _demo_in_situ(asked: argparse.Namespace, overrides: list[tuple[str, str]]) -> int:
+    if asked.config is not None:
+        raise AimcError(
+            "this demo takes flags; a file goes with aimc run demo_insitu",
+            field="config",
+        )
+    from aimc.recipes.compare import cases
+    from aimc.recipes.demo_insitu import DEMO_ALGORITHMS
+    from aimc.recipes.parts import available_cores
+    from aimc.train import choose_progress
+
+    wanted = cases(_recipe("demo_insitu"), DEMO_ALGORITHMS, flags=overrides)
+    output = asked.output or os.path.join("runs", "demo_insitu")
+    return _carry_out(wanted, output, asked.data, min(2, available_cores()), choose_progress())
 
 
 def _carry_out(wanted: Sequence[Case], output: str, data: str | None, jobs: int, progress: Progress) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aimc.algorithms.base import UPDATES, Algorithm, Array, State, tile_of
-from aimc.ops.pulsed_update import Vectors
+from aimc.ops.pulsed_update import Vectors, check_vectors
 from aimc.ops.transfer import whole_steps
 
 
@@ -43,6 +43,7 @@ class MixedPrecision(Algorithm):
         state["chi"].zero_()
 
     def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
+        check_vectors(vectors, state["held"][0], lr)  # a NaN in chi would stay for good
         state["chi"].sub_(vectors.gradient(), alpha=lr / array.scale)
         updates = int(state["counters"][UPDATES])
         if (updates + 1) % self.period == 0:

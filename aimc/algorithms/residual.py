@@ -11,7 +11,7 @@ from aimc.algorithms.base import UPDATES, Array, State, Transfers, one_hot_read,
 from aimc.algorithms.plateau import FirstThen, PlateauRule
 from aimc.algorithms.transferring import Transferring, transfer_columns, transfers
 from aimc.config import Config
-from aimc.ops.pulsed_update import PulseTrain, Vectors
+from aimc.ops.pulsed_update import PulseTrain, Vectors, check_vectors
 from aimc.ops.transfer import reencode
 
 ACTIVE, HITS, FLAG, VALUES, SEEN_PULSES, VISITS = range(2, 8)
@@ -79,7 +79,7 @@ class Residual(Transferring):
     gradient: Literal["digital", "pulsed"] = "digital"
     columns: int | Literal["all"] | None = None
     cells_per_visit: int = 16384
-    rounding: float = 8.0
+    rounding: float = 1.0
     threshold: float = 0.6
     tries: int = 3
     last_tries: int = 2
@@ -130,10 +130,13 @@ class Residual(Transferring):
         self.require(self.tries >= 1, "tries", "must be at least 1")
         self.require(self.last_tries >= 1, "last_tries", "must be at least 1")
         self.require(self.threshold > 0, "threshold", "must be positive")
-        self.require(self.floor >= 0, "floor", "must not be negative")
+        for name in ("floor", "rounding"):
+            self.require(getattr(self, name) >= 0, name, "must not be negative")
         self.require(self.transfer_growth > 0, "transfer_growth", "must be positive")
         self.require(
-            self.transfer_pulses.kind == "stochastic", "transfer_pulses.kind", "a direct transfer is stochastic"
+            self.transfer_pulses.kind == "stochastic",
+            "transfer_pulses.kind",
+            "a direct transfer is stochastic",
         )
         self.require(
             self.warm_start is None or self.order != "reencode",
@@ -233,6 +236,7 @@ class Residual(Transferring):
         first = number % width
         gradient, rate, last = None, 0.0, 0
         if self.gradient == "digital":
+            check_vectors(vectors, state["held"][0], lr)
             # What is not visited now is visited later: the visited columns stand for the others in the mean.
             visited = torch.arange(first, first + columns) % width if columns < width else None
             gradient, rate = vectors.gradient(visited), lr / array.scale * (width / columns)

@@ -34,7 +34,9 @@ class TikiTakaV1(Transferring):
         super().validate()
         self.require(self.period >= 1, "period", f"must be at least 1, got {self.period}")
         self.require(
-            self.transfer_pulses.kind == "stochastic", "transfer_pulses.kind", "a direct transfer is stochastic"
+            self.transfer_pulses.kind == "stochastic",
+            "transfer_pulses.kind",
+            "a direct transfer is stochastic",
         )
 
     def shares(self, array: Array) -> tuple[float, ...]:

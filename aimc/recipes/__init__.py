@@ -6,6 +6,7 @@ one line to :data:`RECIPES`.
 
 from aimc.recipes.chips import Calibration, Evaluation
 from aimc.recipes.demo import demo
+from aimc.recipes.demo_insitu import demo_insitu
 from aimc.recipes.hwa import HwaExperiment
 from aimc.recipes.in_memory import InSituExperiment, OntoChips
 from aimc.recipes.lenet_insitu import lenet_mnist_insitu
@@ -19,6 +20,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(demo),
+        Recipe(demo_insitu),
         Recipe(lenet_mnist_hwa),
         Recipe(lenet_mnist_insitu),
     )

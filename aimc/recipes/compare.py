@@ -39,8 +39,6 @@ _COMMON = (
 )
 """Fields that make the budget and the task; no algorithm may have its own."""
 
-_PLURALS = {"algorithm": "algorithms", "seed": "seeds", "baseline": "no-baseline"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -73,7 +71,7 @@ def cases(
         algorithms: keys of :data:`aimc.algorithms.ALGORITHMS`.
         states: numbers of states; empty takes the recipe's own.
         tiles: tile counts of the algorithms that leave it open; empty takes their own.
-        seeds: 0 up to this number.
+        seeds: so many, counted from the recipe's.
         flags: changes of every run, dotted path and YAML text.
         own: changes for one algorithm, ``residual.lr=0.05`` each.
         baseline: with the digital baseline.
@@ -90,13 +88,12 @@ def cases(
     if seeds < 1:
         raise AimcError(f"must be at least 1, got {seeds}", field="seeds")
     for path, _ in flags:
-        if path in _PLURALS:
-            raise AimcError(
-                f"--{path} is for a single run; a comparison takes --{_PLURALS[path]}", field=path
-            )
+        if path in ("algorithm", "baseline"):
+            raise AimcError(f"--{path} is for a single run, a comparison has several", field=path)
     changes = _own_changes(own, algorithms)
     found: dict[str, Case] = {}
-    for seed in range(seeds):
+    first = getattr(configured(recipe, None, flags), "seed", 0)
+    for seed in range(first, first + seeds):
         for algorithm in algorithms:
             if algorithm not in ALGORITHMS:
                 raise AimcError(
@@ -295,8 +292,8 @@ _NAMES = {kind: name for name, kind in ALGORITHMS.items()}
 def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Write ``comparison.json`` of a directory from its finished runs, and return its content.
 
-    Each entry has the algorithm and its settings, states, tiles, seed, the checksum of the configuration, the accuracy of
-    every epoch and of the last one, and the time.
+    Each entry has the algorithm and its settings, states, tiles, seed, the checksum of the configuration, the accuracy
+    of every epoch and of the last one, and the time.
     """
     runs = []
     for place in sorted(p for p in pathlib.Path(folder).iterdir() if _finished(p)):

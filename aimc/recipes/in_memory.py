@@ -105,7 +105,7 @@ class InSituExperiment(Config):
         self.require(
             self.baseline or self.hardware is not None,
             "hardware",
-            "is null and there is no baseline, so nothing is trained",
+            "is null without a baseline: nothing to train",
         )
 
 

@@ -33,7 +33,7 @@ def named_algorithm(name: str, tiles: int | None = None) -> Algorithm:
         raise AimcError(
             f"{name} has a fixed number of tiles, {kind().tile_count}; leave tiles out", field="tiles"
         )
-    return kind(tiles=tiles)
+    return kind(**{"tiles": tiles})
 
 
 def named_hardware(device: str, algorithm: Algorithm, io: str, states: float | None = None) -> PulsedHardware:

@@ -65,8 +65,8 @@ def comparison_table(entries: Sequence[Entry]) -> Table:
     )  # fmt: skip
     first = entries[0]
     title = (
-        f"{first['dataset']}, {first['epochs']} epochs, batches of {first['batch_size']}: accuracy after the last epoch, "
-        "mean ± standard deviation over the seeds"
+        f"{first['dataset']}, {first['epochs']} epochs, batches of {first['batch_size']}: accuracy after the last "
+        "epoch, mean ± standard deviation over the seeds"
     )
     return Table(title, head, rows)
 

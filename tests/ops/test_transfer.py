@@ -172,10 +172,15 @@ def tensors_of(buffer: Buffer) -> list[Tensor]:
     return [v for v in vars(buffer).values() if isinstance(v, Tensor)]
 
 
-def assert_buffered_updates_agree(cell, vectors: Vectors, settings: dict, how=Read(), rate=0.0, train=PulseTrain(length=5)):
+def assert_buffered_updates_agree(
+    cell, vectors: Vectors, settings: dict, how=Read(), rate=0.0, train=PulseTrain(length=5)
+):
     def run(backend):
         cells = Cells(cell, 2, (vectors.rows, vectors.columns))
-        buffer, means = buffer_of(*cells.held.shape[1:], gain=3.0, **settings), torch.zeros(2, dtype=torch.float64)
+        buffer, means = (
+            buffer_of(*cells.held.shape[1:], gain=3.0, **settings),
+            torch.zeros(2, dtype=torch.float64),
+        )
         found = []
         for u, (period, columns) in enumerate(((3, 2), (1, 1), (vectors.count, vectors.columns + 2))):
             found += buffered_update(
@@ -246,7 +251,9 @@ def test_reads_have_noise_and_levels():
     cells, _ = transferred([0.0, 5.0], 0.1, how=Read(half=2, bound=1.0))
     assert_mean("clipped to the bound", cells.counts[0, 1], 1.0)
     cells, found = transferred([0.0] * 4, 1.0, how=Read(noise=0.1))
-    assert_mean("mean magnitude of the noise", cells.counts.float().mean(1), 0.1 * math.sqrt(2 / math.pi) / 0.1)
+    assert_mean(
+        "mean magnitude of the noise", cells.counts.float().mean(1), 0.1 * math.sqrt(2 / math.pi) / 0.1
+    )
     assert_mean("sign of the noise", cells.held, 0.0)
     assert found[1] == COLUMNS
 
@@ -358,9 +365,7 @@ def test_a_read_comes_after_every_period_th_vector_and_columns_take_turns():
     cells.held[0] = torch.tensor([0.1, 0.2, 0.3])
     nothing = Vectors(torch.zeros(7, 3), torch.zeros(7, 2))
     # The vectors are numbers 2 to 8; numbers 3 and 6 end a period.
-    fast, slow = buffered_update(
-        cells.tile(0), cells.tile(1), nothing, 1.0, Key(0), Key(1), buffer, 1, 3, 2
-    )
+    fast, slow = buffered_update(cells.tile(0), cells.tile(1), nothing, 1.0, Key(0), Key(1), buffer, 1, 3, 2)
     assert fast.tolist() == [7, 0, 0, 0, 0, 0, 0] and slow.tolist() == [4, 4, 0, 0, 0, 0, 0]
     assert int(buffer.visits[0]) == 4
     assert_close("buffer", buffer.h, torch.tensor([[0.2, 0.2, 0.3]] * 2), atol=1e-6)  # columns 0, 1, 2, 0
@@ -507,7 +512,9 @@ def test_without_a_gradient_the_composite_moves_by_less_than_the_finest_step(bac
         assert float(below.abs().max()) <= (0.6 * SHARES[t] + 0.125) * 0.1 + 1e-6
 
 
-@pytest.mark.parametrize("cell", [PLAIN, SoftBounds.with_states(10, dw_min_std=0.0, **ALIKE)], ids=["constant", "soft"])
+@pytest.mark.parametrize(
+    "cell", [PLAIN, SoftBounds.with_states(10, dw_min_std=0.0, **ALIKE)], ids=["constant", "soft"]
+)
 def test_the_mean_change_is_the_gradients(cell):
     gradient, rate, changes = normals(60, 50), 0.02, []
     for n in range(10):
@@ -573,7 +580,9 @@ def test_pulses_and_reads_are_recounted_from_the_devices(cell):
         assert seen.tolist() == (3 + new.amax(1).sum(1)).tolist()
         visited = torch.zeros(5, dtype=torch.bool)
         visited[torch.arange(3 * n, 3 * n + 3) % 5] = True
-        assert not bool(new[:, :, ~visited].any()) and torch.equal(held[:, :, ~visited], cells.held[:, :, ~visited])
+        assert not bool(new[:, :, ~visited].any()) and torch.equal(
+            held[:, :, ~visited], cells.held[:, :, ~visited]
+        )
         assert found[:, 2].tolist() == new.sum((1, 2)).tolist()
         assert found[:, :2].tolist() == [[3, 3]] * 4 and not bool(found[:, 3:].any())
         reads += seen

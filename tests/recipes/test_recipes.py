@@ -9,7 +9,16 @@ from aimc import cells, data, presets
 from aimc.chip import DriftResult
 from aimc.errors import AimcError
 from aimc.files import read_config, read_records
-from aimc.recipes import MLP, RECIPES, Dataset, Evaluation, HwaExperiment, evaluate_run, run_experiment
+from aimc.recipes import (
+    MLP,
+    RECIPES,
+    Dataset,
+    Evaluation,
+    HwaExperiment,
+    InSituExperiment,
+    evaluate_run,
+    run_experiment,
+)
 from aimc.recipes.hwa import VARIANTS
 from aimc.train import Optimizer, Progress, Stage, load_checkpoint
 
@@ -54,7 +63,7 @@ def test_a_recipe_says_what_to_expect_and_builds(name):
     assert recipe.name == name
     assert recipe.summary and recipe.expected and recipe.machine and recipe.time
     config = recipe.config()
-    assert isinstance(config, HwaExperiment)
+    assert isinstance(config, (HwaExperiment, InSituExperiment))
     assert type(config).from_yaml(config.to_yaml()) == config == type(config).from_json(config.to_json())
     source = data.DATASETS[config.dataset.name]
     net = config.network.build(source.shape, len(source.classes))

@@ -81,19 +81,22 @@ def _backward(x, grad, ranges, k, a, b, out):
     return push
 
 
-_LINE = 4096
-
-
-def _as_lines(x: Tensor) -> Tensor:
-    """The same memory as few long vectors: one tile and one range make no difference between elements."""
-    whole = x.numel() // _LINE * _LINE
-    return x.view(-1)[:whole].view(-1, 1, _LINE, 1)
+def _alike(splits, ranges) -> bool:
+    """One tile and one range: all elements are treated alike, whatever their shape."""
+    return len(splits) == 1 and ranges.shape[1] == 1
 
 
 def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles: bool):
-    if len(splits) == 1 and ranges.shape[1] == 1 and x[0:1].numel() < _LINE < x.numel():
-        return _convert_whole(x, ranges, half)
     source, r = x.detach().numpy(), ranges.detach().numpy()
+    if _alike(splits, ranges):
+        part = torch.empty_like(x)
+        flat, into, counts = source.reshape(-1), part.numpy().reshape(-1), []
+        run_chunks(
+            lambda i0, i1: counts.append(_run(flat[i0:i1], into[i0:i1], r[0, 0], half)),
+            len(flat),
+            _MINIMUM_CHUNK,
+        )
+        return [part], [sum(c for c, _ in counts)], not any(bad for _, bad in counts)
     parts, clipped, finite = [], [], True
     whole = x if contiguous_tiles else torch.empty_like(x)
     for k, (a, b) in enumerate(splits):
@@ -115,34 +118,11 @@ def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles
     return parts, clipped, finite
 
 
-def _convert_whole(x: Tensor, ranges: Tensor, half: int):
-    """One tile, one range, short vectors: run over long lines of the same memory, then over the rest."""
-    part = torch.empty_like(x)
-    lines, into = _as_lines(x.detach()), _as_lines(part)
-    clipped, finite = _convert_lines(lines, ranges, half, into)
-    rest = lines.numel()
-    c, bad = _run(
-        x.detach().view(-1)[rest:].numpy(), part.view(-1)[rest:].numpy(), ranges.numpy()[0, 0], half
-    )
-    return [part], [clipped + c], finite and not bad
-
-
-def _convert_lines(lines: Tensor, ranges: Tensor, half: int, into: Tensor) -> tuple[int, bool]:
-    """As :func:`convert_input` for one tile, into memory that is given."""
-    source, target, r, counts = lines.numpy(), into.numpy(), ranges.detach().numpy(), []
-
-    def chunk(n0, n1):
-        counts.append(_forward(source, r, 0, 0, source.shape[2], half, target, 0, n0, n1))
-
-    run_chunks(chunk, len(lines), _vectors(lines), align=1)
-    return sum(c for c, _ in counts), not any(bad for _, bad in counts)
-
-
 def convert_input_backward(x: Tensor, grads: list[Tensor], ranges: Tensor, splits):
     result = torch.empty_like(x)
     source, r, out = x.detach().numpy(), ranges.detach().numpy(), result.numpy()
-    if len(splits) == 1 and ranges.shape[1] == 1:
-        d = grads[0].contiguous().view(-1).numpy()
+    if _alike(splits, ranges):
+        d = grads[0].contiguous().numpy().reshape(-1)
         push = [_run_backward(source.reshape(-1), d, out.reshape(-1), r[0, 0])]
     else:
         push = [

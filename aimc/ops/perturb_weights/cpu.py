@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from aimc.ops.memory import empty
 from aimc.random import Key
 from aimc.random._pool import run_chunks
-from aimc.random.cpu import fill_normals, fill_uniforms, key_words
+from aimc.random.cpu import _float, fill_normals, fill_uniforms, key_words
 
 _CODES = {
     "add_normal": 0,
@@ -73,11 +74,12 @@ def _change(w, z, factor, with_factor, code, p):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _largest(row):
-    top = np.float32(0)
-    for i in range(len(row)):
-        v = abs(row[i])
+    # Bit patterns of floats that are not negative are ordered as the floats are, and LLVM vectorises their maximum.
+    bits, top = row.view(np.int32), np.int32(0)
+    for i in range(len(bits)):
+        v = np.int32(bits[i] & np.int32(0x7FFFFFFF))
         top = v if v > top else top
-    return top
+    return _float(top)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -151,6 +153,24 @@ def _perturb(
                 target[i] = w[i] * s
 
 
+@functools.lru_cache(256)
+def _plan(shape: tuple[int, int], splits, changes, contiguous_tiles: bool):
+    """What the kernel is told about the tiles and the changes; the same at every step of a layer.
+
+    Returns starts and strides of the tiles' rows in the result, splits, codes and numbers, as arrays.
+    """
+    outputs, rows = shape
+    if contiguous_tiles:
+        starts, strides = [outputs * a for a, _ in splits], [b - a for a, b in splits]
+    else:
+        starts, strides = [a for a, _ in splits], [rows for _ in splits]
+    numbers = np.zeros((len(changes), 5), dtype=np.float32)
+    for m, (_, *values) in enumerate(changes):
+        numbers[m, : len(values)] = values
+    codes = [_CODES[kind] for kind, *_ in changes]
+    return *(np.array(v, dtype=np.int64) for v in (starts, strides, splits, codes)), numbers
+
+
 def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool):
     from aimc.ops.perturb_weights import needs_factor
 
@@ -162,28 +182,23 @@ def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous
     factor = torch.empty_like(weight) if with_factor else torch.empty(0, 0)
     flat = empty((outputs * rows,), weight)
     if contiguous_tiles:
-        starts, strides = [outputs * a for a, _ in splits], [b - a for a, b in splits]
         tiles = [flat[outputs * a : outputs * b].view(outputs, b - a) for a, b in splits]
     else:
-        starts, strides = [a for a, _ in splits], [rows for _ in splits]
         tiles = [flat.view(outputs, rows)[:, a:b] for a, b in splits]
-    numbers = np.zeros((len(changes), 5), dtype=np.float32)
-    keys = np.zeros((len(changes), 4), dtype=np.uint32)
-    for m, (_, *values) in enumerate(changes):
-        numbers[m, : len(values)] = values
-        keys[m] = key_words(key.fold(m))
+    starts, strides, bounds, codes, numbers = _plan((outputs, rows), splits, changes, contiguous_tiles)
+    keys = np.array([key_words(key.fold(m)) for m in range(len(changes))], dtype=np.uint32).reshape(-1, 4)
     arrays = (
         weight.detach().numpy(),
         flat.numpy(),
-        np.array(starts, dtype=np.int64),
-        np.array(strides, dtype=np.int64),
+        starts,
+        strides,
         scale.numpy(),
         given,
         clips,
         factor.numpy(),
         with_factor,
-        np.array(splits, dtype=np.int64),
-        np.array([_CODES[kind] for kind, *_ in changes], dtype=np.int64),
+        bounds,
+        codes,
         numbers,
         keys,
     )

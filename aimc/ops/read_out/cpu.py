@@ -9,7 +9,7 @@ from numba import njit
 from aimc.random._pool import run_chunks
 from aimc.random.cpu import fill_normals, key_words
 
-_BLOCK = 2048
+_BLOCK = 1024
 _MINIMUM_CHUNK = 1 << 17
 _EMPTY3 = np.zeros((0, 0, 0), dtype=np.float32)
 

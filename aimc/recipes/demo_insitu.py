@@ -1,0 +1,36 @@
+"""Two minutes of training in memory on embedded data."""
+
+from aimc.recipes.in_memory import InSituExperiment
+from aimc.recipes.lenet_insitu import lenet_mnist_insitu
+from aimc.train import Schedule
+
+DEMO_ALGORITHMS = ("residual", "mp", "ttv2", "sgd")
+"""What ``aimc demo insitu`` compares; the longest run first, so that two processes end together."""
+
+
+def demo_insitu(
+    algorithm: str = "residual",
+    states: float | None = None,
+    tiles: int | None = None,
+    io: str = "perfect",
+    device: str = "reram",
+) -> InSituExperiment:
+    """LeNet-5 on 4500 embedded digits, trained in cells of four states.
+
+    ``aimc demo insitu`` runs it with residual learning, mixed precision, Tiki-Taka v2 and analog SGD, and digitally.
+
+    Expected: to be measured.
+
+    Machine: two cores of a 2020s server, no GPU.
+
+    Time: to be measured.
+
+    Args:
+        algorithm: sgd, ttv1, ttv2, ttv3, ttv4, mp or residual.
+        states: nominal number of states of a reram cell (default 4).
+        tiles: arrays of cells, of the algorithms that leave it open.
+        io: perfect or noisy, the converters and noise of every read.
+        device: preset of the cells.
+    """
+    config = lenet_mnist_insitu(algorithm, states, tiles, io, device, dataset="mnist_small")
+    return config.replace(epochs=4, schedule=Schedule(kind="cosine"))

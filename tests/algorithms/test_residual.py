@@ -1,0 +1,205 @@
+"""Residual learning: the order of transfers, by hand, and what it does to the weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aimc.algorithms import LossRise, Residual, WarmStart
+from aimc.algorithms.base import UPDATES
+from aimc.cells import Ladder
+from aimc.errors import AimcError
+from aimc.ops.pulsed_update import Vectors
+from tests.algorithms.helpers import PLAIN, array_of, distance, fit, soft
+from tests.helpers import assert_close
+from tests.pulsed_cells import RANGE
+
+# Four tiles, periods 1, 2 and 4.
+CHAIN = {"tiles": 4, "period": 1, "period_growth": 2}
+
+
+def transfers(order: str, updates: int, losses_every: int = 2, **warm) -> list[list[tuple[int, int]]]:
+    """What is due after each update; every second epoch of two updates the loss rises."""
+    algorithm = Residual(order=order, warm_start=WarmStart(rule=LossRise(), **warm), **CHAIN)
+    array = array_of()
+    state, found = algorithm.init(array, torch.zeros(6, 4)), []
+    for u in range(1, updates + 1):
+        found.append(algorithm.due(state))
+        state["counters"][UPDATES] += 1
+        if u % losses_every == 0:
+            algorithm.observe(array, state, 1.0 if u % 4 else 1.1)
+    return found
+
+
+def test_the_order_of_the_paper():
+    """Tile 0 into the active one after every mini-batch, and the chain besides."""
+    found = transfers("paper", 14)
+    for start, active in ((0, 3), (4, 2), (8, 1)):
+        first = (0, active)
+        assert found[start : start + 4] == [
+            [first, (0, 1)], [first, (0, 1), (1, 2)], [first, (0, 1)], [first, (0, 1), (1, 2), (2, 3)],
+        ]  # fmt: skip
+    assert found[12:] == [[(0, 1)], [(0, 1), (1, 2)]]
+
+
+def test_the_order_of_the_processor_program():
+    """Tile 0 into the active one with the period of tile 1, and nothing else before the chain begins."""
+    found = transfers("cpu", 16)
+    assert found[:12] == [[], [(0, 3)], [], [(0, 3)], [], [(0, 2)], [], [(0, 2)], [], [(0, 1)], [], [(0, 1)]]
+    assert found[12:] == [[(0, 1)], [(0, 1), (1, 2)], [(0, 1)], [(0, 1), (1, 2), (2, 3)]]
+
+
+def test_the_order_of_the_graphics_program():
+    """Tile 0 into 1 always, and 1 into the active one with its own period."""
+    found = transfers("cuda", 12)
+    a = [(0, 1)]
+    assert found[:8] == [a, [(0, 1), (1, 3)], a, [(0, 1), (1, 3)], a, [(0, 1), (1, 2)], a, [(0, 1), (1, 2)]]
+    assert found[8:] == [a, [(0, 1), (1, 2)], a, [(0, 1), (1, 2), (2, 3)]]
+
+
+def test_self_transfers_of_the_published_programs():
+    """Tile 1 onto itself, then into tile 0; the chain waits for two more rises."""
+    found = transfers("cuda", 20, self_transfer=True)
+    a = [(0, 1)]
+    assert found[8:16] == [a, [(0, 1), (1, 1)], a, [(0, 1), (1, 1)], a, [(0, 1), (1, 0)], a, [(0, 1), (1, 0)]]
+    assert found[16:] == [a, [(0, 1), (1, 2)], a, [(0, 1), (1, 2), (2, 3)]]
+    assert transfers("cpu", 18, self_transfer=True)[12:] == [
+        [],
+        [(0, 0)],
+        [],
+        [(0, 0)],
+        [(0, 1)],
+        [(0, 1), (1, 2)],
+    ]
+
+
+def test_source_and_period_of_a_warm_start_can_be_chosen():
+    assert transfers("cpu", 2, source=1, period_of=0) == [[(1, 3)], [(1, 3)]]
+    assert transfers("paper", 2, period_of=1) == [[(0, 1)], [(0, 3), (0, 1), (1, 2)]]
+
+
+@pytest.mark.parametrize(("order", "first"), [("paper", 0), ("cpu", 0), ("cuda", 0)])
+def test_without_a_warm_start_the_chain_runs_at_once(order, first):
+    algorithm = Residual(order=order, **CHAIN)
+    state = algorithm.init(array_of(), torch.zeros(6, 4))
+    found = []
+    for _ in range(4):
+        found.append(algorithm.due(state))
+        state["counters"][UPDATES] += 1
+    assert found == [[(0, 1)], [(0, 1), (1, 2)], [(0, 1)], [(0, 1), (1, 2), (2, 3)]]
+    assert algorithm.active_tile(state) is None
+
+
+def test_the_signal_of_a_layer_is_its_own_pulses():
+    algorithm = Residual(order="cpu", warm_start=WarmStart(rule=LossRise(), signal="pulses"), **CHAIN)
+    array = array_of()
+    state = algorithm.init(array, torch.zeros(6, 4))
+    total, actives = 0, []
+    for pulses, loss in ((10, 1.0), (8, 9.0), (9, 9.0), (7, 9.0), (7, 1.0), (8, 1.0)):
+        total += pulses
+        state["statistics"][0, 2] = total
+        algorithm.observe(array, state, loss)
+        algorithm.due(state)
+        actives.append(algorithm.active_tile(state))
+    assert actives == [3, 3, 2, 2, 2, 1]
+    assert state["values"][:2].tolist() == [7.0, 7.0]  # since the hit, before the last one
+
+
+def test_a_long_warm_start_keeps_the_last_values():
+    algorithm = Residual(order="cpu", warm_start=WarmStart(rule=LossRise(rise=1e9)), **CHAIN)
+    array = array_of()
+    state = algorithm.init(array, torch.zeros(6, 4))
+    for k in range(70):
+        algorithm.observe(array, state, float(k))
+    assert state["values"].tolist() == [float(k) for k in range(6, 70)]
+
+
+def test_each_transfer_has_the_rate_of_its_source():
+    """Tile k is full: its transfers send rate_of(k) |y| / g pulses. One column each, one row: exactly 2 and 4 pulses."""
+    algorithm = Residual(
+        order="paper", tiles=3, period=1, period_growth=1, transfer_lrs=(0.2, 0.4), fast_lr=1e-6
+    )
+    array = array_of(shape=(1, 1))
+    state = algorithm.init(array, torch.zeros(1, 1))
+    state["held"][0], state["held"][1] = 1.0, 0.0
+    algorithm.step(array, state, Vectors(torch.ones(1, 1), torch.ones(1, 1)), 1.0)
+    # Two pulses make 0.2 on tile 1, which is then read: 0.4 * 0.2 / 0.1 is 0.8 pulses on tile 2, one or none.
+    assert state["counts"].flatten().tolist()[1] == 2 and state["counts"][2] <= 1
+    assert float(state["held"][1]) == pytest.approx(0.2) and state["reads"].tolist() == [1, 1, 0]
+    growing = Residual(tiles=4, transfer_lr=0.1, transfer_growth=1.2, scale_transfer_lr=True)
+    assert [growing.rate_of(t, 0.5) for t in range(3)] == pytest.approx([0.0864, 0.072, 0.06])
+    assert [Residual(tiles=4).period_of(t) for t in range(3)] == [2, 10, 50]
+    assert [Residual(tiles=3, periods=(7, 3)).period_of(t) for t in range(2)] == [7, 3]
+
+
+def test_shares():
+    assert Residual(tiles=3, ratio=0.5).shares(array_of()) == (0.25, 0.5, 1.0)
+    assert Residual(tiles=2, shares_of=(0.1, 2.0)).shares(array_of()) == (0.1, 2.0)
+    assert Residual(tiles=2).shares(array_of(soft(100))) == pytest.approx((0.2, 1.0))  # 2 / sqrt(100)
+    assert Residual(tiles=2).shares(array_of(soft(4))) == (0.4, 1.0)
+    assert Residual(tiles=2, order="cuda").shares(array_of(soft(10))) == pytest.approx((0.125, 1.0))
+
+
+def test_columns_per_visit():
+    wide = array_of(shape=(100, 300))
+    assert Residual(cells_per_visit=1000).columns_of(wide) == 10
+    assert Residual(cells_per_visit=1).columns_of(wide) == 1
+    assert Residual().columns_of(wide) == 163  # 16384 // 100
+    assert Residual().columns_of(array_of(shape=(10, 20))) == 20
+    assert Residual(columns=7).columns_of(wide) == 7 and Residual(columns="all").columns_of(wide) == 300
+    assert Residual(order="paper").columns_of(wide) == 1
+
+
+def test_visits_take_turns_and_stand_for_the_columns_that_wait():
+    """With one column of three a visit, its gradient counts three times."""
+    algorithm, array = Residual(tiles=2, columns=1, ratio=0.5, tries=9, rounding=0.0), array_of(shape=(1, 3))
+    state = algorithm.init(array, torch.zeros(1, 3))
+    x, d = torch.tensor([[1.0, 2.0, -1.0]]), torch.tensor([[1.0]])
+    changes = []
+    for _ in range(4):
+        before = algorithm.weight(array, state).clone()
+        algorithm.step(array, state, Vectors(x, d), 0.05)
+        changes.append((algorithm.weight(array, state) - before)[0])
+    # Multiples of 0.05, the step of tile 0, so that rounding at random has nothing to decide.
+    expected = torch.tensor([[-0.15, 0, 0], [0, -0.3, 0], [0, 0, 0.15], [-0.15, 0, 0]])
+    assert_close("changes", torch.stack(changes), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "last"), [(0.004, 0), (0.02, 0), (0.06, 1), (0.11, 2), (9.0, 2), (0.0, 0)]
+)
+def test_the_tile_that_rounds_is_as_fine_as_the_changes(change, last):
+    """Steps of 0.025, 0.05 and 0.1; a few large changes among many small ones count most."""
+    algorithm, array = Residual(tiles=3, ratio=0.5, tries=9, rounding=1.0), array_of(shape=(4, 6))
+    state = algorithm.init(array, torch.zeros(4, 6))
+    d, x = torch.zeros(1, 4), torch.ones(1, 6)
+    d[0, 0] = change / 0.1
+    algorithm.step(array, state, Vectors(x, d), 0.1)
+    assert state["reads"].tolist()[:last] == [0] * last and int(state["reads"][last]) >= 6
+    assert int(state["counts"][:last].sum()) == 0
+    fixed = Residual(tiles=3, ratio=0.5, rounding=0.0)
+    assert fixed.finest(array, torch.ones(4, 6), 9.0) == 0
+
+
+def test_more_tiles_are_finer():
+    errors = [
+        distance(fit(Residual(tiles=tiles, rounding=0.0), soft(4), 0.1, 400, decay=1.0)[0])
+        for tiles in (2, 3, 5)
+    ]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2], errors
+    assert errors[2] < 0.06
+
+
+def test_a_ladder_of_four_levels_is_trained_too():
+    mean, state = fit(Residual(tiles=6), Ladder(levels=4, **RANGE), 0.1, 600)
+    assert distance(mean) < 0.1
+    p = state["parameters"]
+    assert torch.equal(
+        torch.stack([Ladder(levels=4, **RANGE).snap(h, q) for h, q in zip(state["held"], p)]), state["held"]
+    )
+
+
+def test_shares_that_are_not_positive_are_refused():
+    with pytest.raises(AimcError, match="field 'shares_of'"):
+        Residual(tiles=2, shares_of=(0.0, 1.0))
+    assert min(Residual().shares(array_of(PLAIN))) > 0

@@ -1,0 +1,184 @@
+"""The Tiki-Taka family: choppers in the weight that is read, large convolutions, hidden arrays in files."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import aimc
+from aimc.algorithms import TikiTakaV1, TikiTakaV2, TikiTakaV3, TikiTakaV4
+from aimc.algorithms.base import UPDATES
+from aimc.cells import SoftBounds
+from aimc.errors import AimcError
+from aimc.ops.pulsed_update import PulseTrain, Vectors
+from tests.algorithms.helpers import DETERMINISTIC, PLAIN, array_of, soft
+from tests.helpers import assert_close
+from tests.nn.pulsed_helpers import NO_SPREAD, STEP, sgd
+
+
+def test_choppers_and_a_residual_weight():
+    """The weight is C + gamma (c_d c_x^T) * A for every pattern of signs; a sign turned with its A is no change."""
+    hardware = aimc.PulsedHardware(
+        cell=STEP, algorithm=TikiTakaV3(gamma=0.5), mapping=aimc.PulsedMapping(scale=1.0)
+    )
+    layer = aimc.convert(nn.Linear(3, 2, bias=False), hardware, seed=0)
+    state, g = layer.cells.state, torch.Generator().manual_seed(0)
+    a, c = torch.randn(2, 3, generator=g), torch.randn(2, 3, generator=g)
+    x = torch.randn(5, 3, generator=g)
+    outputs = []
+    for signs in itertools.product((1.0, -1.0), repeat=5):
+        d_sign, x_sign = torch.tensor(signs[:2]), torch.tensor(signs[2:])
+        state["held"][0], state["held"][1] = a, c
+        state["chopper_d"].copy_(d_sign)
+        state["chopper_x"].copy_(x_sign)
+        layer.refresh()
+        assert_close("weight", layer.weight, c + 0.5 * torch.outer(d_sign, x_sign) * a, atol=1e-6)
+        state["held"][0] = a * torch.outer(d_sign, x_sign)
+        layer.refresh()
+        outputs.append(layer(x).detach())
+    for y in outputs[1:]:
+        assert_close("outputs", y, outputs[0], atol=1e-6)
+    # Without a share the fast array does not show, whatever the signs.
+    hidden = TikiTakaV3()
+    assert torch.equal(hidden.weight(array_of(shape=(2, 3)), dict(state)), c)
+
+
+def test_without_choppers_the_shares_are_those_of_the_fields():
+    for algorithm in (TikiTakaV1(gamma=0.25), TikiTakaV2(gamma=0.25)):
+        array = array_of()
+        state = algorithm.init(array, torch.zeros(6, 4))
+        state["held"][0], state["held"][1] = 0.4, 0.1
+        assert_close("weight", algorithm.weight(array, state), torch.full((6, 4), 0.2), atol=1e-7)
+
+
+# Large convolutions ---------------------------------------------------------------------------------------------------
+
+
+def large_update(seed: int, chunks: int, images: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """Change of the cells of ``Conv2d(1, 3, 5)`` by all images in so many updates."""
+    cell = SoftBounds(dw_min=1e-3, w_max=1.0, w_min=-1.0, **{**NO_SPREAD, "dw_min_std": 0.3})
+    algorithm = TikiTakaV2(unit="vectors", period=500, columns=5, transfer_lr=1.0, scale_transfer_lr=False)
+    layer = aimc.convert(
+        nn.Conv2d(1, 3, 5, bias=False), aimc.PulsedHardware(cell=cell, algorithm=algorithm), seed=seed
+    )
+    layer.program(torch.zeros(3, 1, 5, 5))
+    optimizer = sgd(layer, 1e-4)
+    for x, d in zip(images.chunk(chunks), grad.chunk(chunks)):
+        layer(x).backward(d)
+        optimizer.step()
+    held = layer.cells.state["held"]
+    assert bool(torch.isfinite(held).all()) and int(layer.cells.state["counts"][1].sum()) > 0
+    return held.clone()
+
+
+def test_a_large_convolution_in_one_update_has_the_law_of_ten():
+    """128 images of 28 x 28 positions are 100352 vectors."""
+    g = torch.Generator().manual_seed(0)
+    images, grad = torch.rand(128, 1, 32, 32, generator=g), torch.randn(128, 3, 28, 28, generator=g)
+    # Only some positions have a gradient, as behind a pooling layer.
+    grad = torch.where(torch.rand(grad.shape, generator=g) < 0.02, grad + 0.3, 0.0)
+    one = torch.stack([large_update(seed, 1, images, grad) for seed in range(6)])
+    ten = torch.stack([large_update(100 + seed, 10, images, grad) for seed in range(6)])
+    for t in range(2):
+        a, b = one[:, t].mean((1, 2)).double(), ten[:, t].mean((1, 2)).double()  # means over 75 cells
+        error = float((a.var() / len(a) + b.var() / len(b)).sqrt())
+        assert float(a.mean()) < -20 * float(a.std()) / len(a) ** 0.5  # it moved
+        assert abs(float(a.mean() - b.mean())) < 4 * error, t
+    bad = images[:2].clone()
+    bad[0, 0, 3, 3] = torch.nan
+    with pytest.raises(AimcError, match="NaN"):
+        large_update(0, 1, bad, grad[:2])
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write_noise", [0.0, 1.0])
+@pytest.mark.parametrize("algorithm", [TikiTakaV1(), TikiTakaV2(), TikiTakaV4(columns="all")])
+def test_the_fast_array_of_a_file_is_the_one_that_was_saved(algorithm, write_noise):
+    """Held and visible values, also after a copy of the network."""
+    hardware = aimc.PulsedHardware(cell=soft(20).replace(write_noise_std=write_noise), algorithm=algorithm)
+    net = aimc.convert(nn.Sequential(nn.Linear(6, 5)), hardware, seed=0)
+    net[0].cells.state["held"][0].uniform_(-0.52, 0.52, generator=torch.Generator().manual_seed(0))
+    saved = {name: value.clone() for name, value in net.state_dict().items()}
+    mean = float(saved["0.cells.held"][0].abs().mean())
+    assert 0.2 < mean < 0.3
+    fresh = aimc.convert(nn.Sequential(nn.Linear(6, 5)), hardware, seed=1)
+    fresh.load_state_dict(saved)
+    for other in (fresh, copy.deepcopy(net), copy.deepcopy(fresh)):
+        for name, value in saved.items():
+            assert torch.equal(other.state_dict()[name], value), name
+        assert float(other[0].cells.state["held"][0].abs().mean()) == pytest.approx(mean, abs=1e-7)
+
+
+# Timing ---------------------------------------------------------------------------------------------------------------
+
+
+def test_transfers_come_after_every_period_th_mini_batch():
+    """Also where the last batch is smaller; of the second version in mini-batches and in vectors."""
+    sizes = (4, 4, 2, 4, 4, 2)
+    for algorithm, expected in (
+        (TikiTakaV1(period=2), [0, 1, 1, 2, 2, 3]),
+        (TikiTakaV2(period=2), [0, 1, 1, 2, 2, 3]),
+        (TikiTakaV2(unit="vectors", period=5), [0, 1, 2, 2, 3, 4]),  # after 4, 8, 10, 14, 18 and 20 vectors
+    ):
+        array, found = array_of(), []
+        state = algorithm.init(array, torch.zeros(6, 4))
+        for n in sizes:
+            algorithm.step(array, state, Vectors(torch.ones(n, 4), torch.ones(n, 6)), 0.1)
+            found.append(int(state["reads"][0]))
+        assert found == expected, algorithm
+        assert state["counters"][UPDATES] == 6
+
+
+def test_a_buffer_grows_by_rate_times_read_over_the_granularity():
+    """By hand: A moves by -0.2 (deterministic), then every column is read."""
+    x, d = torch.ones(1, 4), torch.ones(1, 6)
+    common = {"columns": "all", "pulses": DETERMINISTIC}
+    for algorithm, lr, expected in (
+        (TikiTakaV2(**common), 0.2, -0.2 * 0.2 / 0.1),
+        (TikiTakaV2(threshold=2.0, **common), 0.2, -0.2 * 0.2 / 0.2),
+        (TikiTakaV2(scale_transfer_lr=False, transfer_lr=0.3, **common), 0.2, -0.2 * 0.3 / 0.1),
+        (TikiTakaV2(fast_lr=0.2, scale_fast_lr=False, **common), 0.1, -0.2 * 0.1 / 0.1),
+        (TikiTakaV2(auto_granularity=8.0, **common), 0.2, -0.2 * 0.2 / (0.1 * 8 / 4)),  # one vector a period
+        (TikiTakaV2(auto_granularity=8.0, unit="vectors", **common), 0.2, -0.2 * 0.2 / (0.1 * 8 / 4)),
+    ):
+        array = array_of(PLAIN)
+        state = algorithm.init(array, torch.zeros(6, 4))
+        algorithm.step(array, state, Vectors(x, d), lr)
+        assert_close("fast", state["held"][0], torch.full((6, 4), -0.2), atol=1e-6)
+        assert_close("buffer", state["buffer"], torch.full((6, 4), expected), atol=1e-6)
+
+
+def test_with_auto_scale_the_average_vector_asks_for_its_share_of_a_train():
+    """Whatever the scale of inputs, gradients and rate: kappa = fast_lr * length, here 0.4 * 5 = 2 pulses."""
+    for factor, lr in ((1.0, 0.1), (1e-3, 7.0)):
+        algorithm = TikiTakaV3(fast_lr=0.4, chop=0.0, pulses=PulseTrain(length=5, kind="deterministic"))
+        array = array_of(PLAIN)
+        state = algorithm.init(array, torch.zeros(6, 4))
+        algorithm.step(array, state, Vectors(torch.ones(1, 4) * factor, torch.ones(1, 6) * factor), lr)
+        assert state["counts"][0].unique().tolist() == [2]
+        # Vectors of twice the size: the means follow by 1 % a mini-batch.
+        double = Vectors(torch.ones(2, 4) * 2 * factor, torch.ones(2, 6) * factor)
+        algorithm.step(array, state, double, lr)
+        assert state["means"].tolist() == pytest.approx([factor * (2 - 0.995**2), factor], rel=1e-5)
+
+
+def test_the_reference_follows_the_settings():
+    """Flips every ceil(1/chop) sweeps, the mean's weight is tail_weighting per flip, at most 1."""
+    array = array_of()
+    for chop, tail, beta in ((0.1, 5.0, 0.5), (0.1, 20.0, 1.0), (0.3, 1.0, 0.25), (1.0, 1.0, 0.5)):
+        algorithm = TikiTakaV4(chop=chop, tail_weighting=tail)
+        state = algorithm.init(array, torch.zeros(6, 4))
+        assert algorithm.buffer(array, state, 1, 0.1).beta == beta
+    x, d = torch.ones(1, 4), torch.ones(1, 6)
+    algorithm = TikiTakaV4(columns="all", chop=0.5, transfer_lr=100.0)
+    state, written = algorithm.init(array, torch.zeros(6, 4)), []
+    for _ in range(5):
+        algorithm.step(array, state, Vectors(x, d), 0.1)
+        written.append(int(state["counts"][1].sum()) > 0)
+    assert written == [False, False, False, True, True]
