@@ -414,12 +414,14 @@ def _cell(asked: argparse.Namespace) -> int:
 
 def _recipe_help(parser: _Parser, recipe: Recipe) -> str:
     """The command's help followed by every field of the recipe."""
-    from aimc.recipes.overrides import describe
+    from aimc.recipes.overrides import describe, describe_arguments
 
     head = parser.format_help().replace("NAME", recipe.name, 1)
     about = [f"The recipe {recipe.name}: {recipe.summary}", ""]
     for label, text in (("expected", recipe.expected), ("machine", recipe.machine), ("time", recipe.time)):
         about.append(f"  {label}: {text}")
+    if recipe.arguments:
+        about += ["", "Its arguments, with their defaults:", "", describe_arguments(recipe)]
     return "\n".join(
         [head, *about, "", "Flags of its configuration, with their defaults:", "", describe(recipe.config())]
     )

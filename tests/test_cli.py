@@ -61,6 +61,26 @@ def finished(tmp_path_factory):
         (["run", "demo", "--evaluation.times", "1s,1hh"], "not a time: '1hh'"),
         (["run", "demo", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (["run", "demo", "--dataset.name", "mnits"], "did you mean 'mnist'?"),
+        (["run", "lenet_mnist_insitu", "--algorithm", "residul"], "did you mean 'residual'?"),
+        (["run", "lenet_mnist_insitu", "--algoritm", "sgd"], "did you mean '--algorithm'?"),
+        (["run", "lenet_mnist_insitu", "--tiles"], "--tiles needs a value"),
+        (
+            ["run", "lenet_mnist_insitu", "--algorithm", "sgd", "--tiles", "4"],
+            "sgd has a fixed number of tiles, 1",
+        ),
+        (["run", "lenet_mnist_insitu", "--dataset", "fashon_mnist"], "did you mean 'fashion_mnist'?"),
+        (
+            ["run", "lenet_mnist_insitu", "--hardware.algorithm.tils", "4"],
+            "did you mean '--hardware.algorithm.tiles'?",
+        ),
+        (["demo", "insit"], "invalid choice: 'insit'"),
+        (["demo", "insitu", "--algorithm", "sgd"], "--algorithm is for a single run"),
+        (["demo", "insitu", "--config", "x.yaml"], "aimc run demo_insitu"),
+        (["compare"], "--algorithms"),
+        (["compare", "--algorithms", "mp", "residul"], "did you mean 'residual'?"),
+        (["compare", "--algorithms", "mp", "--epoch", "3"], "did you mean '--epochs'?"),
+        (["compare", "--algorithms", "mp", "--states", "few"], "'few'"),
+        (["compare", "--algorithms", "mp", "--recipe", "demmo"], "did you mean 'demo'?"),
         (["evaluate", "nowhere"], "no run directory"),
         (["evaluate", "nowhere", "--tmes", "1s"], "did you mean '--times'?"),
         (["evaluate", "nowhere", "--chips", "many"], "--chips"),
@@ -121,6 +141,82 @@ def test_another_configuration_in_the_same_directory(finished, capsys):
     assert "seed: 0 -> 4" in capsys.readouterr().err
 
 
+IN_MEMORY = [
+    "--network", "{type: MLP, hidden: [4]}", "--dataset.name", "mnist_small", "--dataset.train_images", "60",
+    "--dataset.validation_images", "20", "--dataset.test_images", "30", "--batch_size", "20", "--epochs", "2",
+]  # fmt: skip
+
+
+def test_training_in_memory_the_whole_way_through(tmp_path, capsys):
+    path = tmp_path / "run"
+    words = ["--algorithm", "residual", "--states", "10", "--tiles", "3", "--io", "noisy", *IN_MEMORY]
+    assert cli.main(["run", "lenet_mnist_insitu", "--output", str(path), *words, "--no-tensorboard"]) == 0
+    out = capsys.readouterr().out
+    config = read_config(path)
+    assert config.hardware.algorithm.tiles == 3 and config.hardware.cell.states == pytest.approx(10)
+    assert config.hardware.forward is not None and config.epochs == 2
+    results = json.loads((path / "results.json").read_text())
+    for stage in ("digital", "analog"):
+        assert f"{100 * results['last_epoch'][stage]:.2f}" in out
+    assert "accuracy.png, telemetry.png" in out and "tensorboard" not in out
+
+    assert cli.main(["evaluate", str(path), "--onto", "pcm", "--times", "1s,1h", "--chips", "2"]) == 0
+    assert "measured again" in capsys.readouterr().out
+    assert cli.main(["report", str(path), "--figure", str(tmp_path / "drift.png")]) == 0
+    out = capsys.readouterr().out
+    assert "cells after the last epoch" in out and "onto pcm chips, compensated" in out and "1 h" in out
+    assert (tmp_path / "drift.png").exists()
+
+
+def test_a_comparison_the_whole_way_through(tmp_path, capsys):
+    path = tmp_path / "compared"
+    words = [
+        "compare",
+        "--algorithms",
+        "mp",
+        "residual",
+        "--tiles",
+        "2",
+        "3",
+        "--set",
+        "mp.lr=0.3",
+        *IN_MEMORY,
+    ]
+    assert cli.main([*words, "--output", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"written: {path}/ with comparison.png" in out
+    entries = json.loads((path / "comparison.json").read_text())["runs"]
+    assert [e["lr"] for e in entries if e["algorithm"] == "mp"] == [0.3] and len(entries) == 4
+    assert cli.main(["report", str(path), "--format", "markdown", "--figure", str(tmp_path / "x.png")]) == 0
+    out = capsys.readouterr().out
+    assert (
+        f"| mp | 4 | 1 | 0.3 | 1 | {100 * entries[1]['validation']:.2f} |" in out
+        and (tmp_path / "x.png").exists()
+    )
+    assert cli.main([*words, "--set", "residual.lr=1e30", "--seed", "1", "--output", str(path)]) == 1
+    assert "failed: residual-2tiles-seed1: " in capsys.readouterr().out
+
+
+def test_the_demo_of_training_in_memory(tmp_path, capsys, monkeypatch):
+    import aimc.recipes.parts
+
+    monkeypatch.setattr(aimc.recipes.parts, "available_cores", lambda: 1)
+    assert cli.main(["demo", "insitu", "--output", str(tmp_path / "d"), *IN_MEMORY]) == 0
+    out = capsys.readouterr().out
+    for name in ("digital", "residual", "mp", "ttv2", "sgd"):
+        assert f"{name}-seed0: done" in out
+    assert "comparison.png" in out
+
+
+def test_the_help_of_a_recipe_shows_its_arguments(capsys):
+    assert cli.main(["run", "lenet_mnist_insitu", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--algorithm residual\n" in out and "--tiles null\n" in out and "arrays of cells" in out
+    assert "--hardware.algorithm.columns " in out and "--schedule.every 30\n" in out
+    assert cli.main(["demo", "insitu", "--help"]) == 0
+    assert "The recipe demo_insitu" in capsys.readouterr().out
+
+
 def test_list_names_every_recipe(capsys):
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
@@ -132,11 +228,11 @@ def test_list_names_every_recipe(capsys):
 def test_help_shows_the_commands(words, capsys):
     assert cli.main(words) == 0
     out = capsys.readouterr().out
-    for word in ("demo", "list", "run", "evaluate", "report", "Start with"):
+    for word in ("demo", "list", "run", "compare", "evaluate", "report", "Start with"):
         assert word in out
 
 
-@pytest.mark.parametrize("command", ["run", "evaluate", "report", "list"])
+@pytest.mark.parametrize("command", ["run", "compare", "evaluate", "report", "list"])
 def test_every_command_has_help(command, capsys):
     assert cli.main([command, "--help"]) == 0
     assert f"usage: aimc {command}" in capsys.readouterr().out

@@ -74,8 +74,8 @@ class Algorithm(Config):
     ``held`` ``[T, R, C]``: what the cells hold; ``w``: what is read from them, only where the cell has write noise;
     ``parameters`` ``[T, R, C, P]`` (or ``[T, 1, 1, P]`` where devices do not differ); ``counts`` int32 ``[T, R, C]``:
     pulses of each device so far; ``counters`` int64; ``statistics`` int64 ``[T, 7]``: see
-    :data:`aimc.ops.pulsed_update.STATISTICS`; ``reads`` int64 ``[T]``: columns read; ``retention.*``: rates of decay and diffusion, where there are any; and
-    whatever else the algorithm names.
+    :data:`aimc.ops.pulsed_update.STATISTICS`; ``reads`` int64 ``[T]``: columns read; ``retention.*``: rates of decay
+    and diffusion, where there are any; and whatever else the algorithm names.
 
     Fields:
         pulses: how an update becomes pulses.

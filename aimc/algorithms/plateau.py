@@ -81,8 +81,8 @@ class FirstThen(PlateauRule):
 class SlopeTest(PlateauRule):
     """A straight line through the last ``window`` values does not fall, with the given confidence.
 
-    The slope's upper bound ``b + z s_b`` is compared with ``-least`` per epoch, relative to the mean value: a plateau is
-    where a fall of at least that much cannot be shown. z is the normal quantile of the confidence.
+    The slope's upper bound ``b + z s_b`` is compared with ``-least`` per epoch, relative to the mean value: a plateau
+    is where a fall of at least that much cannot be shown. z is the normal quantile of the confidence.
 
     Example:
         >>> SlopeTest(window=4).hit([1.0, 0.8, 0.6, 0.4], 0), SlopeTest(window=4).hit([1.0, 0.99, 1.01, 1.0], 0)

@@ -44,7 +44,7 @@ class Transferring(Algorithm):
 def transfer_columns(
     array: Array, state: State, source: int, target: int, columns: int, lr: float, train: PulseTrain
 ) -> None:
-    """The next columns of tile ``source`` as pulses onto tile ``target``, counted. ``state["reads"]`` is the pointer."""
+    """The next columns of tile ``source`` as pulses onto tile ``target``; ``state["reads"]`` is the pointer."""
     number = int(state["reads"][source])
     found = transfer(
         tile_of(array, state, target), visible(state)[source], number % array.shape[1], columns, number, lr,

@@ -189,7 +189,6 @@ class AnalogLayer(nn.Module):
 
         x is ``[vectors, groups, channels, positions]``.
         """
-        tiny = torch.finfo(x.dtype).tiny * 1e6
         if self.periphery.dac is None:
             return torch.ones(self.layout.row_tiles, 1, dtype=x.dtype, device=x.device)
         if self.input_range is None:
@@ -200,7 +199,7 @@ class AnalogLayer(nn.Module):
             return torch.where(found > 0, found, 1)  # a vector of zeros has no range of its own
         setting = self.hardware.input_range
         if self.training and setting.mode == "learned" and self._range_batches < setting.init_batches:
-            self._start_range(x, tiny)
+            self._start_range(x)
         held, values = False, self.input_range.detach()
         if self._programmed is not None and self._programmed.input_range is not None:
             held, values = True, self._programmed.input_range
@@ -211,12 +210,13 @@ class AnalogLayer(nn.Module):
                 field="input_range",
             )
         self._range_version = -1 if held else values._version
-        return values[:, None]
+        return values.unsqueeze(1)
 
     @torch.no_grad()
-    def _start_range(self, x: Tensor, tiny: float) -> None:
+    def _start_range(self, x: Tensor) -> None:
         """Running mean of so many standard deviations over the first batches."""
         setting, k = self.hardware.input_range, self._range_batches
+        tiny = torch.finfo(x.dtype).tiny * 1e6
         assert self.input_range is not None
         for tile, (a, b) in enumerate(self.layout.splits):
             part = x[:, :, a:b]
@@ -230,11 +230,14 @@ class AnalogLayer(nn.Module):
 
     def _range_gradient(self, push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:
         setting = self.hardware.input_range
-        r = ranges[:, 0]
+        r = ranges.squeeze(1)
         fits = [float(1 - c > setting.keep) for c in statistics.clipped]
-        grad = push * r * setting.gradient_scale
+        grad = push * r
+        if setting.gradient_scale != 1:
+            grad *= setting.gradient_scale
         if any(fits):
-            grad += setting.decay * r * (1.0 if all(fits) else r.new_tensor(fits))
+            shrink = setting.decay * r
+            grad += shrink if all(fits) else shrink * r.new_tensor(fits)
         return grad
 
     # Forward -------------------------------------------------------------------------------------------------------
@@ -282,7 +285,7 @@ class AnalogLayer(nn.Module):
             )
             bias, gain = (self.bias, self.output_gain) if held is None else (held.bias, held.gain)
             y = AnalogProduct.apply(
-                x, self.weight.view(self.layout.outputs, self.layout.rows), self.input_range, gain, bias,
+                x, self.weight, self.input_range, gain, bias,
                 ranges, tiles, self.layout, geometry, self.periphery, call,
             )  # fmt: skip
         except AimcError as error:

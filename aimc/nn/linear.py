@@ -20,7 +20,7 @@ class LinearGeometry:
     contiguous_tiles = False
 
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
-        return torch.mm(part[:, 0, :, 0], weight.t())[:, :, None]
+        return torch.mm(part.squeeze((1, 3)), weight.t()).unsqueeze(2)
 
     def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
         vector, feature = clipped[:, 0, :, 0].nonzero(as_tuple=True)
@@ -32,10 +32,10 @@ class LinearGeometry:
     def transposed(
         self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None
     ):
-        d = grad[:, :, 0]
+        d = grad.squeeze(2)
         if to_weight is not None:
-            torch.mm(d.t(), part[:, 0, :, 0], out=to_weight)
-        return torch.mm(d, weight)[:, None, :, None] if need_part else None
+            torch.mm(d.t(), part.squeeze((1, 3)), out=to_weight)
+        return torch.mm(d, weight).view(part.shape) if need_part else None
 
 
 _GEOMETRY = LinearGeometry()

@@ -140,14 +140,14 @@ class AnalogProduct(torch.autograd.Function):
             raise AimcError("the input holds NaN or infinite values", shape=x.shape)
         total, masks, saturated = None, [], []
         adc = periphery.adc
+        setting = ReadOut(
+            half=adc.half if adc is not None else 0,
+            bound=adc.bound if adc is not None else 0.0,
+            output_noise=periphery.output_noise,
+            short_term=periphery.short_term_noise,
+            offset=call.offset,
+        )
         for k, (part, w) in enumerate(zip(parts, tiles.weights, strict=True)):
-            setting = ReadOut(
-                half=adc.half if adc is not None else 0,
-                bound=adc.bound if adc is not None else 0.0,
-                output_noise=periphery.output_noise,
-                short_term=periphery.short_term_noise,
-                offset=call.offset,
-            )
             total, mask, count = read_tile(
                 part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.keys[k], total,
                 tiles.compensation[k] if tiles.compensation is not None else None,
@@ -174,17 +174,9 @@ class AnalogProduct(torch.autograd.Function):
             x if needs_x else None, gain, ranges, before_gain, tiles.factor, tiles.compensation,
             *masks, *parts, *tiles.weights,
         )  # fmt: skip
-        ctx.layout, ctx.geometry, ctx.call, ctx.periphery, ctx.trained = (
-            layout,
-            geometry,
-            call,
-            periphery,
-            tiles.trained,
-        )
-        shaped = call.finish(result)
-        return result.new_empty(0).set_(  # not a view in autograd's eyes, so that it may be changed in place
-            shaped.untyped_storage(), shaped.storage_offset(), shaped.shape, shaped.stride()
-        )
+        ctx.layout, ctx.geometry, ctx.call, ctx.periphery = layout, geometry, call, periphery
+        ctx.trained, ctx.weight_shape = tiles.trained, weight.shape
+        return call.finish(result).detach()  # not a view in autograd's eyes, so that it may be changed in place
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -218,8 +210,10 @@ class AnalogProduct(torch.autograd.Function):
                 if found is not None:
                     push[k] = _push(inputs[beyond], found)
             grads.append(ctx.geometry.transposed(d, part, weight, wants_x and found is None, to_weight))
-        if grad_weight is not None and weight_factor is not None:
-            grad_weight *= weight_factor
+        if grad_weight is not None:
+            if weight_factor is not None:
+                grad_weight *= weight_factor
+            grad_weight = grad_weight.view(ctx.weight_shape)
         grad_x = None
         if wants_x:
             dense = [g for g in grads if g is not None]

@@ -85,6 +85,9 @@ def cases(
         >>> [c.name for c in cases(RECIPES["lenet_mnist_insitu"], ["mp", "residual"], states=[4], tiles=[3, 4])]
         ['digital-seed0', 'mp-4states-seed0', 'residual-4states-3tiles-seed0', 'residual-4states-4tiles-seed0']
     """
+    missing = [name for name in ("algorithm", "states", "tiles") if name not in recipe.arguments]
+    if missing:
+        raise AimcError(f"{recipe.name} has no argument {missing[0]!r} to compare by", field="recipe")
     if seeds < 1:
         raise AimcError(f"must be at least 1, got {seeds}", field="seeds")
     for path, _ in flags:
@@ -113,19 +116,13 @@ def cases(
                             hardware=None, lr=base.baseline_lr, digital=(), chips=None, baseline=True
                         )
                         alone = configure(alone, None, changes.get(DIGITAL, []))
-                        found.setdefault(f"{DIGITAL}-seed{seed}", _case(f"{DIGITAL}-seed{seed}", alone))
+                        found.setdefault(f"{DIGITAL}-seed{seed}", Case(f"{DIGITAL}-seed{seed}", alone))
                     name = "-".join([
                         algorithm, *([f"{s:g}states"] if s is not None else []),
                         *([f"{t}tiles"] if t is not None else []), f"seed{seed}",
                     ])  # fmt: skip
-                    found[name] = _case(name, config.replace(baseline=False))  # type: ignore[call-arg]
+                    found[name] = Case(name, config.replace(baseline=False))  # type: ignore[call-arg]
     return list(found.values())
-
-
-def _case(name: str, config: Any) -> Case:
-    if not isinstance(config, InSituExperiment):
-        raise AimcError(f"is a {type(config).__name__}, nothing that is trained in memory", field="recipe")
-    return Case(name, config)
 
 
 def _own_changes(own: Sequence[str], algorithms: Sequence[str]) -> dict[str, list[tuple[str, str]]]:

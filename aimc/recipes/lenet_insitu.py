@@ -9,7 +9,7 @@ from aimc.recipes.networks import LeNet5
 from aimc.recipes.parts import Dataset
 from aimc.train import Schedule
 
-RATES = {"sgd": 0.05, "ttv1": 0.05, "ttv2": 0.05, "ttv3": 0.05, "ttv4": 0.05, "mp": 0.1, "residual": 0.05}
+RATES = {"sgd": 0.05, "ttv1": 0.05, "ttv2": 0.05, "ttv3": 0.05, "ttv4": 0.05, "mp": 0.1, "residual": 0.1}
 """Learning rate of each algorithm."""
 
 
@@ -54,6 +54,8 @@ def named_hardware(device: str, algorithm: Algorithm, io: str, states: float | N
         raise AimcError(f"no device is called {device!r}; {suggest(device, known)}", field="device")
     if device != "reram" and states is not None:
         raise AimcError(f"{device} has the states it was measured with; leave states out", field="states")
+    if states is not None and not states > 0:
+        raise AimcError(f"must be positive, got {states:g}", field="states")
     settings = {} if states is None else {"states": states}
     return known[device](algorithm=algorithm, io=io, **settings)
 
@@ -93,6 +95,6 @@ def lenet_mnist_insitu(
         batch_size=16,
         lr=RATES[algorithm],
         schedule=Schedule(kind="step", every=30, factor=0.5),
-        baseline_lr=0.05,
+        baseline_lr=0.1,
         threads=1,
     )

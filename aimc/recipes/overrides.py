@@ -103,7 +103,11 @@ def configured(
     config = recipe.config(**given)
     if file is not None and given:
         decided = _changed(recipe.config(), config)
-        both = sorted(decided & _changed(config, configure(config, file, [])))
+        both = [
+            path
+            for path in _changed(config, configure(config, file, []))
+            if any(f"{path}.".startswith(f"{d}.") or f"{d}.".startswith(f"{path}.") for d in decided)
+        ]
         if both:
             raise AimcError(
                 f"{os.fspath(file)} sets {both[0]}, and so does a flag of the recipe "
@@ -114,10 +118,9 @@ def configured(
     return configure(config, file, rest, [*other_flags, *(f"--{name}" for name in known)])
 
 
-def _changed(old: Config, new: Config) -> set[str]:
-    """Dotted paths, and the nodes above them, of the fields that differ."""
-    paths = [line.split(":")[0] for line in differences(old, new)]
-    return {path.rsplit(".", n)[0] for path in paths for n in range(path.count(".") + 1)}
+def _changed(old: Config, new: Config) -> list[str]:
+    """Dotted paths of the fields that differ."""
+    return [line.split(":")[0] for line in differences(old, new)]
 
 
 def _nested(given: dict[Any, Any]) -> dict[str, Any]:
@@ -273,6 +276,14 @@ def describe(config: Config) -> str:
                 )
             )
     return "\n\n".join("\n".join([f"{name}:", *lines]) for name, lines in groups.items() if lines)
+
+
+def describe_arguments(recipe: Recipe) -> str:
+    """Every argument of a recipe as a flag, with its meaning and default."""
+    return "\n".join(
+        f"  --{argument.name} {_shown(argument.default)}\n      {argument.text}"
+        for argument in recipe.arguments.values()
+    )
 
 
 def _types(hint: Any) -> list[str]:

@@ -65,7 +65,7 @@ def array_of(cell: PulsedCell = PLAIN, shape=(6, 4), **options) -> Array:
 def fit(
     algorithm: Algorithm, cell: PulsedCell, lr: float, steps: int, noise: float = 0.0, decay: float = 0.1
 ) -> tuple[Tensor, State]:
-    """Least squares: outputs of :data:`TARGET` for normal inputs, plus noise; returns the mean weight of the last quarter.
+    """Least squares on outputs of :data:`TARGET`, plus noise; the mean weight of the last quarter, and the state.
 
     The learning rate falls by ``decay`` after 60 % of the steps.
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +24,6 @@ from aimc.algorithms import (
     Transfers,
     WarmStart,
 )
-from aimc.algorithms.base import UPDATES, VECTORS
 from aimc.errors import AimcError
 from aimc.ops.pulsed_update import Patches, PulseTrain, Vectors
 from tests.algorithms.helpers import (
@@ -48,6 +49,11 @@ def test_the_list_of_the_tests_is_complete():
     residual = [a for a in ALGORITHMS.values() if isinstance(a, Residual)]
     assert {a.order for a in residual} == {"reencode", "paper", "cpu", "cuda"}
     assert {a.gradient for a in residual} == {"digital", "pulsed"}
+    pages = Path(__file__).parents[2] / "docs" / "algorithms"
+    table = (pages / "README.md").read_text()
+    for name, kind in algorithms.ALGORITHMS.items():
+        page = re.search(rf"\[{kind.__name__}\]\((\w+\.md)\) \| `{name}`", table)
+        assert page is not None and f"`{kind.__name__}`" in (pages / page[1]).read_text(), name
 
 
 # Fixed point ----------------------------------------------------------------------------------------------------------
@@ -313,10 +319,8 @@ def test_starved_tiles_and_exceeded_budgets_are_warned_of():
     assert [text.split(":")[0] for text in found] == [f"tile {k} is starved" for k in (3, 4, 5, 6)]
     assert "1.2 of 512 columns" in found[-1] and "takes 427 epochs" in found[-1]
     found = TikiTakaV1(transfer_lr=40.0, columns="all").check(array_of(), 100, 8, 0.1)
-    assert found == [
-        "a transfer from tile 0 to 1 may ask for 40 pulses of a cell, the train has 31; a smaller transfer_lr or longer "
-        "trains"
-    ]
+    assert len(found) == 1
+    assert "from tile 0 to 1 may ask for 40 pulses of a cell, the train has 31" in found[0]
     assert len(TikiTakaV1(transfer_lr=40.0).check(array_of(), 3, 8, 0.1)) == 2
 
 

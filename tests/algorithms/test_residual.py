@@ -115,7 +115,7 @@ def test_a_long_warm_start_keeps_the_last_values():
 
 
 def test_each_transfer_has_the_rate_of_its_source():
-    """Tile k is full: its transfers send rate_of(k) |y| / g pulses. One column each, one row: exactly 2 and 4 pulses."""
+    """One cell a tile: 0.2 * 1.0 / 0.1 is two slots in which the largest read fires for certain."""
     algorithm = Residual(
         order="paper", tiles=3, period=1, period_growth=1, transfer_lrs=(0.2, 0.4), fast_lr=1e-6
     )

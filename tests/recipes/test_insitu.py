@@ -314,9 +314,7 @@ def test_a_run_is_measured_again_and_taken_onto_chips(tmp_path):
 
 
 def test_chips_may_be_part_of_the_run(tmp_path):
-    chips = OntoChips(
-        hardware=presets.ideal(), evaluation=Evaluation(times=("1s",), chips=1, compensation=None)
-    )
+    chips = OntoChips(hardware=presets.ideal(), evaluation=Evaluation(times=("0s",), chips=1))
     config = TINY.replace(
         hardware=named_hardware("ecram", named_algorithm("mp"), "perfect"), chips=chips, epochs=1
     )

@@ -129,7 +129,7 @@ def convert_input_backward(x: Tensor, grads: list[Tensor], ranges: Tensor, split
             _backward(source, grad.contiguous().numpy(), r, k, a, b, out)
             for k, ((a, b), grad) in enumerate(zip(splits, grads, strict=True))
         ]
-    return result, torch.tensor(push, dtype=x.dtype)
+    return result, torch.from_numpy(np.array(push, dtype=np.float32))
 
 
 def _vectors(part: Tensor) -> int:

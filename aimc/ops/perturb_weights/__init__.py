@@ -59,11 +59,6 @@ def perturb_weights(
             raise AimcError(f"not a change of weights: {change!r}")
     tensors = (weight,) if scale is None else (weight, scale)
     body = cpu if choose_backend(backend, *tensors) == "cpu" else reference
-    return body.perturb_weights(
-        weight, splits, scale, changes, key, contiguous_tiles, clips and scale is not None
-    )
-
-
-def needs_factor(changes: tuple[Change, ...], clips: bool) -> bool:
-    """Whether any change stops or scales a gradient."""
-    return clips or any(kind in ("drop", "dorefa") for kind, *_ in changes)
+    clips = clips and scale is not None
+    with_factor = clips or any(kind in ("drop", "dorefa") for kind, *_ in changes)
+    return body.perturb_weights(weight, splits, scale, changes, key, contiguous_tiles, clips, with_factor)

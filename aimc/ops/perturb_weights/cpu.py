@@ -25,6 +25,7 @@ _CODES = {
     "drop": 6,
 }
 _MINIMUM_CHUNK = 1 << 17
+_EMPTY = np.zeros((0, 0), dtype=np.float32)
 _TANH_ONE = math.tanh(1.0)
 
 
@@ -171,20 +172,22 @@ def _plan(shape: tuple[int, int], splits, changes, contiguous_tiles: bool):
     return *(np.array(v, dtype=np.int64) for v in (starts, strides, splits, codes)), numbers
 
 
-def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool):
-    from aimc.ops.perturb_weights import needs_factor
-
+def perturb_weights(
+    weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool, with_factor: bool
+):
     outputs, rows = weight.shape
     given = scale is not None
     if scale is None:
         scale = torch.empty(len(splits), outputs, dtype=weight.dtype)
-    with_factor = needs_factor(changes, clips)
-    factor = torch.empty_like(weight) if with_factor else torch.empty(0, 0)
-    flat = empty((outputs * rows,), weight)
-    if contiguous_tiles:
+    factor = torch.empty_like(weight) if with_factor else None
+    whole = empty((outputs, rows), weight)
+    flat = whole.view(-1)
+    if len(splits) == 1:
+        tiles = [whole]
+    elif contiguous_tiles:
         tiles = [flat[outputs * a : outputs * b].view(outputs, b - a) for a, b in splits]
     else:
-        tiles = [flat.view(outputs, rows)[:, a:b] for a, b in splits]
+        tiles = [whole[:, a:b] for a, b in splits]
     starts, strides, bounds, codes, numbers = _plan((outputs, rows), splits, changes, contiguous_tiles)
     keys = np.array([key_words(key.fold(m)) for m in range(len(changes))], dtype=np.uint32).reshape(-1, 4)
     arrays = (
@@ -195,7 +198,7 @@ def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous
         scale.numpy(),
         given,
         clips,
-        factor.numpy(),
+        factor.numpy() if factor is not None else _EMPTY,
         with_factor,
         bounds,
         codes,
@@ -207,4 +210,4 @@ def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous
         _perturb(*arrays, o0, o1)
 
     run_chunks(chunk, outputs, max(1, _MINIMUM_CHUNK // max(rows, 1)), align=1)
-    return tiles, scale, factor if with_factor else None
+    return tiles, scale, factor

@@ -10,9 +10,9 @@ from torch import Tensor
 from aimc.random import Key, normal, uniform
 
 
-def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool):
-    from aimc.ops.perturb_weights import needs_factor
-
+def perturb_weights(
+    weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool, with_factor: bool
+):
     shape, where = tuple(weight.shape), {"device": weight.device, "dtype": weight.dtype}
     if scale is None:
         scale = torch.stack(
@@ -20,7 +20,7 @@ def perturb_weights(weight: Tensor, splits, scale, changes, key: Key, contiguous
         )
     full = torch.cat([scale[k][:, None].expand(-1, b - a) for k, (a, b) in enumerate(splits)], 1)
     w = torch.where(full > 0, weight / full, 0)
-    factor = torch.ones_like(w) if needs_factor(changes, clips) else None
+    factor = torch.ones_like(w) if with_factor else None
     if clips:
         assert factor is not None
         factor = factor.masked_fill(w.abs() > 1, 0)

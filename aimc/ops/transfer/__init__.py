@@ -254,7 +254,7 @@ def buffered_update(
 def whole_steps(
     tile: Tile, chi: Tensor, size: float, number: int, key: Key, most: int = 31, backend: str = "auto"
 ) -> Tensor:
-    """Whole multiples of ``size`` leave the digital matrix ``chi`` ``[R, C]`` and become as many pulses, up for positive.
+    """Whole multiples of ``size`` leave the matrix ``chi`` ``[R, C]`` and become as many pulses, up for positive ones.
 
     Args:
         tile: target.

@@ -183,8 +183,8 @@ def whole_steps(
             chi[i, j] -= count * size
             for k in range(int(abs(count))):
                 pulse(
-                    kind, constants, held, w, p, counts, i, j, count > 0, ((number * most + k) * rows + i) * columns + j,
-                    noise_key, noisy, write_noise,
+                    kind, constants, held, w, p, counts, i, j, count > 0,
+                    ((number * most + k) * rows + i) * columns + j, noise_key, noisy, write_noise,
                 )  # fmt: skip
             statistics[2] += int(abs(count))
 
@@ -256,8 +256,8 @@ def reencode(
                         break
                     place = (visit + t) * most + k
                     pulse(
-                        kind, constants, held[t], w[t], p[t], counts[t], i, c, up, (place * rows + i) * width + c, noise_key,
-                        noisy, write_noise,
+                        kind, constants, held[t], w[t], p[t], counts[t], i, c, up,
+                        (place * rows + i) * width + c, noise_key, noisy, write_noise,
                     )  # fmt: skip
                     statistics[t, 2] += 1
                     visited[n, t, k] = True

@@ -1,0 +1,232 @@
+"""A comparison: which runs it is made of, that nothing finished is lost, and that it shows what the runs hold."""
+
+import json
+
+import numpy as np
+import pytest
+
+from aimc.algorithms import ALGORITHMS
+from aimc.errors import AimcError
+from aimc.files import read_config
+from aimc.recipes import MLP, RECIPES, Dataset, InSituExperiment, Recipe
+from aimc.recipes.compare import cases, compare
+from aimc.recipes.lenet_insitu import RATES, named_algorithm, named_hardware
+from aimc.report import load_run
+from aimc.train import Progress, load_checkpoint
+
+
+def tiny(
+    algorithm: str = "mp", states: float | None = None, tiles: int | None = None, io: str = "perfect"
+) -> InSituExperiment:
+    """A network of one hidden layer on a few images."""
+    return InSituExperiment(
+        dataset=Dataset(
+            name="mnist_small", train_images=80, validation_images=20, test_images=30, pixels="unit"
+        ),
+        network=MLP(hidden=(4,)),
+        hardware=named_hardware("reram", named_algorithm(algorithm, tiles), io, states),
+        epochs=2,
+        batch_size=20,
+        lr=RATES[algorithm],
+        threads=1,
+    )
+
+
+RECIPE = Recipe(tiny)
+
+
+class Watch(Progress):
+    """Keeps the lines; Ctrl-C when one begins in some way."""
+
+    def __init__(self, stop=None):
+        self.stop, self.lines = stop, []
+
+    def line(self, text):
+        self.lines.append(text)
+        if self.stop is not None and text.startswith(self.stop):
+            raise KeyboardInterrupt
+
+
+def _names(*args, **kwargs):
+    return [case.name for case in cases(RECIPE, *args, **kwargs)]
+
+
+def test_the_runs_of_a_comparison():
+    assert _names(["mp", "residual"], states=[4, 10], tiles=[3, 4], seeds=2) == [
+        name
+        for seed in (0, 1)
+        for name in (
+            f"digital-seed{seed}", f"mp-4states-seed{seed}", f"mp-10states-seed{seed}",
+            f"residual-4states-3tiles-seed{seed}", f"residual-4states-4tiles-seed{seed}",
+            f"residual-10states-3tiles-seed{seed}", f"residual-10states-4tiles-seed{seed}",
+        )
+    ]  # fmt: skip
+    assert _names(["mp"], baseline=False, flags=[("seed", "5")]) == ["mp-seed5"]
+
+
+def test_everything_but_the_algorithm_is_the_same_at_one_seed():
+    made = {
+        c.name: c.config
+        for c in cases(RECIPE, list(ALGORITHMS), states=[4], seeds=2, flags=[("epochs", "5")])
+    }
+    assert len(made) == 2 * (1 + len(ALGORITHMS))
+    for name, config in made.items():
+        assert config.epochs == 5 and config.seed == int(name[-1])
+        assert (config.dataset, config.network, config.batch_size) == (
+            tiny().dataset, tiny().network, tiny().batch_size,
+        )  # fmt: skip
+        if config.hardware is not None:
+            assert not config.baseline and config.hardware.cell == tiny(states=4).hardware.cell
+            assert config.hardware.forward is None
+    # More algorithms later: the baseline stays the run that it is.
+    assert (
+        made["digital-seed0"] == cases(RECIPE, ["residual"], states=[10], flags=[("epochs", "5")])[0].config
+    )
+
+
+def test_settings_of_one_algorithm():
+    own = ["residual.lr=0.3", "residual.hardware.algorithm.columns=7", "digital.baseline_lr=0.7"]
+    made = {c.name: c.config for c in cases(RECIPE, ["mp", "residual"], own=own)}
+    assert made["residual-seed0"].lr == 0.3 and made["residual-seed0"].hardware.algorithm.columns == 7
+    assert made["mp-seed0"].lr == RATES["mp"] and made["digital-seed0"].baseline_lr == 0.7
+    assert made["residual-seed0"].baseline_lr == tiny().baseline_lr
+
+
+@pytest.mark.parametrize(
+    "own, message",
+    [
+        ("residual.lr", "NAME.FIELD=VALUE"),
+        ("lr=3", "NAME.FIELD=VALUE"),
+        ("residul.lr=3", "did you mean 'residual'"),
+        ("ttv2.lr=3", "'ttv2' is not compared"),
+        ("residual.lrr=3", "'--lrr'; did you mean '--lr'"),
+        ("residual.epochs=3", "epochs is the same for all algorithms of a comparison; give --epochs 3"),
+        ("residual.dataset.train_images=3", "the same for all"),
+        ("digital.epochs=3", "the same for all"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(own, message):
+    with pytest.raises(AimcError, match=message):
+        cases(RECIPE, ["mp", "residual"], own=[own])
+
+
+def test_requests_that_make_no_sense():
+    with pytest.raises(AimcError, match="'algorithms'.*did you mean 'residual'"):
+        cases(RECIPE, ["residul"])
+    with pytest.raises(AimcError, match="'seeds'"):
+        cases(RECIPE, ["mp"], seeds=0)
+    with pytest.raises(AimcError, match="--algorithm is for a single run"):
+        cases(RECIPE, ["mp"], flags=[("algorithm", "sgd")])
+    with pytest.raises(AimcError, match="'recipe': demo has no argument 'algorithm' to compare by"):
+        cases(RECIPES["demo"], ["mp"])
+    with pytest.raises(AimcError, match="'jobs'"):
+        compare(cases(RECIPE, ["mp"]), "x", jobs=0)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compare") / "c"
+    wanted = cases(RECIPE, ["mp", "residual"], states=[10], tiles=[2, 3])
+    return path, wanted, compare(wanted, path)
+
+
+def test_the_records_hold_what_the_runs_hold(compared):
+    path, wanted, found = compared
+    assert (
+        json.loads((path / "comparison.json").read_text())["runs"] == found["runs"] and found["failed"] == {}
+    )
+    assert [e["name"] for e in found["runs"]] == sorted(c.name for c in wanted)
+    for entry in found["runs"]:
+        run = load_run(path / entry["name"])
+        (stage,) = run.curves
+        assert entry["test"] == run.last[stage] == entry["curve"]["test"][-1]
+        assert len(entry["curve"]["loss"]) == 2 and entry["seconds"] > 0
+    digital, mp, small, large = found["runs"]
+    assert (
+        digital["algorithm"] == "digital"
+        and digital["states"] is None
+        and digital["lr"] == tiny().baseline_lr
+    )
+    assert mp["algorithm"] == "mp" and mp["tiles"] == 1 and mp["states"] == 10 and mp["lr"] == RATES["mp"]
+    assert (small["tiles"], large["tiles"]) == (2, 3) and large["settings"]["tiles"] == 3
+    assert len({e["config_sha256"] for e in found["runs"]}) == 4
+    assert (path / "comparison.png").stat().st_size > 0
+
+
+def test_all_start_from_the_same_weights(compared, tmp_path):
+    """With a rate of next to nothing the digital network stays what the cells were programmed with."""
+    wanted = cases(RECIPE, ["mp", "sgd"], states=[1000], flags=[("baseline_lr", "1e-12"), ("lr", "1e-12")])
+    wide = {"hardware.cell.w_max_dtod": 0.0, "hardware.cell.w_min_dtod": 0.0}
+    compare(
+        [c if c.config.hardware is None else type(c)(c.name, c.config.replace(**wide)) for c in wanted],
+        tmp_path,
+    )
+    held = []
+    for case in wanted:
+        stage = "digital" if case.config.hardware is None else "analog"
+        tensors, _ = load_checkpoint(tmp_path / case.name / "checkpoints" / f"{stage}.safetensors")
+        held.append(tensors["model/layers.0.weight"].numpy())
+    for other in held[1:]:
+        np.testing.assert_allclose(other, held[0], atol=1e-6)
+
+
+def test_finished_runs_are_kept_and_more_can_be_asked_for(compared):
+    path, wanted, found = compared
+    stamps = {c.name: (path / c.name / "records.jsonl").stat().st_mtime_ns for c in wanted}
+    watch = Watch()
+    more = compare(cases(RECIPE, ["sgd"], states=[10]), path, progress=watch)
+    assert watch.lines[0] == "2 runs, 1 of them finished earlier"
+    assert [e for e in more["runs"] if e["algorithm"] != "sgd"] == found["runs"] and len(more["runs"]) == 5
+    assert all((path / name / "records.jsonl").stat().st_mtime_ns == stamp for name, stamp in stamps.items())
+
+
+def test_other_settings_in_the_same_directory_are_refused_before_anything_starts(compared):
+    path, _, _ = compared
+    wanted = cases(RECIPE, ["ttv1", "mp"], states=[10], own=["mp.lr=0.7"])
+    with pytest.raises(
+        AimcError, match=r"mp-10states-seed0 holds a run with other settings \(lr: 0\.1 -> 0\.7\)"
+    ):
+        compare(wanted, path)
+    assert not (path / "ttv1-10states-seed0").exists()
+
+
+def test_an_interrupted_comparison_goes_on(compared, tmp_path):
+    path, wanted, found = compared
+    with pytest.raises(KeyboardInterrupt):
+        compare(wanted, tmp_path, progress=Watch("residual-10states-2tiles-seed0: analog epoch 1/"))
+    assert len(json.loads((tmp_path / "comparison.json").read_text())["runs"]) == 2
+    watch = Watch()
+    again = compare(wanted, tmp_path, progress=watch)
+    assert "residual-10states-2tiles-seed0: analog: goes on after epoch 1 of 2" in watch.lines
+    assert [_timeless(e) for e in again["runs"]] == [
+        _timeless(e) for e in found["runs"] if e["algorithm"] != "sgd"
+    ]
+
+
+def _timeless(entry):
+    return {k: v for k, v in entry.items() if k != "seconds"}
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
+    wanted = cases(RECIPE, ["mp"], own=["digital.baseline_lr=1e30"])
+    found = compare(wanted, tmp_path)
+    assert (
+        list(found["failed"]) == ["digital-seed0"]
+        and "lower the learning rate" in found["failed"]["digital-seed0"]
+    )
+    assert [e["name"] for e in found["runs"]] == ["mp-seed0"]
+    assert list(compare(wanted, tmp_path)["failed"]) == ["digital-seed0"]
+    with pytest.raises(AimcError, match="no run was finished: digital-seed0"):
+        compare(wanted[:1], tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_give_the_same(compared, tmp_path):
+    path, wanted, found = compared
+    watch = Watch()
+    again = compare(wanted, tmp_path, jobs=2, progress=watch)
+    assert [_timeless(e) for e in again["runs"]] == [
+        _timeless(e) for e in found["runs"] if e["algorithm"] != "sgd"
+    ]
+    assert sum(" epoch " in line for line in watch.lines) == 2 * len(wanted)
+    assert read_config(tmp_path / wanted[0].name) == wanted[0].config

@@ -1,0 +1,150 @@
+"""Reports of training in memory show what the records hold."""
+
+import pytest
+
+from aimc.errors import AimcError
+from aimc.report import (
+    comparison_table,
+    draw_accuracy,
+    draw_comparison,
+    draw_telemetry,
+    load_comparison,
+    load_run,
+    markdown,
+    markdown_table,
+    tables,
+)
+from aimc.train import Run, Schedule
+
+TILE = {
+    "pulses_mean": 1.25, "pulses_p999": 8, "pulses_max": 9, "clipped": 0.0, "beyond_budget": 0.0, "saturated": 0.125,
+    "share": 0.5, "reads": 77,
+}  # fmt: skip
+
+
+def _run(path, active=None, epochs=2):
+    with Run(path, Schedule(), tensorboard=False) as run:
+        for stage in ("digital", "analog"):
+            for epoch in (1, 2):
+                tiles = [TILE, TILE | {"reads": 78}]
+                layers = {"fc": {"active_tile": active, "tiles": tiles}} if stage == "analog" else {}
+                run.record(
+                    "epoch", stage=stage, epoch=epoch, epochs=epochs, loss=1.0, accuracy=0.5,
+                    validation=0.6 + epoch / 50, test=0.9 - epoch / 10, lr=0.1, seconds=2.0, layers=layers,
+                )  # fmt: skip
+    return load_run(path)
+
+
+def test_tables_show_the_last_epoch_and_the_cells(tmp_path):
+    accuracy, cells = tables(_run(tmp_path, active=1))
+    assert accuracy.rows == tuple(
+        (s, "2 of 2", "50.00", "64.00", "70.00", "4 s") for s in ("digital", "analog")
+    )
+    assert cells.rows == (
+        ("fc", "0", "1.2", "8", "9", "12.5", "50.0", "77"),
+        ("fc", "1 (filling)", "1.2", "8", "9", "12.5", "50.0", "78"),
+    )
+    assert "| analog | 2 of 2 | 50.00 | 64.00 | 70.00 | 4 s |" in markdown([load_run(tmp_path)])
+
+
+def test_a_training_that_is_not_finished_has_no_result(tmp_path):
+    run = _run(tmp_path, epochs=3)
+    assert run.last == {} and "last_epoch" not in run.results()
+    assert tables(run)[0].rows[0][1] == "2 of 3"
+
+
+def test_a_measurement_again_has_a_line_of_its_own(tmp_path):
+    _run(tmp_path)
+    with Run(tmp_path, Schedule(), tensorboard=False) as run:
+        run.record("again", name="analog", value=0.71, seconds=1.0)
+    found = load_run(tmp_path)
+    assert tables(found)[0].rows[-1] == ("analog, measured again", "-", "-", "-", "71.00", "1 s")
+    assert found.last == {"digital": 0.7, "analog": 0.7}
+
+
+def _drawn(monkeypatch, function, *args):
+    """The panels of a figure: title and the points of each line."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, target, **kw: (figures.append(self), target.write(b"PNG"))
+    )
+    function(*args)
+    return [
+        (a, [(line.get_label(), list(map(float, line.get_ydata()))) for line in a.lines])
+        for a in figures[0].axes
+    ]
+
+
+def test_the_curve_holds_every_epoch(tmp_path, monkeypatch):
+    run = _run(tmp_path / "a")
+    ((axes, lines),) = _drawn(monkeypatch, draw_accuracy, [run], tmp_path / "x.png")
+    assert dict(lines)["analog"] == pytest.approx([80.0, 70.0]) and len(lines) == 4
+    assert "test set" in axes.get_title()
+
+
+def test_the_telemetry_has_a_column_for_each_layer_and_a_line_for_each_tile(tmp_path, monkeypatch):
+    panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "a"), tmp_path / "x.png")
+    assert [len(lines) for _, lines in panels] == [4, 2, 2]
+    assert panels[1][1][0][1] == [12.5, 12.5] and panels[2][1][0][1] == [50.0, 50.0]
+    panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "b", active=1), tmp_path / "x.png")
+    assert len(panels) == 4 and panels[3][1][0][1] == [1.0, 1.0]
+
+
+def test_nothing_to_draw_is_said(tmp_path):
+    with Run(tmp_path, Schedule(), tensorboard=False) as run:
+        run.record("digital", name="digital", value=0.5)
+    for function in (
+        lambda: draw_accuracy([load_run(tmp_path)], "x"),
+        lambda: draw_telemetry(load_run(tmp_path), "x"),
+    ):
+        with pytest.raises(AimcError, match="to draw"):
+            function()
+    with pytest.raises(AimcError, match="to draw"):
+        draw_comparison([], "x")
+    with pytest.raises(AimcError, match="not readable"):
+        load_comparison(tmp_path)
+
+
+def _entry(algorithm="mp", states=4.0, tiles=1, seed=0, test=0.5, **more):
+    return {
+        "algorithm": algorithm, "states": states, "tiles": tiles, "seed": seed, "validation": test, "test": test,
+        "epochs": 2, "seconds": 3.0, "lr": 0.1, "dataset": "mnist", "batch_size": 8,
+        "curve": {"test": [0.1, test]},
+    } | more  # fmt: skip
+
+
+ENTRIES = [
+    _entry("residual", tiles=6, seed=1, test=0.8), _entry("residual", tiles=6, test=0.7),
+    _entry("residual", tiles=3, test=0.6), _entry("residual", states=10.0, tiles=6, test=0.9),
+    _entry("digital", None, None, test=0.95), _entry(test=0.4),
+]  # fmt: skip
+
+
+def test_seeds_are_averaged_and_nothing_else():
+    table = comparison_table(ENTRIES)
+    assert [row[:3] for row in table.rows] == [
+        ("digital", "-", "-"), ("mp", "4", "1"), ("residual", "4", "3"), ("residual", "4", "6"),
+        ("residual", "10", "6"),
+    ]  # fmt: skip
+    assert table.rows[3] == ("residual", "4", "6", "0.1", "2", "75.00 ± 7.07", "75.00 ± 7.07", "3 s")
+    assert table.rows[2][6] == "60.00"
+    assert "| residual | 4 | 6 | 0.1 | 2 | 75.00 ± 7.07 | 75.00 ± 7.07 | 3 s |" in markdown_table(table)
+
+
+def test_the_figure_of_a_comparison(tmp_path, monkeypatch):
+    panels = _drawn(monkeypatch, draw_comparison, ENTRIES, tmp_path / "x.png")
+    assert [axes.get_title() for axes, _ in panels] == [
+        "4 states",
+        "10 states",
+        "over the states",
+        "over the tiles",
+    ]
+    four = dict(panels[0][1])
+    assert four["residual, 6 tiles"] == pytest.approx([10.0, 75.0]) and four["digital"] == pytest.approx(
+        [10.0, 95.0]
+    )
+    assert "residual, 6 tiles" in dict(panels[1][1]) and "mp" not in dict(panels[1][1])
+    heights = [values for axes, lines in panels[2:] for _, values in lines]
+    assert pytest.approx([75.0, 90.0]) in heights and pytest.approx([60.0, 75.0]) in heights
