@@ -22,6 +22,10 @@ class TikiTakaV1(Transferring):
         2
     """
 
+    fast_lr: float = 0.1
+    scale_fast_lr: bool = False
+    transfer_lr: float = 0.1
+    scale_transfer_lr: bool = False
     period: int = 1
     gamma: float = 0.0
     transfer_pulses: PulseTrain = PulseTrain()

@@ -38,6 +38,8 @@ class TikiTakaV2(Transferring):
         2
     """
 
+    fast_lr: float = 0.1
+    scale_fast_lr: bool = False
     period: int = 1
     unit: Literal["updates", "vectors"] = "updates"
     threshold: float = 1.0
