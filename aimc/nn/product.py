@@ -176,7 +176,8 @@ class AnalogProduct(torch.autograd.Function):
         )  # fmt: skip
         ctx.layout, ctx.geometry, ctx.call, ctx.periphery = layout, geometry, call, periphery
         ctx.trained, ctx.weight_shape = tiles.trained, weight.shape
-        return call.finish(result).detach()  # not a view in autograd's eyes, so that it may be changed in place
+        # Detached, it is not a view in autograd's eyes, so that it may be changed in place.
+        return call.finish(result).detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

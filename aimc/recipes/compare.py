@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -94,35 +95,33 @@ def cases(
         if path in ("algorithm", "baseline"):
             raise AimcError(f"--{path} is for a single run, a comparison has several", field=path)
     changes = _own_changes(own, algorithms)
-    found: dict[str, Case] = {}
-    first = getattr(configured(recipe, None, flags), "seed", 0)
+    first, found = getattr(configured(recipe, None, flags), "seed", 0), []
     for seed in range(first, first + seeds):
+        common = [*flags, ("seed", str(seed))]
+        if baseline:
+            base: Any = configured(recipe, None, common)
+            # Nothing that is analog, so that it stays the same run when more algorithms join later.
+            base = base.replace(hardware=None, lr=base.baseline_lr, digital=(), chips=None, baseline=True)
+            base = configure(base, None, changes.get(DIGITAL, []))
+            found.append(Case(f"{DIGITAL}-seed{seed}", base))
         for algorithm in algorithms:
-            if algorithm not in ALGORITHMS:
-                raise AimcError(
-                    f"no algorithm is called {algorithm!r}; {suggest(algorithm, ALGORITHMS)}",
-                    field="algorithms",
-                )
-            open_count = "tiles" in ALGORITHMS[algorithm].field_names()
-            for s in states or (None,):
-                for t in (tiles if open_count else ()) or (None,):
-                    chosen = {"algorithm": algorithm, "states": s, "tiles": t, "seed": seed}
-                    words = [(k, str(v)) for k, v in chosen.items() if v is not None]
-                    base: Any = configured(recipe, None, [*flags, *words])
-                    config = configure(base, None, changes.get(algorithm, []))
-                    if baseline:
-                        # What is analog does not matter to it, so that more algorithms can join later.
-                        alone = base.replace(
-                            hardware=None, lr=base.baseline_lr, digital=(), chips=None, baseline=True
-                        )
-                        alone = configure(alone, None, changes.get(DIGITAL, []))
-                        found.setdefault(f"{DIGITAL}-seed{seed}", Case(f"{DIGITAL}-seed{seed}", alone))
-                    name = "-".join([
-                        algorithm, *([f"{s:g}states"] if s is not None else []),
-                        *([f"{t}tiles"] if t is not None else []), f"seed{seed}",
-                    ])  # fmt: skip
-                    found[name] = Case(name, config.replace(baseline=False))  # type: ignore[call-arg]
-    return list(found.values())
+            for s, t in itertools.product(states or (None,), _tile_counts(algorithm, tiles)):
+                chosen = {"algorithm": algorithm, "states": s, "tiles": t}
+                words = [(name, str(value)) for name, value in chosen.items() if value is not None]
+                config: Any = configured(recipe, None, [*common, *words])
+                config = configure(config.replace(baseline=False), None, changes.get(algorithm, []))
+                parts = ("" if s is None else f"-{s:g}states") + ("" if t is None else f"-{t}tiles")
+                found.append(Case(f"{algorithm}{parts}-seed{seed}", config))
+    return list({case.name: case for case in found}.values())
+
+
+def _tile_counts(algorithm: str, tiles: Sequence[int]) -> Sequence[int | None]:
+    """Those asked for, where the algorithm has a choice; otherwise its own."""
+    if algorithm not in ALGORITHMS:
+        raise AimcError(
+            f"no algorithm is called {algorithm!r}; {suggest(algorithm, ALGORITHMS)}", field="algorithms"
+        )
+    return tiles if tiles and "tiles" in ALGORITHMS[algorithm].field_names() else (None,)
 
 
 def _own_changes(own: Sequence[str], algorithms: Sequence[str]) -> dict[str, list[tuple[str, str]]]:

@@ -26,14 +26,14 @@ def named_algorithm(name: str, tiles: int | None = None) -> Algorithm:
     """
     if name not in ALGORITHMS:
         raise AimcError(f"no algorithm is called {name!r}; {suggest(name, ALGORITHMS)}", field="algorithm")
-    kind = ALGORITHMS[name]
+    algorithm = ALGORITHMS[name]()
     if tiles is None:
-        return kind()
-    if "tiles" not in kind.field_names():
+        return algorithm
+    if "tiles" not in algorithm.field_names():
         raise AimcError(
-            f"{name} has a fixed number of tiles, {kind().tile_count}; leave tiles out", field="tiles"
+            f"{name} has a fixed number of tiles, {algorithm.tile_count}; leave tiles out", field="tiles"
         )
-    return kind(**{"tiles": tiles})
+    return algorithm.replace(tiles=tiles)
 
 
 def named_hardware(device: str, algorithm: Algorithm, io: str, states: float | None = None) -> PulsedHardware:

@@ -28,12 +28,17 @@ from tests.pulsed_cells import ALIKE, RANGE
 PLAIN = ConstantStep(dw_min=0.1, dw_min_std=0.0, **ALIKE)
 """Every step is 0.1, up and down, between -1 and 1."""
 
+RELATIVE = {"fast_lr": 1.0, "scale_fast_lr": True, "transfer_lr": 1.0, "scale_transfer_lr": True}
+"""Both rates are the layer's."""
+
 WARM = {"tiles": 3, "columns": 2, "period_growth": 2}
 ALGORITHMS: dict[str, Algorithm] = {
     "sgd": AnalogSGD(),
     "ttv1": TikiTakaV1(gamma=0.3, period=2),
     "ttv2": TikiTakaV2(columns="all", momentum=0.3),
-    "ttv2 vectors": TikiTakaV2(unit="vectors", period=3, forget=False, most_pulses=2, auto_granularity=50.0),
+    "ttv2 vectors": TikiTakaV2(
+        **RELATIVE, unit="vectors", period=3, forget=False, most_pulses=2, auto_granularity=50.0
+    ),
     "ttv3": TikiTakaV3(columns="all", gamma=0.5, row_chop=0.2, scale_transfer_lr=False),
     "ttv4": TikiTakaV4(columns="all", chop=0.5, scale_transfer_lr=False),
     "mp": MixedPrecision(period=2, threshold=0.5),

@@ -29,6 +29,7 @@ from aimc.ops.pulsed_update import Patches, PulseTrain, Vectors
 from tests.algorithms.helpers import (
     ALGORITHMS,
     PLAIN,
+    RELATIVE,
     TARGET,
     array_of,
     distance,
@@ -60,11 +61,11 @@ def test_the_list_of_the_tests_is_complete():
 
 FITS = {  # algorithm, states, tolerance of the relative error, steps
     "sgd": (AnalogSGD(), 200, 0.05, 1000),
-    "ttv1": (TikiTakaV1(columns="all"), 200, 0.2, 1500),
-    "ttv2": (TikiTakaV2(columns="all"), 200, 0.2, 1500),
-    "ttv3": (TikiTakaV3(columns="all", chop=0.02, auto_scale=False, fast_lr=5.0, transfer_lr=0.2,
+    "ttv1": (TikiTakaV1(**RELATIVE, columns="all"), 200, 0.2, 1500),
+    "ttv2": (TikiTakaV2(**RELATIVE, columns="all"), 200, 0.2, 1500),
+    "ttv3": (TikiTakaV3(columns="all", chop=0.02, auto_scale=False, fast_lr=5.0, scale_fast_lr=True, transfer_lr=0.2,
                         pulses=PulseTrain()), 200, 0.2, 1500),
-    "ttv4": (TikiTakaV4(columns="all", auto_scale=False, fast_lr=1.0), 200, 0.05, 1500),
+    "ttv4": (TikiTakaV4(**RELATIVE, columns="all", auto_scale=False), 200, 0.05, 1500),
     "mp": (MixedPrecision(), 200, 0.02, 500),
     "residual": (Residual(), 4, 0.05, 600),
     "residual pulsed": (Residual(tiles=6, gradient="pulsed", columns="all", fast_lr=0.1, ratio=0.5), 10, 0.05, 1200),
@@ -299,8 +300,8 @@ def test_schedules_by_hand():
     assert 1 / published.schedule(conv2, 7500, 64, 0.05)[5].passes_per_epoch == pytest.approx(333, abs=1)
     # One line each of the others, on 6 x 4 cells with a range of 1 and a step of 0.1.
     for algorithm, line in (
-        (TikiTakaV1(period=5, columns=2), Transfers(0, 1, 40.0, 10.0, 0.5 / 0.1, 31)),
-        (TikiTakaV1(scale_transfer_lr=False), Transfers(0, 1, 100.0, 25.0, 1 / 0.1, 31)),
+        (TikiTakaV1(**RELATIVE, period=5, columns=2), Transfers(0, 1, 40.0, 10.0, 0.5 / 0.1, 31)),
+        (TikiTakaV1(transfer_lr=1.0, scale_transfer_lr=False), Transfers(0, 1, 100.0, 25.0, 1 / 0.1, 31)),
         (TikiTakaV2(period=10, most_pulses=3), Transfers(0, 1, 10.0, 2.5, 0.0, 3)),
         (TikiTakaV3(unit="vectors", period=50, columns="all"), Transfers(0, 1, 64.0, 16.0, 0.0, 1)),
         (Residual(tiles=2, columns=1), Transfers(0, 1, 100.0, 25.0, 0.0, 3)),
@@ -318,10 +319,10 @@ def test_starved_tiles_and_exceeded_budgets_are_warned_of():
     found = Residual(tiles=7, order="cpu").check(fc1, 7500, 1, 0.05)
     assert [text.split(":")[0] for text in found] == [f"tile {k} is starved" for k in (3, 4, 5, 6)]
     assert "1.2 of 512 columns" in found[-1] and "takes 427 epochs" in found[-1]
-    found = TikiTakaV1(transfer_lr=40.0, columns="all").check(array_of(), 100, 8, 0.1)
+    found = TikiTakaV1(transfer_lr=40.0, scale_transfer_lr=True, columns="all").check(array_of(), 100, 8, 0.1)
     assert len(found) == 1
     assert "from tile 0 to 1 may ask for 40 pulses of a cell, the train has 31" in found[0]
-    assert len(TikiTakaV1(transfer_lr=40.0).check(array_of(), 3, 8, 0.1)) == 2
+    assert len(TikiTakaV1(transfer_lr=4.0, scale_transfer_lr=False).check(array_of(), 3, 8, 0.1)) == 2
 
 
 @every_algorithm

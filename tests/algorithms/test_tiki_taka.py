@@ -15,7 +15,7 @@ from aimc.algorithms.base import UPDATES
 from aimc.cells import SoftBounds
 from aimc.errors import AimcError
 from aimc.ops.pulsed_update import PulseTrain, Vectors
-from tests.algorithms.helpers import DETERMINISTIC, PLAIN, array_of, soft
+from tests.algorithms.helpers import DETERMINISTIC, PLAIN, RELATIVE, array_of, soft
 from tests.helpers import assert_close
 from tests.nn.pulsed_helpers import NO_SPREAD, STEP, sgd
 
@@ -61,7 +61,7 @@ def test_without_choppers_the_shares_are_those_of_the_fields():
 def large_update(seed: int, chunks: int, images: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """Change of the cells of ``Conv2d(1, 3, 5)`` by all images in so many updates."""
     cell = SoftBounds(dw_min=1e-3, w_max=1.0, w_min=-1.0, **{**NO_SPREAD, "dw_min_std": 0.3})
-    algorithm = TikiTakaV2(unit="vectors", period=500, columns=5, transfer_lr=1.0, scale_transfer_lr=False)
+    algorithm = TikiTakaV2(**{**RELATIVE, "scale_transfer_lr": False}, unit="vectors", period=500, columns=5)
     layer = aimc.convert(
         nn.Conv2d(1, 3, 5, bias=False), aimc.PulsedHardware(cell=cell, algorithm=algorithm), seed=seed
     )
@@ -138,12 +138,12 @@ def test_transfers_come_after_every_period_th_mini_batch():
 def test_a_buffer_grows_by_rate_times_read_over_the_granularity():
     """By hand: A moves by -0.2 (deterministic), then every column is read."""
     x, d = torch.ones(1, 4), torch.ones(1, 6)
-    common = {"columns": "all", "pulses": DETERMINISTIC}
+    common = {**RELATIVE, "columns": "all", "pulses": DETERMINISTIC}
     for algorithm, lr, expected in (
         (TikiTakaV2(**common), 0.2, -0.2 * 0.2 / 0.1),
         (TikiTakaV2(threshold=2.0, **common), 0.2, -0.2 * 0.2 / 0.2),
-        (TikiTakaV2(scale_transfer_lr=False, transfer_lr=0.3, **common), 0.2, -0.2 * 0.3 / 0.1),
-        (TikiTakaV2(fast_lr=0.2, scale_fast_lr=False, **common), 0.1, -0.2 * 0.1 / 0.1),
+        (TikiTakaV2(**{**common, "scale_transfer_lr": False, "transfer_lr": 0.3}), 0.2, -0.2 * 0.3 / 0.1),
+        (TikiTakaV2(**{**common, "fast_lr": 0.2, "scale_fast_lr": False}), 0.1, -0.2 * 0.1 / 0.1),
         (TikiTakaV2(auto_granularity=8.0, **common), 0.2, -0.2 * 0.2 / (0.1 * 8 / 4)),  # one vector a period
         (TikiTakaV2(auto_granularity=8.0, unit="vectors", **common), 0.2, -0.2 * 0.2 / (0.1 * 8 / 4)),
     ):

@@ -236,13 +236,14 @@ def test_mean_count_to_a_percent():
 )
 def test_spread_of_the_counts(kappa, train, slots):
     """A binomial of the slots in each cell; cells of a row share the row's bits, those of a column the column's."""
-    n, x, d = 10_000, torch.tensor([1.0, 0.8, 0.6]), torch.tensor([1.0, -0.7])
+    n, x, d = 10_000, torch.tensor([1.0, 0.8, 0.6]), torch.tensor([0.02, -0.014])
+    lr = kappa * G / 0.02
     held, counts = torch.zeros(2, 3), torch.zeros(n, 2, 3, dtype=torch.int32)
     parameters, vectors = IDEAL.draw((2, 3), Key(1)), Vectors(x[None], d[None])
     for k in range(n):
         key = Key(5, step=k)
-        pulsed_update(held, held, parameters, IDEAL, vectors, kappa * G, key, train, counts=counts[k])
-    p, q = pairs(x, d, kappa * G, slots)
+        pulsed_update(held, held, parameters, IDEAL, vectors, lr, key, train, counts=counts[k])
+    p, q = pairs(x, d, lr, slots)
     both = p[:, None] * q
     off = counts.double() - slots * both
     for i, j in itertools.product(range(2), range(3)):
@@ -320,9 +321,9 @@ def test_a_larger_gradient_scale_lengthens_trains_and_moves_no_mean():
 
 def test_rounded_counts():
     """Row 0 is at 1 in every slot, so the formulas can be written out."""
-    x, d = torch.tensor([1.0, 0.62, 0.3]), torch.tensor([-1.0, 0.55])
+    x, d = torch.tensor([1.0, 0.8, 0.3]), torch.tensor([-1.0, 0.69])
     train = PulseTrain(length=5, kind="mean_count")
-    sides = torch.tensor([5.0, 3.0])[:, None], torch.tensor([5.0, 3.0, 2.0])  # 2.75 and 3.1, 1.5 rounded
+    sides = torch.tensor([5.0, 3.0])[:, None], torch.tensor([5.0, 4.0, 2.0])  # 3.45 and 1.5 rounded
     found = update(IDEAL, Vectors(x[None], d[None]), 5 * G, train)
     assert_close("mean count", found.counts, torch.round(sides[0] * sides[1] / 5).int())
     found = update(IDEAL, Vectors(x[None], d[None]), 5 * G, train.replace(kind="deterministic"))

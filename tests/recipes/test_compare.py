@@ -78,10 +78,11 @@ def test_everything_but_the_algorithm_is_the_same_at_one_seed():
         if config.hardware is not None:
             assert not config.baseline and config.hardware.cell == tiny(states=4).hardware.cell
             assert config.hardware.forward is None
-    # More algorithms later: the baseline stays the run that it is.
-    assert (
-        made["digital-seed0"] == cases(RECIPE, ["residual"], states=[10], flags=[("epochs", "5")])[0].config
+    # More algorithms later, or at other rates: the baseline stays the run that it is.
+    later = cases(
+        RECIPE, ["residual"], states=[10], flags=[("epochs", "5"), ("lr", "0.7"), ("digital", "layers.0")]
     )
+    assert later[0].config == made["digital-seed0"] and later[1].config.lr == 0.7
 
 
 def test_settings_of_one_algorithm():

@@ -10,6 +10,7 @@ from aimc.algorithms import ALGORITHMS, Residual, WarmStart
 from aimc.errors import AimcError
 from aimc.files import read_records
 from aimc.presets import reram
+from aimc.random import Key
 from aimc.recipes import (
     MLP,
     RECIPES,
@@ -24,8 +25,10 @@ from aimc.recipes import (
 from aimc.recipes.in_memory import _in_cells
 from aimc.recipes.lenet_insitu import RATES, named_algorithm, named_hardware
 from aimc.recipes.overrides import configured
-from aimc.recipes.parts import fresh_network, load_images
+from aimc.recipes.parts import Images, Shuffled, fresh_network, load_images
 from aimc.train import Progress, Run, load_checkpoint, load_weights
+from aimc.train.checkpoint import under
+from tests.helpers import assert_close
 
 RECIPE = RECIPES["lenet_mnist_insitu"]
 TINY = InSituExperiment(
@@ -94,12 +97,13 @@ def test_a_run_holds_its_numbers_and_figures(straight):
     assert rows[0]["lr"] == 0.2 and rows[-1]["lr"] == 0.1
 
 
-def test_what_counts_is_the_last_epoch(straight):
-    path, results = straight
-    for stage in ("digital", "analog"):
-        last = [r for r in read_records(path) if r["kind"] == "epoch" and r["stage"] == stage][-1]
-        assert results["last_epoch"][stage] == last["test"]
-    assert results["digital"] == {"digital baseline": results["last_epoch"]["digital"]}
+def test_what_counts_is_the_last_epoch_and_not_the_best(tmp_path, monkeypatch):
+    tests = iter([0.9, 0.5, 0.3])
+    monkeypatch.setattr(
+        Images, "metric", lambda self, split: lambda net: next(tests) if split == "test" else 0.7
+    )
+    results = _run(TINY.replace(hardware=None), tmp_path)
+    assert results["last_epoch"] == {"digital": 0.3} and results["digital"] == {"digital baseline": 0.3}
 
 
 def test_a_finished_run_is_not_repeated(straight):
@@ -172,6 +176,24 @@ def test_baseline_and_cells_start_alike_and_see_the_same_order(tmp_path):
     assert [r["lr"] for r in rows[3:]] == [0.2, 0.1, 0.05]
     for ours, theirs in zip(rows[3:], rows[:3]):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_the_baseline_is_plain_sgd_at_the_rates_of_the_schedule(tmp_path):
+    config = TINY.replace(hardware=None, epochs=2, **{"schedule.kind": "step", "schedule.every": 1})
+    _run(config, tmp_path)
+    images = load_images(config.dataset, None)
+    net = fresh_network(config.network, images, config.seed)
+    order = Shuffled(images.train, config.batch_size, Key(config.seed).fold("order").seed)
+    for epoch, lr in enumerate((0.2, 0.1)):
+        for x, y in order(epoch):
+            net.zero_grad()
+            torch.nn.functional.cross_entropy(net(x), y).backward()
+            with torch.no_grad():
+                for p in net.parameters():
+                    p -= lr * p.grad
+    tensors, _ = load_checkpoint(tmp_path / "checkpoints" / "digital.safetensors")
+    for name, value in under("model", tensors).items():
+        assert_close(name, value, net.state_dict()[name], atol=1e-6)
 
 
 def test_the_algorithm_is_told_the_loss_of_every_epoch(tmp_path, monkeypatch):

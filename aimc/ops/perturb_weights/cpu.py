@@ -80,7 +80,7 @@ def _largest(row):
     for i in range(len(bits)):
         v = np.int32(bits[i] & np.int32(0x7FFFFFFF))
         top = v if v > top else top
-    return _float(top)
+    return _float(top)  # pyright: ignore[reportCallIssue]  (an intrinsic)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -111,10 +111,10 @@ def _repeated(values, times):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _read_out(
-    total, partial, scale, ranges, variance, magnitude, lost, gain, bias, saturated,
+    total, partial, scale, ranges, variance, magnitude, lost, gain, bias,
     half, bound, output_noise, short_term, wire_load, offset, first, k0, k1, step, stream, n0, n1,
 ):  # fmt: skip
-    """Vectors n0 to n1; returns how many elements saturate. ``saturated`` is written only if there are any."""
+    """Vectors n0 to n1; returns how many elements saturate and, only if any do, which."""
     outputs, positions = partial.shape[1], partial.shape[2]
     size = outputs * positions
     noisy = 2 if short_term > 0 else (1 if output_noise > 0 else 0)
@@ -128,7 +128,7 @@ def _read_out(
     up, factor, load = np.empty_like(scale), np.empty_like(scale), np.empty_like(scale)
     one, zero = np.float32(1), np.float32(0)
     block = np.empty(_BLOCK, dtype=np.float32)
-    everywhere = 0
+    everywhere, saturated = 0, np.empty(0, dtype=np.bool_)
     lines = n1 - n0
     if period > outputs:
         lines = 1
@@ -175,18 +175,16 @@ def _read_out(
                     count = _add_shared(into[a:b], z, half, up[c], factor[c], bias[c], limit[c], first)
                 else:
                     _disturb_each(z, source[a:b], spread[a:b], noise[c:d], short[c:d], noisy, r)
-                    count = _add_each(
-                        into[a:b], z, half, up[c:d], factor[c:d], bias[c:d], limit[c:d], first
-                    )
+                    count = _add_each(into[a:b], z, half, up[c:d], factor[c:d], bias[c:d], limit[c:d], first)
                 if count > 0:
                     if everywhere == 0:
-                        saturated[n0:n1] = False
+                        saturated = np.zeros((n1 - n0) * size, dtype=np.bool_)
                     everywhere += count
-                    flags = saturated[n : n + length // size].reshape(length)[a:b]
+                    flags = saturated[line * size + a : line * size + b]
                     for i in range(b - a):
                         flags[i] = abs(z[i]) > limit[c if shared else c + i]
                 a = b
-    return everywhere
+    return everywhere, saturated
 
 
 def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias):
@@ -194,7 +192,6 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
     if total is None:
         total = partial  # written in place: an element is read before it is written, and fresh pages are slow
     vectors, outputs, _ = partial.shape
-    saturated = torch.empty(partial.shape, dtype=torch.bool)
     values = partial.numpy()
     arrays = (
         values if first else total.numpy(),
@@ -206,7 +203,6 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
         lost.numpy() if lost is not None else _EMPTY3,
         gain.numpy() if gain is not None else np.ones(outputs, dtype=np.float32),
         bias.numpy() if bias is not None else np.zeros(outputs, dtype=np.float32),
-        saturated.numpy(),
     )
     numbers = (
         setting.half,
@@ -218,19 +214,20 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
         first,
         *key_words(key),
     )
-    counts = []
+    found = []
 
     def chunk(n0, n1):
-        counts.append((_read_out(*arrays, *numbers, n0, n1), n0, n1))
+        found.append((n0, n1, *_read_out(*arrays, *numbers, n0, n1)))
 
     run_chunks(chunk, vectors, max(1, _MINIMUM_CHUNK * vectors // max(partial.numel(), 1)), align=1)
-    count = sum(c for c, _, _ in counts)
+    count = sum(c for _, _, c, _ in found)
     if count == 0:
-        return total, None, 0
-    for c, n0, n1 in counts:
-        if c == 0:
-            saturated[n0:n1] = False
-    return total, saturated, count
+        return total, None, 0  # the usual case costs no memory
+    saturated = np.zeros(partial.shape, dtype=np.bool_)
+    for n0, n1, c, flags in found:
+        if c:
+            saturated[n0:n1] = flags.reshape(n1 - n0, *partial.shape[1:])
+    return total, torch.from_numpy(saturated), count
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
