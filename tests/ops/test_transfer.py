@@ -116,7 +116,7 @@ NEAREST = {"stochastic": False, "tries": 1, "last_tries": 3, "floor": 0.0, "thre
     [(cell, NOISY, True, STOCHASTIC) for cell in CELLS]
     + [(cell, Read(), False, NEAREST) for cell in CELLS]
     + [("soft", Read(), True, options) for options in (STOCHASTIC, NEAREST)]
-    + [("soft", Read(half=7, bound=1.0), gradient, STOCHASTIC) for gradient in (False, True)],
+    + [("soft", Read(half=7, bound=0.3), gradient, STOCHASTIC) for gradient in (False, True)],
 )
 def test_reencoding_agrees(cell, how, gradient, options):
     cell = CELLS[cell]
