@@ -97,9 +97,8 @@ def networks(names: list[str], states: float, batch: int, rounds: int, warm_up: 
 
 def layers(rounds: int) -> None:
     """Print the table of single layers."""
-    print(
-        "| layer | vectors | torch, ms | pulses, ms | pulses over torch | pulses per vector |\n|---|---|---|---|---|---|"
-    )
+    print("| layer | vectors | torch, ms | pulses, ms | pulses over torch | pulses per vector |")
+    print("|---|---|---|---|---|---|")
     cell = SoftBounds.with_states(10, w_max=1.0, w_min=-1.0)
     for rows, columns in ((512, 512), (512, 4608)):
         parameters, held = cell.draw((rows, columns), Key(0)), torch.zeros(rows, columns)

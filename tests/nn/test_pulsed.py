@@ -495,3 +495,12 @@ def test_a_bare_layer_says_what_it_is():
     assert "1 x 1 tiles, cell=ConstantStep, algorithm=AnalogSGD" in repr(layer)
     assert isinstance(layer.hardware.cell, ConstantStep) and isinstance(layer.hardware.algorithm, AnalogSGD)
     assert layer.hardware.algorithm.pulses == PulseTrain(kind="none")
+
+
+def test_an_empty_batch_through_a_convolution_writes_nothing():
+    layer = aimc.convert(nn.Conv2d(1, 2, 3), aimc.presets.reram(), seed=0)
+    optimizer = aimc.optim.wrap(torch.optim.SGD(layer.parameters(), lr=0.1), layer)
+    before = layer.weight.detach().clone()
+    layer(torch.zeros(0, 1, 5, 5)).sum().backward()
+    optimizer.step()
+    assert torch.equal(layer.weight, before)

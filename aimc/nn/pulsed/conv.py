@@ -78,7 +78,7 @@ class ConvForm:
         if patches is None:
             patches = Patches.of(size, self.channels, self.kernel, self.stride, self.dilation)
             self._patches[size] = patches
-        vectors = Vectors(x, d.reshape(d.shape[0], d.shape[1], -1).contiguous(), self.groups, patches)
+        vectors = Vectors(x, d.flatten(2).contiguous(), self.groups, patches)
         if self.analog_bias:
             unfolded, gradients = vectors.unfolded()
             vectors = Vectors(F.pad(unfolded[0], (0, 1), value=1.0), gradients[0].contiguous())

@@ -1,5 +1,8 @@
 """From one array to the next: columns are read and become pulses, directly or through a digital buffer."""
 
+# pyright: reportCallIssue=false
+# (it counts unpacked tuples wrongly in calls of compiled functions)
+
 from __future__ import annotations
 
 import dataclasses

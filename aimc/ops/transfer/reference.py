@@ -191,11 +191,12 @@ def reencode(
     statistics[:, :2] += columns
 
 
-class _One:
-    """One vector of an update."""
+class _One(Vectors):
+    """Vectors that are unfolded already."""
 
     def __init__(self, x: Tensor, d: Tensor):
-        self.x, self.d = x, d
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "d", d)
 
     def unfolded(self) -> tuple[Tensor, Tensor]:
         return self.x, self.d
