@@ -73,11 +73,12 @@ def lenet_mnist_insitu(
     All convolutions and linear layers are in cells, biases are digital, the pixels run from 0 to 1, and the weights
     start as torch draws them: the setting of Z. Li et al., arXiv:2510.02516.
 
-    Expected: to be measured.
+    Expected: with 6 tiles, 4 epochs of 20,000 images on a cosine schedule and one seed: 98.4 % on MNIST with 10 states
+    (digital 98.6 %), 85.9 % on Fashion-MNIST with 4 states (digital 87.6 %). The full length was not run.
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: to be measured.
+    Time: these runs five and ten minutes on a busy core.
 
     Args:
         algorithm: sgd, ttv1, ttv2, ttv3, ttv4, mp or residual.

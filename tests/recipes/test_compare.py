@@ -11,6 +11,7 @@ from aimc.files import read_config
 from aimc.recipes import MLP, RECIPES, Dataset, InSituExperiment, Recipe
 from aimc.recipes.compare import cases, compare
 from aimc.recipes.lenet_insitu import RATES, named_algorithm, named_hardware
+from aimc.recipes.parts import Images
 from aimc.report import load_run
 from aimc.train import Progress, load_checkpoint
 
@@ -152,6 +153,15 @@ def test_the_records_hold_what_the_runs_hold(compared):
     assert (small["tiles"], large["tiles"]) == (2, 3) and large["settings"]["tiles"] == 3
     assert len({e["config_sha256"] for e in found["runs"]}) == 4
     assert (path / "comparison.png").stat().st_size > 0
+
+
+def test_the_last_epoch_counts_and_not_the_best(tmp_path, monkeypatch):
+    tests = iter([0.9, 0.3])
+    monkeypatch.setattr(
+        Images, "metric", lambda self, split: lambda net: next(tests) if split == "test" else 0.7
+    )
+    (entry,) = compare(cases(RECIPE, ["mp"])[:1], tmp_path)["runs"]
+    assert entry["test"] == 0.3 and entry["curve"]["test"] == [0.9, 0.3]
 
 
 def test_all_start_from_the_same_weights(compared, tmp_path):
