@@ -79,6 +79,7 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
         AimcError: nothing to draw, or the path cannot be written.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     if not entries:
         raise AimcError("there is no finished run to draw", field="entries")
@@ -111,6 +112,8 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
                 lines.setdefault(f"{algorithm}, {s:g} states", []).append((tiles or 0, held))
         _points(axes.pop(0), lines, digital, "tiles")
     for panel in figure.axes:
+        if panel.get_xscale() == "linear":  # epochs or tiles
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel("test accuracy, %")
         panel.legend(fontsize="small")
     figure.suptitle(
