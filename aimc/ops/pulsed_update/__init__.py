@@ -14,7 +14,7 @@ from aimc.errors import AimcError
 from aimc.ops.backend import choose_backend
 from aimc.ops.pulsed_update import cpu, reference
 from aimc.ops.pulsed_update.cpu import STATISTICS
-from aimc.ops.pulsed_update.train import PulseTrain
+from aimc.ops.pulsed_update.train import MODES, PulseTrain
 from aimc.ops.pulsed_update.vectors import Patches, Vectors, padded
 from aimc.random import STREAMS, Key
 from aimc.random.cpu import key_words
@@ -26,6 +26,7 @@ __all__ = [
     "PulseTrain",
     "Vectors",
     "check_vectors",
+    "constants_of",
     "padded",
     "pulsed_update",
 ]
@@ -35,8 +36,6 @@ _NO_SIGN = np.empty(0, np.float32)
 _STREAMS = [
     np.uint32(STREAMS[s]) for s in ("pulses_x", "pulses_x_low", "pulses_d", "pulses_d_low", "pulse_noise")
 ]
-_MOST_SLOTS = 1 << 16
-MODES = {"stochastic": 0, "mean_count": 1, "deterministic": 2}
 
 
 def pulsed_update(
@@ -106,13 +105,7 @@ def pulsed_update(
             w.copy_(held)
         return torch.zeros(len(STATISTICS), dtype=torch.int64)
     g = cell.granularity if granularity is None else granularity
-    stride = train.length
-    if not (train.fixed_length or train.length_management) and lr > g * train.length:
-        stride = math.ceil(lr / g)
-        if stride > _MOST_SLOTS:
-            raise AimcError(
-                f"asks for trains of {stride:.3g} slots, at most {_MOST_SLOTS} are sent", field="lr"
-            )
+    stride = train.most_slots(lr, g)
     if choose_backend(backend, held, vectors.x, vectors.d) == "reference":
         found = torch.zeros(len(STATISTICS), dtype=torch.int64)
         reference.update(
@@ -124,7 +117,7 @@ def pulsed_update(
     x_key, x_low, d_key, d_low, noise_key = [(k0, k1, step, stream) for stream in _STREAMS]
     held_array = held.numpy()
     cpu.update(
-        cell.KIND, _constants(cell), held_array, w.numpy() if w is not held else held_array, parameters.numpy(),
+        cell.KIND, constants_of(cell), held_array, w.numpy() if w is not held else held_array, parameters.numpy(),
         counts.numpy() if counts is not None else _NO_COUNTS, cell.noisy,
         np.float32(cell.write_noise_std * cell.dw_min), *vectors.arrays(),
         x_sign.numpy() if x_sign is not None else _NO_SIGN, d_sign.numpy() if d_sign is not None else _NO_SIGN,
@@ -136,7 +129,8 @@ def pulsed_update(
 
 
 @functools.lru_cache(64)
-def _constants(cell: PulsedCell) -> np.ndarray:
+def constants_of(cell: PulsedCell) -> np.ndarray:
+    """``cell.constants()`` for the compiled bodies."""
     return cell.constants().numpy()
 
 

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from aimc.cells.pulsed import PulsedCell
-from aimc.ops.pulsed_update.train import PulseTrain
+from aimc.ops.pulsed_update.train import MODES, PulseTrain
 from aimc.ops.pulsed_update.vectors import Vectors
 from aimc.random import Key, normals_at, words
-
-_MODES = {"stochastic": 0, "mean_count": 1, "deterministic": 2}
 
 
 def fired(key: Key, low: Key, place: int, probability: Tensor) -> Tensor:
@@ -100,7 +98,7 @@ def update(
             if x_sign is not None and d_sign is not None:
                 up = up != ((d_sign[part] < 0)[:, None] != (x_sign < 0)[None])
             number = (first + v) * groups + g
-            mode = _MODES[train.kind]
+            mode = MODES[train.kind]
             pulses = torch.zeros(len(p), len(q), dtype=torch.int64)
             if mode == 1:
                 pulses = torch.round(

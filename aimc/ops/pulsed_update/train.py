@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from aimc.config import Config
+from aimc.errors import AimcError
+
+MODES = {"stochastic": 0, "mean_count": 1, "deterministic": 2}
+_MOST_SLOTS = 1 << 16
 
 
 class PulseTrain(Config):
@@ -44,3 +49,18 @@ class PulseTrain(Config):
         self.require(
             self.management or not self.length_management, "management", "is needed by length_management"
         )
+
+    def most_slots(self, lr: float, granularity: float) -> int:
+        """Slots of the longest train at this learning rate; draws are laid out that far apart.
+
+        Raises:
+            AimcError: more than can be sent.
+        """
+        if self.fixed_length or self.length_management or lr <= granularity * self.length:
+            return self.length
+        slots = math.ceil(lr / granularity)
+        if slots > _MOST_SLOTS:
+            raise AimcError(
+                f"asks for trains of {slots:.3g} slots, at most {_MOST_SLOTS} are sent", field="lr"
+            )
+        return slots

@@ -16,7 +16,7 @@ from torch import Tensor
 from aimc.cells.pulsed import PulsedCell
 from aimc.errors import AimcError
 from aimc.ops.backend import choose_backend
-from aimc.ops.pulsed_update import MODES, PulseTrain, Vectors, check_vectors
+from aimc.ops.pulsed_update import MODES, STATISTICS, PulseTrain, Vectors, check_vectors, constants_of
 from aimc.ops.transfer import cpu, reference
 from aimc.ops.transfer.tile import Read, Tile
 from aimc.random import Key
@@ -35,11 +35,6 @@ def _words(key: Key, *streams: str) -> tuple:
 
 
 @functools.lru_cache(maxsize=64)
-def _constants(cell: PulsedCell) -> np.ndarray:
-    return cell.constants().numpy()
-
-
-@functools.lru_cache(maxsize=64)
 def _nominal(cell: PulsedCell) -> Tensor:
     """Parameters of a device without spread ``[1, 1, P]``."""
     alike = {
@@ -51,7 +46,7 @@ def _nominal(cell: PulsedCell) -> Tensor:
 
 
 def _cell(cell: PulsedCell) -> tuple:
-    return cell.KIND, _constants(cell)
+    return cell.KIND, constants_of(cell)
 
 
 def _noise(cell: PulsedCell) -> tuple:
@@ -110,9 +105,9 @@ def transfer(
         raise AimcError(f"must be positive and finite, got {lr}", field="lr")
     if train.kind != "stochastic":
         raise AimcError(f"a direct transfer sends stochastic pulses, not {train.kind!r}", field="kind")
-    statistics = torch.zeros(7, dtype=torch.int64)
+    statistics = torch.zeros(len(STATISTICS), dtype=torch.int64)
     g = tile.cell.granularity
-    stride = train.length if train.fixed_length else max(train.length, math.ceil(lr / g))
+    stride = train.most_slots(lr, g)
     if choose_backend(backend, tile.held, source) == "reference":
         reference.direct(tile, source, column, columns, number, lr, g, how, train, stride, key, statistics)
         return statistics
@@ -207,35 +202,22 @@ def buffered_update(
     check_vectors(vectors, fast.held, lr)
     if train.kind not in MODES:
         raise AimcError(f"the fast tile takes pulses, not {train.kind!r}", field="kind")
-    statistics, slow_statistics = torch.zeros(7, dtype=torch.int64), torch.zeros(7, dtype=torch.int64)
+    statistics, slow_statistics = (
+        torch.zeros(len(STATISTICS), dtype=torch.int64),
+        torch.zeros(len(STATISTICS), dtype=torch.int64),
+    )
     if vectors.count == 0:
         return statistics, slow_statistics
     means = means if means is not None else torch.zeros(2, dtype=torch.float64)
     cell, b = fast.cell, buffer
     g = cell.granularity
-    stride = train.length if train.fixed_length else max(train.length, math.ceil(lr / g))
+    stride = train.most_slots(lr, g)
     if choose_backend(backend, fast.held, vectors.x, vectors.d) == "reference":
         reference.buffered_update(
             fast, slow, vectors, lr, key, transfer_key, b, so_far, period, columns, how, train, stride, means, rate,
             statistics, slow_statistics,
         )  # fmt: skip
         return statistics, slow_statistics
-    (
-        x,
-        image_stride,
-        starts,
-        offsets,
-        kernel,
-        plane,
-        group_stride,
-        groups,
-        d,
-        d_i,
-        d_r,
-        d_p,
-        images,
-        positions,
-    ) = vectors.arrays()
     cpu.buffered_update(
         *_cell(cell), *_noise(cell), *_tile(fast), *_tile(slow), so_far, period, columns,
         b.h.numpy(), b.mean.numpy() if b.mean is not None else _NONE,
@@ -243,7 +225,7 @@ def buffered_update(
         b.forget, b.most, float(b.chop), b.random_chop, float(b.d_chop), _f(b.beta), *_read(how),
         *_words(transfer_key, "transfer", "algorithm"), *_words(transfer_key.fold("rows"), "algorithm"),
         *_words(transfer_key, "pulse_noise"), slow_statistics.numpy(),
-        x, image_stride, starts, offsets, kernel, plane, group_stride, groups, d, d_i, d_r, d_p, images, positions,
+        *vectors.arrays(),
         b.x_sign.numpy() if b.x_sign is not None else _NO_SIGNS,
         b.d_sign.numpy() if b.d_sign is not None else _NO_SIGNS,
         0, MODES[train.kind], float(lr), float(g), train.length, train.length_management, train.management,
@@ -271,7 +253,7 @@ def whole_steps(
     Returns:
         int64 counters in the order of :data:`aimc.ops.pulsed_update.STATISTICS`.
     """
-    statistics = torch.zeros(7, dtype=torch.int64)
+    statistics = torch.zeros(len(STATISTICS), dtype=torch.int64)
     if choose_backend(backend, tile.held, chi) == "reference":
         reference.whole_steps(tile, chi, size, most, number, key, statistics)
     else:
@@ -335,7 +317,10 @@ def reencode(
     tiles, _rows, width = held.shape
     if not 1 <= columns <= width:
         raise AimcError(f"is between 1 and {width}, got {columns}", field="columns")
-    statistics, reads = torch.zeros(tiles, 7, dtype=torch.int64), torch.zeros(tiles, dtype=torch.int64)
+    statistics, reads = (
+        torch.zeros(tiles, len(STATISTICS), dtype=torch.int64),
+        torch.zeros(tiles, dtype=torch.int64),
+    )
     g = cell.granularity
     least = 0.04 * g
     nominal = _nominal(cell).to(held.device)

@@ -12,8 +12,14 @@ from aimc.ops.pulsed_update import reference as pulses
 from aimc.ops.pulsed_update.train import PulseTrain
 from aimc.ops.pulsed_update.vectors import Vectors
 from aimc.ops.transfer.tile import Read, Tile
+from aimc.periphery.converter import round_to_grid
 from aimc.random import Key, normals_at
 from aimc.random.reference import words_at
+
+
+def single(value: float) -> Tensor:
+    """A number in the precision of the compiled bodies."""
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def word_at(key: Key, position: Tensor | int) -> Tensor:
@@ -23,10 +29,9 @@ def word_at(key: Key, position: Tensor | int) -> Tensor:
 def read(values: Tensor, how: Read, position: Tensor | int, key: Key) -> Tensor:
     """Outputs of one-hot reads; ``position`` numbers them."""
     if how.noise > 0:
-        values = values + torch.tensor(how.noise).float() * normals_at(key, torch.as_tensor(position))
+        values = values + single(how.noise) * normals_at(key, torch.as_tensor(position))
     if how.half > 0:
-        bound, half = torch.tensor(how.bound).float(), torch.tensor(float(how.half))
-        values = torch.round(values / bound * half).clamp(-half, half) * (bound / half)
+        values = round_to_grid(values, single(how.bound), how.half)
     return values
 
 
@@ -81,12 +86,12 @@ def buffered(
     number = int(visits[0])
     c, sweep = number % width, number // width
     every = max(math.ceil(1 / chop), 2) if chop > 0 else 0
-    kept = torch.tensor(momentum).float()
+    kept = single(momentum)
     y = read(source[:, c].clone(), how, number * rows + row, key.at("transfer"))
     writes, gained = True, y
     if references is not None:
         mean, reference = references
-        share = torch.tensor(beta).float()
+        share = single(beta)
         if bool(visits[1 + c] != 0):
             reference[:, c] = mean[:, c]
         gained = y - reference[:, c]
@@ -94,7 +99,7 @@ def buffered(
         writes = every == 0 or sweep > every
     if signs is not None:
         gained = gained * (signs[0][c] * signs[1])
-    total = buffer[:, c] + gained * torch.tensor(gain).float()
+    total = buffer[:, c] + gained * single(gain)
     if writes:
         over = total.abs() >= 1
         count = torch.where(over, total.trunc().clamp(-most, most), 0)
@@ -122,7 +127,7 @@ def buffered(
 def whole_steps(
     tile: Tile, chi: Tensor, size: float, most: int, number: int, key: Key, statistics: Tensor
 ) -> None:
-    size_ = torch.tensor(size).float()
+    size_ = single(size)
     count = torch.where(chi.abs() < size_, 0, (chi / size_).trunc().clamp(-most, most))
     chi -= count * size_
     for k in range(int(count.abs().max()) if count.numel() else 0):
@@ -143,7 +148,6 @@ def reencode(
     tiles, rows, width = held.shape
     row, most = torch.arange(rows), max(tries, last_tries)
     quiet = torch.zeros(rows)
-    f = lambda value: torch.tensor(value).float()  # noqa: E731
     for n in range(columns):
         c = (column + n) % width
         visit = (number + n) * tiles
@@ -152,7 +156,7 @@ def reencode(
             place = (visit + t) * (most + 1)
             y.append(read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer")))
             reads[t] += 1
-        prefix = [-(f(rate) * gradient[:, n]) if gradient is not None else torch.zeros(rows)]
+        prefix = [-(single(rate) * gradient[:, n]) if gradient is not None else torch.zeros(rows)]
         for t in range(tiles - 1):
             prefix.append(prefix[t] + shares[t] * y[t])
         moved_off = torch.zeros(rows)
@@ -164,15 +168,15 @@ def reencode(
                 up = missing > 0
                 after = cell.step(y[t], nominal[0], up, quiet)
                 size = torch.where(up, after - y[t], y[t] - after)
-                trying &= size > f(least)
+                trying &= size > single(least)
                 if t == 0 and stochastic:
                     word = word_at(key.at("algorithm"), (row << 40) + number + n)
                     rounds = ((word.double() + 0.5) * 2.0**-32).float() * size < missing.abs()
                     whole = missing.abs() >= size
                     fires, again = whole | rounds, whole
                 else:
-                    fires = missing.abs() > f(threshold) * (
-                        size.clamp_min(float(f(floor))) if t > 0 else size
+                    fires = missing.abs() > single(threshold) * (
+                        size.clamp_min(float(single(floor))) if t > 0 else size
                     )
                     again = fires
                 trying &= fires
