@@ -146,3 +146,91 @@ def step(kind, w, p, i, j, up, xi, c):
         c: ``constants()`` of the cell.
     """
     return _respond(kind, w, p, i, j, up, xi, c)
+
+
+
+def _sizes(kind, size, w, up, p, c):
+    raise NotImplementedError  # compiled code only
+
+
+@overload(_sizes)
+def _sizes_by_type(kind, size, w, up, p, c):
+    if isinstance(kind, types.BaseTuple):
+
+        def one_by_one(kind, size, w, up, p, c):
+            for k in range(size.size):
+                after = step(kind, w[k], p, 0, 0, up[k], _ZERO, c)
+                size[k] = after - w[k] if up[k] else w[k] - after
+
+        return one_by_one
+
+    def lines(kind, size, w, up, p, c):
+        slope_up, slope_down = (p[0, 0, 4], p[0, 0, 5]) if kind == 1 else (_ZERO, _ZERO)
+        size_up, size_down, high, low = p[0, 0, 0], p[0, 0, 1], p[0, 0, 2], p[0, 0, 3]
+        for k in range(size.size):
+            rise = _clip(w[k] + (slope_up * w[k] + size_up), low, high) - w[k]
+            fall = w[k] - _clip(w[k] - (slope_down * w[k] + size_down), low, high)
+            size[k] = rise if up[k] else fall
+
+    return lines
+
+
+@njit(**OPTIONS)
+def step_sizes(kind, size, w, up, p, c):
+    """How far a pulse without noise moves weights ``w`` ``[n]``, in its own direction, into ``size`` ``[n]``.
+
+    Without noise the common responses are straight lines: neither calls nor branches, so that LLVM takes many at a time.
+
+    Args:
+        kind, c: as for :func:`step`.
+        up: directions, bool ``[n]``.
+        p: parameters ``[1, 1, P]``, the same for all.
+    """
+    _sizes(kind, size, w, up, p, c)
+
+
+def _many(kind, held, p, rows, columns, up, xi, c):
+    raise NotImplementedError  # compiled code only
+
+
+@overload(_many)
+def _many_by_type(kind, held, p, rows, columns, up, xi, c):
+    if isinstance(kind, types.BaseTuple):
+
+        def one_by_one(kind, held, p, rows, columns, up, xi, c):
+            for k in range(len(rows)):
+                i, j = rows[k], columns[k]
+                a, b = i if p.shape[0] > 1 else 0, j if p.shape[1] > 1 else 0
+                held[i, j] = step(kind, held[i, j], p, a, b, up[k], xi[k], c)
+
+        return one_by_one
+
+    def lines(kind, held, p, rows, columns, up, xi, c):
+        # Both directions are loaded and one is selected: which it is, is a coin toss that no branch predictor wins.
+        additive = kind == 0 or c[1] != 0
+        for k in range(len(rows)):
+            i, j = rows[k], columns[k]
+            a, b = i if p.shape[0] > 1 else 0, j if p.shape[1] > 1 else 0
+            w, z = held[i, j], _ONE + xi[k] * c[0]
+            rise, fall = p[a, b, 0], -p[a, b, 1]
+            size, slope = rise if up[k] else fall, _ZERO
+            if kind == 1:
+                rise, fall = p[a, b, 4], -p[a, b, 5]
+                slope = rise if up[k] else fall
+            change = slope * w + size * z if additive else (slope * w + size) * z
+            held[i, j] = _clip(w + change, p[a, b, 3], p[a, b, 2])
+
+    return lines
+
+
+@njit(**OPTIONS)
+def step_many(kind, held, p, rows, columns, up, xi, c):
+    """One pulse on each of some devices of ``held`` ``[R, C]``, as :func:`step` has it.
+
+    Args:
+        kind, c: as for :func:`step`.
+        p: parameters ``[R, C, P]`` or ``[1, 1, P]``.
+        rows, columns: of the devices ``[n]``; no device twice.
+        up, xi: directions, bool, and normals, ``[n]``.
+    """
+    _many(kind, held, p, rows, columns, up, xi, c)

@@ -15,8 +15,8 @@ from aimc.ops.pulsed_update.cpu import (
     train_of,
     update_range,
 )
-from aimc.ops.pulsed_update.response import OPTIONS, step
-from aimc.random.cpu import _normal, fill_words
+from aimc.ops.pulsed_update.response import OPTIONS, step_many, step_sizes
+from aimc.random.cpu import _M, _normal, _philox, fill_words
 
 _2M32 = 1.0 / 4294967296.0
 
@@ -190,94 +190,151 @@ def whole_steps(
 
 
 @njit(**OPTIONS)
+def pulse_normals(xi, xi_write, both, places, noise_key):
+    """Normals of the pulses at ``places`` ``[n]``, as :func:`pulse` draws them; the second ones if ``both``."""
+    k0, k1, k2, k3 = (
+        np.uint64(noise_key[0]), np.uint64(noise_key[1]), np.uint64(noise_key[2]), np.uint64(noise_key[3])
+    )  # fmt: skip
+    words, others = xi.view(np.uint32), xi_write.view(np.uint32)
+    for f in range(places.size):
+        place = np.uint64(places[f])
+        w0, w1, w2, w3 = _philox(place >> np.uint64(1), k0, k1, k2, k3)
+        odd = (place & np.uint64(1)) != 0
+        words[f] = np.uint32((w2 if odd else w0) & _M)
+        if both:
+            others[f] = np.uint32((w3 if odd else w1) & _M)
+    for f in range(places.size):
+        xi[f] = _normal(words[f])
+    if both:
+        for f in range(places.size):
+            xi_write[f] = _normal(others[f])
+
+
+_CELLS = 1024
+
+
+@njit(**OPTIONS)
 def reencode(
     kind, constants, held, w, p, counts, noisy, write_noise, nominal, shares, gradient, rate, column, columns, number,
     threshold_, tries, last_tries, floor, least, stochastic, noise, half, bound, read_key, round_key, noise_key,
     statistics, reads,
 ):  # fmt: skip
-    """Visited columns written anew from the most significant tile down. See ``ops.transfer.reencode``."""
+    """Visited columns written anew from the most significant tile down. See ``ops.transfer.reencode``.
+
+    Some rows at a time, tile by tile: the cells that get a pulse are listed first, their draws are made together, and
+    only then are the devices touched. That is several times faster than one device after another, and the same to the
+    bit, as draws are by position.
+    """
     tiles, rows, width = held.shape
     most = max(tries, last_tries)
-    visited = np.zeros((columns, tiles, most), np.bool_)
-    y, prefix = np.empty((tiles, columns), np.float32), np.zeros((tiles, columns), np.float32)
-    words, busy = np.empty(columns, np.uint32), np.empty(columns, np.bool_)
-    # Below these nothing above tile 0 can fire, so that most cells need one look.
-    limits = (threshold_ * floor * np.float32(1 - 1e-5)) * shares
-    quiet = np.float32(0.0)
-    exact = noise == 0 and half == 0
+    visited = np.zeros((tiles, most, columns), np.bool_)
+    together = max(min(_CELLS // columns, rows), 1)  # rows
+    cells = together * columns
+    exact, both = noise == 0 and half == 0, write_noise > 0
     first_part = min(columns, width - column)
-    for i in range(rows):
-        for t in range(tiles):
-            if exact:
-                for n in range(first_part):
-                    y[t, n] = w[t, i, column + n]
-                for n in range(first_part, columns):
-                    y[t, n] = w[t, i, column + n - width]
-            else:
-                for n in range(columns):
-                    place = ((number + n) * tiles + t) * (most + 1)
-                    y[t, n] = read(
-                        w[t, i, (column + n) % width], noise, half, bound, place * rows + i, read_key
-                    )
-        if gradient.shape[0] > 0:
-            for n in range(columns):
-                prefix[0, n] = -(rate * gradient[i, n])
-        busy[:] = False
-        for t in range(1, tiles):
-            share, limit = shares[t - 1], limits[t]
-            for n in range(columns):
-                prefix[t, n] = prefix[t - 1, n] + share * y[t - 1, n]
-                busy[n] |= abs(prefix[t, n]) > limit
-        if stochastic:
-            fill_words(words, round_key[0], round_key[1], round_key[2], round_key[3], (i << 40) + number)
+    # Of a cell of these rows: row, visited column, column of the tile, and how far its draws are from those of the first.
+    row_of, visit_of, column_of = np.empty(cells, np.int64), np.empty(cells, np.int64), np.empty(cells, np.int64)
+    reads_from, pulses_from = np.empty(cells, np.int64), np.empty(cells, np.int64)
+    for r in range(together):
         for n in range(columns):
-            top = tiles - 1 if busy[n] else 0
-            c, visit = (column + n) % width, (number + n) * tiles
-            moved = np.float32(0.0)
-            for t in range(top, -1, -1):
-                missing = (prefix[t, n] + moved) / shares[t]
-                now = y[t, n]
-                last = False
-                for k in range(tries if t > 0 else last_tries):
-                    up = missing > 0
-                    after = step(kind, now, nominal, 0, 0, up, quiet, constants)
-                    size = after - now if up else now - after
-                    if size <= least:
-                        break
-                    if t > 0:
-                        if not abs(missing) > threshold_ * max(size, floor):
-                            break
-                    elif stochastic:
-                        if abs(missing) < size:
-                            last = True
-                            if not np.float32((words[n] + 0.5) * _2M32) * size < abs(missing):
-                                break
-                    elif not abs(missing) > threshold_ * size:
-                        break
-                    place = (visit + t) * most + k
-                    pulse(
-                        kind, constants, held[t], w[t], p[t], counts[t], i, c, up,
-                        (place * rows + i) * width + c, noise_key, noisy, write_noise,
-                    )  # fmt: skip
-                    statistics[t, 2] += 1
-                    visited[n, t, k] = True
-                    before = now
-                    now = read(
-                        w[t, i, c],
-                        noise,
-                        half,
-                        bound,
-                        ((visit + t) * (most + 1) + 1 + k) * rows + i,
-                        read_key,
-                    )
-                    moved -= shares[t] * (now - before)
-                    if last:
-                        break
-                    missing = (prefix[t, n] + moved) / shares[t]
+            q, c = r * columns + n, column + n if n < first_part else column + n - width
+            row_of[q], visit_of[q], column_of[q] = r, n, c
+            reads_from[q] = n * tiles * (most + 1) * rows + r
+            pulses_from[q] = (n * tiles * most * rows + r) * width + c
+    y, prefix = np.empty((tiles, cells), np.float32), np.zeros((tiles, cells), np.float32)
+    moved, words, uniforms = np.empty(cells, np.float32), np.empty(columns, np.uint32), np.empty(cells, np.float32)
+    rest, now, draw = np.empty(cells, np.float32), np.empty(cells, np.float32), np.empty(cells, np.float32)
+    size, xi, xi_write = np.empty(cells, np.float32), np.zeros(cells, np.float32), np.zeros(cells, np.float32)
+    up, ups, goes = np.empty(cells, np.bool_), np.empty(cells, np.bool_), np.empty(cells, np.bool_)
+    waiting, fired, places = np.empty(cells, np.int64), np.empty(cells, np.int64), np.empty(cells, np.int64)
+    at_row, at_column = np.empty(cells, np.int64), np.empty(cells, np.int64)
+    for top in range(0, rows, together):
+        here = min(together, rows - top)
+        cells = here * columns
+        for t in range(tiles):
+            for r in range(here):
+                line, inputs = y[t, r * columns : (r + 1) * columns], w[t, top + r]
+                line[:first_part] = inputs[column : column + first_part]
+                line[first_part:] = inputs[: columns - first_part]
+            if not exact:
+                first = (number * tiles + t) * (most + 1) * rows + top
+                for q in range(cells):
+                    y[t, q] = read(y[t, q], noise, half, bound, first + reads_from[q], read_key)
+        if gradient.shape[0] > 0:
+            for r in range(here):
+                for n in range(columns):
+                    prefix[0, r * columns + n] = -(rate * gradient[top + r, n])
+        for t in range(1, tiles):
+            share = shares[t - 1]
+            for q in range(cells):
+                prefix[t, q] = prefix[t - 1, q] + share * y[t - 1, q]
+        if stochastic:
+            for r in range(here):
+                fill_words(
+                    words, round_key[0], round_key[1], round_key[2], round_key[3], ((top + r) << 40) + number
+                )
+                for n in range(columns):
+                    uniforms[r * columns + n] = (words[n] + 0.5) * _2M32
+        moved[:] = 0
+        for t in range(tiles - 1, -1, -1):
+            share, rounds = shares[t], stochastic and t == 0
+            many = cells
+            for k in range(tries if t > 0 else last_tries):
+                if k == 0:
+                    for q in range(cells):
+                        waiting[q] = q
+                        rest[q], now[q] = prefix[t, q] + moved[q], y[t, q]
+                else:
+                    for f in range(many):
+                        q = waiting[f]
+                        rest[f], now[f] = prefix[t, q] + moved[q], y[t, q]
+                for f in range(many):
+                    rest[f] /= share
+                    up[f] = rest[f] > 0
+                step_sizes(kind, size[:many], now, up, nominal, constants)
+                if t > 0:
+                    for f in range(many):
+                        goes[f] = (abs(rest[f]) > threshold_ * max(size[f], floor)) & (size[f] > least)
+                elif rounds:
+                    for f in range(many):
+                        draw[f] = uniforms[waiting[f]]
+                    for f in range(many):
+                        goes[f] = (draw[f] * size[f] < abs(rest[f])) & (size[f] > least)
+                else:
+                    for f in range(many):
+                        goes[f] = (abs(rest[f]) > threshold_ * size[f]) & (size[f] > least)
+                count = 0
+                for f in range(many):
+                    fired[count] = f
+                    count += goes[f]
+                if count == 0:
+                    break
+                first = ((number * tiles + t) * most + k) * rows * width + top * width
+                for f in range(count):
+                    q = waiting[fired[f]]
+                    places[f] = first + pulses_from[q]
+                    at_row[f], at_column[f], ups[f] = top + row_of[q], column_of[q], up[fired[f]]
+                if noisy:
+                    pulse_normals(xi, xi_write, both, places[:count], noise_key)
+                step_many(kind, held[t], p[t], at_row[:count], at_column, ups, xi, constants)
+                first = ((number * tiles + t) * (most + 1) + 1 + k) * rows + top
+                many = 0
+                for f in range(count):
+                    i, c, q = at_row[f], at_column[f], waiting[fired[f]]
+                    if both:
+                        w[t, i, c] = held[t, i, c] + write_noise * xi_write[f]
+                    counts[t, i, c] += 1
+                    visited[t, k, visit_of[q]] = True
+                    value = w[t, i, c]
+                    if not exact:
+                        value = read(value, noise, half, bound, first + reads_from[q], read_key)
+                    moved[q] -= share * (value - now[fired[f]])
+                    y[t, q] = value
+                    waiting[many] = q
+                    more = (not rounds) | (abs(rest[fired[f]]) >= size[fired[f]])
+                    many += more & (abs(value - now[fired[f]]) > least)
+                statistics[t, 2] += count
     for t in range(tiles):
         statistics[t, 0] += columns
         statistics[t, 1] += columns
-        reads[t] += columns
-        for n in range(columns):
-            for k in range(most):
-                reads[t] += visited[n, t, k]
+        reads[t] += columns + visited[t].sum()

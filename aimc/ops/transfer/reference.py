@@ -171,9 +171,8 @@ def reencode(
                 trying &= size > single(least)
                 if t == 0 and stochastic:
                     word = word_at(key.at("algorithm"), (row << 40) + number + n)
-                    rounds = ((word.double() + 0.5) * 2.0**-32).float() * size < missing.abs()
-                    whole = missing.abs() >= size
-                    fires, again = whole | rounds, whole
+                    fires = ((word.double() + 0.5) * 2.0**-32).float() * size < missing.abs()
+                    again = missing.abs() >= size
                 else:
                     fires = missing.abs() > single(threshold) * (
                         size.clamp_min(float(single(floor))) if t > 0 else size
@@ -187,11 +186,12 @@ def reencode(
                 place = (visit + t) * (most + 1) + 1 + k
                 now = read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer"))
                 now = torch.where(trying, now, y[t])
-                moved_off = torch.where(trying, moved_off - shares[t] * (now - y[t]), moved_off)
+                change = now - y[t]
+                moved_off = torch.where(trying, moved_off - shares[t] * change, moved_off)
                 y[t] = now
                 missing = (prefix[t] + moved_off) / shares[t]
                 reads[t] += 1
-                trying &= again
+                trying &= again & (change.abs() > single(least))  # a device that does not answer is left alone
     statistics[:, :2] += columns
 
 
