@@ -148,7 +148,6 @@ def step(kind, w, p, i, j, up, xi, c):
     return _respond(kind, w, p, i, j, up, xi, c)
 
 
-
 def _sizes(kind, size, w, up, p, c):
     raise NotImplementedError  # compiled code only
 
@@ -179,7 +178,7 @@ def _sizes_by_type(kind, size, w, up, p, c):
 def step_sizes(kind, size, w, up, p, c):
     """How far a pulse without noise moves weights ``w`` ``[n]``, in its own direction, into ``size`` ``[n]``.
 
-    Without noise the common responses are straight lines: neither calls nor branches, so that LLVM takes many at a time.
+    Without noise the common responses are straight lines: neither calls nor branches, and LLVM takes many at a time.
 
     Args:
         kind, c: as for :func:`step`.

@@ -232,8 +232,12 @@ def reencode(
     cells = together * columns
     exact, both = noise == 0 and half == 0, write_noise > 0
     first_part = min(columns, width - column)
-    # Of a cell of these rows: row, visited column, column of the tile, and how far its draws are from those of the first.
-    row_of, visit_of, column_of = np.empty(cells, np.int64), np.empty(cells, np.int64), np.empty(cells, np.int64)
+    # Of a cell of these rows: row, visited column, column of the tile, and the distance of its draws from the first's.
+    row_of, visit_of, column_of = (
+        np.empty(cells, np.int64),
+        np.empty(cells, np.int64),
+        np.empty(cells, np.int64),
+    )
     reads_from, pulses_from = np.empty(cells, np.int64), np.empty(cells, np.int64)
     for r in range(together):
         for n in range(columns):
@@ -242,7 +246,11 @@ def reencode(
             reads_from[q] = n * tiles * (most + 1) * rows + r
             pulses_from[q] = (n * tiles * most * rows + r) * width + c
     y, prefix = np.empty((tiles, cells), np.float32), np.zeros((tiles, cells), np.float32)
-    moved, words, uniforms = np.empty(cells, np.float32), np.empty(columns, np.uint32), np.empty(cells, np.float32)
+    moved, words, uniforms = (
+        np.empty(cells, np.float32),
+        np.empty(columns, np.uint32),
+        np.empty(cells, np.float32),
+    )
     rest, now, draw = np.empty(cells, np.float32), np.empty(cells, np.float32), np.empty(cells, np.float32)
     size, xi, xi_write = np.empty(cells, np.float32), np.zeros(cells, np.float32), np.zeros(cells, np.float32)
     up, ups, goes = np.empty(cells, np.bool_), np.empty(cells, np.bool_), np.empty(cells, np.bool_)

@@ -191,7 +191,9 @@ def reencode(
                 y[t] = now
                 missing = (prefix[t] + moved_off) / shares[t]
                 reads[t] += 1
-                trying &= again & (change.abs() > single(least))  # a device that does not answer is left alone
+                trying &= again & (
+                    change.abs() > single(least)
+                )  # a device that does not answer is left alone
     statistics[:, :2] += columns
 
 
