@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from aimc.ops.pulsed_update.response import OPTIONS, step
+from aimc.ops.pulsed_update.response import OPTIONS, step, step_many
 from aimc.random.cpu import _M, _normal, _philox
 
 STATISTICS = ("vectors", "active", "pulses", "slots", "beyond_budget", "probabilities", "clipped")
@@ -14,6 +14,7 @@ more pulses than the train has slots; probabilities of rows; those of them above
 
 _2P32 = 4294967296.0
 _LEAST = 1e-30
+_PULSES = 1024  # made together
 
 
 @njit(**OPTIONS)
@@ -120,6 +121,49 @@ def pulse(kind, constants, held, w, p, counts, i, j, up, position, noise_key, no
 
 
 @njit(**OPTIONS)
+def pulse_normals(xi, xi_write, both, places, noise_key):
+    """Normals of the pulses at ``places`` ``[n]``, as :func:`pulse` draws them; the second ones if ``both``."""
+    k0, k1, k2, k3 = (
+        np.uint64(noise_key[0]), np.uint64(noise_key[1]), np.uint64(noise_key[2]), np.uint64(noise_key[3])
+    )  # fmt: skip
+    words, others = xi.view(np.uint32), xi_write.view(np.uint32)
+    for f in range(places.size):
+        place = np.uint64(places[f])
+        w0, w1, w2, w3 = _philox(place >> np.uint64(1), k0, k1, k2, k3)
+        odd = (place & np.uint64(1)) != 0
+        words[f] = np.uint32((w2 if odd else w0) & _M)
+        if both:
+            others[f] = np.uint32((w3 if odd else w1) & _M)
+    for f in range(places.size):
+        xi[f] = _normal(words[f])
+    if both:
+        for f in range(places.size):
+            xi_write[f] = _normal(others[f])
+
+
+@njit(**OPTIONS)
+def pulse_many(
+    kind, constants, held, w, p, counts, at_row, at_column, up, places, xi, xi_write, noise_key, noisy, write_noise
+):  # fmt: skip
+    """One pulse after another, as :func:`pulse` has it, with their draws made together.
+
+    Args:
+        at_row, at_column, up, places: device, direction and position of each pulse ``[n]``.
+        xi, xi_write: memory for its normals, at least ``[n]``; zeros where the cell has no noise.
+    """
+    both = write_noise > 0
+    if noisy:
+        pulse_normals(xi, xi_write, both, places, noise_key)
+    step_many(kind, held, p, at_row, at_column, up, xi, constants)
+    if both:
+        for f in range(at_row.size):
+            w[at_row[f], at_column[f]] = held[at_row[f], at_column[f]] + write_noise * xi_write[f]
+    if counts.shape[0] > 0:
+        for f in range(at_row.size):
+            counts[at_row[f], at_column[f]] += 1
+
+
+@njit(**OPTIONS)
 def train_of(largest_x, largest_d, lr, granularity, length, length_management, management, fixed, scale):
     """Slots, and the factors of the probabilities: ``BL, A (for d), B (for x), kappa``."""
     dm = scale * largest_d
@@ -154,12 +198,12 @@ def update(
     x_resolution, d_resolution, stride, x_key, x_low, d_key, d_low, noise_key, statistics,
 ):  # fmt: skip
     """All vectors of an update, in order. See ``pulsed_update`` for the meaning of the arguments."""
-    integers, reals, largest = scratch(held.shape[0] // groups, len(offsets), kernel, plane)
+    memory = scratch(held.shape[0] // groups, len(offsets), kernel, plane)
     update_range(
         kind, constants, held, w, p, counts, noisy, write_noise, x, image_stride, starts, offsets, kernel, plane,
         group_stride, groups, d, d_image, d_row, d_position, positions, x_sign, d_sign, first, mode, lr, granularity,
         length, length_management, management, fixed, scale, x_resolution, d_resolution, stride, x_key, x_low, d_key,
-        d_low, noise_key, statistics, 0, images * positions, integers, reals, largest, np.zeros(2), 0.0,
+        d_low, noise_key, statistics, 0, images * positions, memory, np.zeros(2), 0.0,
     )  # fmt: skip
 
 
@@ -171,6 +215,9 @@ def scratch(rows, columns, kernel, plane):
         np.empty((5, n), np.int64),
         np.empty((2, n)),
         np.empty(plane if columns > kernel else 0, np.float32),
+        np.empty((3, _PULSES), np.int64),
+        np.empty(_PULSES, np.bool_),
+        np.zeros((2, _PULSES), np.float32),
     )
 
 
@@ -181,18 +228,21 @@ def update_range(
     d, d_image, d_row, d_position, positions,
     x_sign, d_sign, first, mode, lr, granularity, length, length_management, management, fixed, scale,
     x_resolution, d_resolution, stride, x_key, x_low, d_key, d_low, noise_key, statistics,
-    begin, end, integers, reals, largest, means, rate,
+    begin, end, memory, means, rate,
 ):  # fmt: skip
     """Vectors ``begin`` to ``end - 1``, for calls in order from vector 0.
 
     Args:
-        integers, reals, largest: from :func:`scratch`.
+        memory: from :func:`scratch`.
         means: float64 [2], running means of the largest input and gradient of a vector, kept up where ``rate`` > 0; the
             learning rate is then ``lr / (means[0] * means[1])``.
         rate: weight of a new vector in the means.
     """
     columns = len(offsets)
     rows = held.shape[0] // groups
+    integers, reals, largest, listed, ups, normals = memory
+    at_row, at_column, places = listed[0], listed[1], listed[2]
+    waiting = 0  # pulses that are listed
     row_limit, column_limit, active_rows, fired_rows, fired_columns = (
         integers[0], integers[1], integers[2], integers[3], integers[4],
     )  # fmt: skip
@@ -284,10 +334,15 @@ def update_range(
                             up = d_up != (x[at_x + offsets[j]] < 0)
                             if signed:
                                 up = up != (x_sign[j] < 0)
-                            pulse(
-                                kind, constants, held, w, p, counts, row, j, up, place * devices + row * columns + j,
-                                noise_key, noisy, write_noise,
-                            )  # fmt: skip
+                            if waiting == _PULSES:
+                                pulse_many(
+                                    kind, constants, held, w, p, counts, at_row, at_column, ups, places, normals[0],
+                                    normals[1], noise_key, noisy, write_noise,
+                                )  # fmt: skip
+                                waiting = 0
+                            at_row[waiting], at_column[waiting], ups[waiting] = row, j, up
+                            places[waiting] = place * devices + row * columns + j
+                            waiting += 1
                     statistics[2] += n * m
             else:
                 for i in range(rows):
@@ -322,7 +377,16 @@ def update_range(
                         statistics[2] += count
                         for slot in range(count):
                             place = number * stride + slot
-                            pulse(
-                                kind, constants, held, w, p, counts, row, j, up, place * devices + row * columns + j,
-                                noise_key, noisy, write_noise,
-                            )  # fmt: skip
+                            if waiting == _PULSES:
+                                pulse_many(
+                                    kind, constants, held, w, p, counts, at_row, at_column, ups, places, normals[0],
+                                    normals[1], noise_key, noisy, write_noise,
+                                )  # fmt: skip
+                                waiting = 0
+                            at_row[waiting], at_column[waiting], ups[waiting] = row, j, up
+                            places[waiting] = place * devices + row * columns + j
+                            waiting += 1
+    pulse_many(
+        kind, constants, held, w, p, counts, at_row[:waiting], at_column[:waiting], ups[:waiting], places[:waiting],
+        normals[0], normals[1], noise_key, noisy, write_noise,
+    )  # fmt: skip

@@ -229,7 +229,7 @@ def step_many(kind, held, p, rows, columns, up, xi, c):
     Args:
         kind, c: as for :func:`step`.
         p: parameters ``[R, C, P]`` or ``[1, 1, P]``.
-        rows, columns: of the devices ``[n]``; no device twice.
+        rows, columns: of the devices ``[n]``, in order: a device may come again.
         up, xi: directions, bool, and normals, ``[n]``.
     """
     _many(kind, held, p, rows, columns, up, xi, c)

@@ -9,14 +9,15 @@ from aimc.ops.pulsed_update.cpu import (
     block,
     fire_all,
     pulse,
+    pulse_many,
     rounded,
     scratch,
     threshold,
     train_of,
     update_range,
 )
-from aimc.ops.pulsed_update.response import OPTIONS, step_many, step_sizes
-from aimc.random.cpu import _M, _normal, _philox, fill_words
+from aimc.ops.pulsed_update.response import OPTIONS, step_sizes
+from aimc.random.cpu import _normal, fill_words
 
 _2M32 = 1.0 / 4294967296.0
 
@@ -147,7 +148,7 @@ def buffered_update(
     x_resolution, d_resolution, stride, x_key, x_low, d_key, d_low, noise_key, statistics, means, rate,
 ):  # fmt: skip
     """Vectors onto the fast tile; after every ``period``-th of them, columns of it into the buffer of the slow one."""
-    integers, reals, largest = scratch(held.shape[0] // groups, len(offsets), kernel, plane)
+    memory = scratch(held.shape[0] // groups, len(offsets), kernel, plane)
     total = images * positions
     v = 0
     while v < total:
@@ -156,7 +157,7 @@ def buffered_update(
             kind, constants, held, w, p, counts, noisy, write_noise, x, image_stride, starts, offsets, kernel, plane,
             group_stride, groups, d, d_image, d_row, d_position, positions, x_sign, d_sign, first, mode, lr,
             granularity, length, length_management, management, fixed, scale, x_resolution, d_resolution, stride, x_key,
-            x_low, d_key, d_low, noise_key, statistics, v, end, integers, reals, largest, means, rate,
+            x_low, d_key, d_low, noise_key, statistics, v, end, memory, means, rate,
         )  # fmt: skip
         v = end
         if (vectors_so_far + v) % period == 0:
@@ -189,27 +190,6 @@ def whole_steps(
             statistics[2] += int(abs(count))
 
 
-@njit(**OPTIONS)
-def pulse_normals(xi, xi_write, both, places, noise_key):
-    """Normals of the pulses at ``places`` ``[n]``, as :func:`pulse` draws them; the second ones if ``both``."""
-    k0, k1, k2, k3 = (
-        np.uint64(noise_key[0]), np.uint64(noise_key[1]), np.uint64(noise_key[2]), np.uint64(noise_key[3])
-    )  # fmt: skip
-    words, others = xi.view(np.uint32), xi_write.view(np.uint32)
-    for f in range(places.size):
-        place = np.uint64(places[f])
-        w0, w1, w2, w3 = _philox(place >> np.uint64(1), k0, k1, k2, k3)
-        odd = (place & np.uint64(1)) != 0
-        words[f] = np.uint32((w2 if odd else w0) & _M)
-        if both:
-            others[f] = np.uint32((w3 if odd else w1) & _M)
-    for f in range(places.size):
-        xi[f] = _normal(words[f])
-    if both:
-        for f in range(places.size):
-            xi_write[f] = _normal(others[f])
-
-
 _CELLS = 1024
 
 
@@ -230,7 +210,7 @@ def reencode(
     visited = np.zeros((tiles, most, columns), np.bool_)
     together = max(min(_CELLS // columns, rows), 1)  # rows
     cells = together * columns
-    exact, both = noise == 0 and half == 0, write_noise > 0
+    exact = noise == 0 and half == 0
     first_part = min(columns, width - column)
     # Of a cell of these rows: row, visited column, column of the tile, and the distance of its draws from the first's.
     row_of, visit_of, column_of = (
@@ -322,16 +302,14 @@ def reencode(
                     q = waiting[fired[f]]
                     places[f] = first + pulses_from[q]
                     at_row[f], at_column[f], ups[f] = top + row_of[q], column_of[q], up[fired[f]]
-                if noisy:
-                    pulse_normals(xi, xi_write, both, places[:count], noise_key)
-                step_many(kind, held[t], p[t], at_row[:count], at_column, ups, xi, constants)
+                pulse_many(
+                    kind, constants, held[t], w[t], p[t], counts[t], at_row[:count], at_column[:count], ups[:count],
+                    places[:count], xi, xi_write, noise_key, noisy, write_noise,
+                )  # fmt: skip
                 first = ((number * tiles + t) * (most + 1) + 1 + k) * rows + top
                 many = 0
                 for f in range(count):
                     i, c, q = at_row[f], at_column[f], waiting[fired[f]]
-                    if both:
-                        w[t, i, c] = held[t, i, c] + write_noise * xi_write[f]
-                    counts[t, i, c] += 1
                     visited[t, k, visit_of[q]] = True
                     value = w[t, i, c]
                     if not exact:
