@@ -98,6 +98,14 @@ def _handler(module: nn.Module, hardware: type) -> Handler | None:
     return None
 
 
+def _digital_by_nature(module: nn.Module) -> bool:
+    """Whether torch's own forward runs; one that a subclass has written may multiply with the parameters."""
+    if not isinstance(module, _DIGITAL_BY_NATURE):
+        return False
+    torchs = next(kind for kind in type(module).__mro__ if kind.__module__.split(".")[0] == "torch")
+    return type(module).forward is torchs.forward
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One line of the coverage report."""
@@ -310,7 +318,7 @@ def _survey(
             rows.append(_analog_row(name, module, count))
         elif isinstance(module, PulsedLayer):
             rows.append(_pulsed_row(name, module, count))
-        elif isinstance(module, _DIGITAL_BY_NATURE):
+        elif _digital_by_nature(module):
             excluded(name)
             rows.append(Row(name, kind, "digital", count, False))
         elif _handler(module, hardware) is not None and not hasattr(module, "parametrizations"):

@@ -308,3 +308,14 @@ def test_every_preset_of_the_training_half_builds_and_survives_a_file():
         aimc.presets.reram(w_min=0.0)
     with pytest.raises(aimc.AimcError, match="field 'scale'"):
         aimc.PulsedMapping(scale=-1.0)
+
+
+def test_a_subclass_that_multiplies_with_an_embedding_is_no_table():
+    class Tied(nn.Embedding):
+        def forward(self, x):
+            return F.linear(x, self.weight)
+
+    net = nn.Sequential(Tied(5, 4), nn.Linear(5, 4))
+    with pytest.raises(aimc.AimcError, match=r"0\.weight"):
+        aimc.convert(net, aimc.presets.ideal())
+    assert "excluded" in str(aimc.summary(aimc.convert(net, aimc.presets.ideal(), digital=["0"])))

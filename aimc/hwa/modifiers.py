@@ -133,9 +133,10 @@ class DropConnect(Modifier):
 class CellNoise(Modifier):
     """The whole life of the cell: program the pair, age it to a random time, read it, compensate the mean.
 
-    Each forward pass draws one time, log-uniform between two times, programs fresh devices with the hardware's own
-    cell (programming error, drift exponents with their spread, read noise, faults), and scales each tile by the
-    least-squares slope of the programmed on the aged weights, as a drift compensation would. ``scale`` multiplies the
+    Each training step draws one age of the chip, log-uniform between two times and the same for all layers, programs
+    fresh devices with the hardware's own cell (programming error, drift exponents with their spread, read noise,
+    faults), and scales each physical tile by the least-squares slope of the programmed on the aged weights, as an ideal
+    drift compensation would. ``scale`` multiplies the
     whole error. The most faithful modifier and the slowest: about a dozen draws per weight.
 
     Fields:
@@ -160,15 +161,21 @@ class CellNoise(Modifier):
 
     def disturb(self, normalised: Tensor, layout: Layout, cell: Cell, key: Key, strength: float) -> Tensor:
         """Normalised weights ``[outputs, rows]`` as an aged chip would hold them."""
-        time = log_uniform(key.at("time"), seconds(self.earliest), seconds(self.latest))
+        # A chip has one age: it follows the step alone, so that all layers of a network are as old.
+        age = Key(0).fold("age").at("time", step=key.step)
+        time = log_uniform(age, seconds(self.earliest), seconds(self.latest))
+        # Cells number their own draws by step, a new chip for each of ours.
+        key = Key(key.fold("chip", key.step).seed)
         cells = cell.program(to_conductance(normalised, cell), key)
         fresh = from_conductance(cells.conductance, cell)
         aged = from_conductance(cell.read(cells, time if cell.drifts else 0.0, key), cell)
-        for a, b in layout.row_splits:
+        for (a, b), tile in zip(layout.row_splits, layout.column_tile.to(aged.device), strict=True):
             now = aged[:, a:b]
-            power = float((now * now).sum())
-            if power > 0:
-                now *= float((fresh[:, a:b] * now).sum()) / power
+            count = int(tile.max()) + 1 if len(tile) else 0
+            power, overlap = now.new_zeros(count), now.new_zeros(count)
+            power.index_add_(0, tile, (now * now).sum(1))
+            overlap.index_add_(0, tile, (fresh[:, a:b] * now).sum(1))
+            now *= torch.where(power > 0, overlap / power, 1)[tile, None]
         return torch.lerp(normalised, aged, self.scale * strength)
 
 

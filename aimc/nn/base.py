@@ -198,9 +198,12 @@ class AnalogLayer(nn.Module):
             found = torch.stack(largest)
             return torch.where(found > 0, found, 1)  # a vector of zeros has no range of its own
         setting = self.hardware.input_range
-        if self.training and setting.mode == "learned" and self._range_batches < setting.init_batches:
+        starts = self.training and setting.mode == "learned" and setting.value is None
+        if starts and (self._range_batches < setting.init_batches or bool(self.input_range.isnan().any())):
             self._start_range(x)
         held, values = False, self.input_range.detach()
+        if starts:
+            values = values.nan_to_num(nan=1.0)  # a tile that has seen nothing but zeros; any range will do
         if self._programmed is not None and self._programmed.input_range is not None:
             held, values = True, self._programmed.input_range
         if (held or self._range_version != values._version) and any(math.isnan(v) for v in values.tolist()):
@@ -214,18 +217,20 @@ class AnalogLayer(nn.Module):
 
     @torch.no_grad()
     def _start_range(self, x: Tensor) -> None:
-        """Running mean of so many standard deviations over the first batches."""
+        """Running mean of so many standard deviations over the first batches, for each tile that sees an input."""
         setting, k = self.hardware.input_range, self._range_batches
         tiny = torch.finfo(x.dtype).tiny * 1e6
         assert self.input_range is not None
         for tile, (a, b) in enumerate(self.layout.splits):
             part = x[:, :, a:b]
-            if part.numel() < 2 or not bool(torch.isfinite(part).all()) or float(part.std()) == 0:
-                return
-            value = (setting.init_std * part.std()).clamp_min(tiny)
-            old = self.input_range[tile]
-            start = k == 0 and setting.value is None
-            self.input_range[tile] = value if start or torch.isnan(old) else (old * k + value) / (k + 1)
+            if part.numel() == 0 or not bool(torch.isfinite(part).all()):
+                continue
+            spread = part.std() if part.numel() > 1 else part.new_zeros(())
+            value = setting.init_std * spread if float(spread) > 0 else part.abs().amax()
+            if float(value) == 0:
+                continue
+            value, old = value.clamp_min(tiny), self.input_range[tile]
+            self.input_range[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
         self._range_batches += 1
 
     def _range_gradient(self, push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:

@@ -11,9 +11,10 @@ class InputRange(Config):
     """How a tile's input range r is found; inputs are clipped to ±r before the DAC.
 
     Fields:
-        mode: ``learned``: starts at ``init_std`` standard deviations of the first ``init_batches`` training batches and
-            is then trained; ``static``: ``value``, or what :func:`aimc.calibrate` measured; ``dynamic``: the largest
-            magnitude of each input vector (each image, for a convolution), digital pre-scaling.
+        mode: ``learned``: starts at ``value``, or at ``init_std`` standard deviations of the first ``init_batches``
+            training batches (the largest magnitude where all are alike), and is then trained; ``static``: ``value``,
+            or what :func:`aimc.calibrate` measured; ``dynamic``: the largest magnitude of each input vector (each
+            image, for a convolution), digital pre-scaling.
         value: a first value; required before an evaluation unless a training or a calibration sets one.
         init_batches, init_std: see above.
         decay: shrinks the range by this share per unit learning rate while more than ``keep`` of the inputs fit.

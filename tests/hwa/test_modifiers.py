@@ -80,9 +80,56 @@ def test_cell_noise_is_an_aged_and_compensated_chip():
         assert low < error < high, (time, error)
 
 
+@pytest.mark.parametrize(
+    ("cell", "latest"),
+    [
+        (PCM(), "1y"),
+        (PCM(programming_scale=0.0, drift_scale=0.0), "1s"),  # read noise alone
+        (PCM(programming_scale=0.0, read_noise_scale=0.0), "1s"),
+        (PCM(read_noise_scale=0.0), "1s"),
+    ],
+)
+def test_cell_noise_is_another_chip_in_every_step(cell, latest):
+    w = weights(64, 64)
+    noise = [
+        modified(w, hwa.CellNoise(earliest="1s", latest=latest), cell=cell, key=KEY.at(step=s))[0] - w
+        for s in (0, 1, 2)
+    ]
+    for a in range(3):
+        for b in range(a):
+            same = torch.corrcoef(torch.stack([noise[a].flatten(), noise[b].flatten()]))[0, 1]
+            assert abs(float(same)) < 5 / 64
+
+
+def test_layers_of_a_network_are_as_old_as_each_other():
+    w, seen = weights(64, 64), []
+    for step in range(6):
+        ages = [modified(w, hwa.CellNoise(), key=KEY.fold(name).at(step=step))[0] - w for name in "ab"]
+        seen.append([float(a.norm()) for a in ages])
+        assert abs(seen[-1][0] / seen[-1][1] - 1) < 0.1
+    assert max(a for a, _ in seen) > 1.2 * min(a for a, _ in seen)
+
+
+def test_cell_noise_compensates_each_physical_tile():
+    w = weights(40, 60)
+    noise = hwa.CellNoise(earliest="1y", latest="1y")
+    layout = Layout.of(TileSize(rows=30, columns=16), 40, 60)
+    aged = noise.disturb(w.clamp(-1, 1), layout, PCM(), KEY, 1.0)
+    whole = noise.disturb(
+        w.clamp(-1, 1), Layout.of(TileSize(rows=512, columns=None), 40, 60), PCM(), KEY, 1.0
+    )
+    ratio = aged / whole
+    for rows in (slice(0, 30), slice(30, 60)):
+        found = [ratio[a : a + 16, rows] for a in (0, 16, 32)]
+        means = [float(f[w[a : a + 16, rows].abs() > 0.1].mean()) for f, a in zip(found, (0, 16, 32))]
+        assert len({round(m, 6) for m in means}) == 3
+        for f, m in zip(found, means, strict=True):
+            assert float((f - m).abs().nanmedian()) < 1e-5
+
+
 def test_cell_noise_draws_times_and_scales():
     w = weights(64, 64)
-    year = [float((modified(w, hwa.CellNoise(), key=KEY.fold(i))[0] - w).norm()) for i in range(12)]
+    year = [float((modified(w, hwa.CellNoise(), key=KEY.at(step=i))[0] - w).norm()) for i in range(12)]
     assert max(year) > 1.3 * min(year)  # early and late times
     one = modified(w, hwa.CellNoise(earliest="1d", latest="1d"))[0] - w
     three = modified(w, hwa.CellNoise(earliest="1d", latest="1d", scale=3.0))[0] - w
@@ -104,6 +151,30 @@ def test_modifiers_combine_in_order():
     assert bool((first[factor == 0] != 0).any())  # the reset pair of a dropped weight is still noisy
     rounded = modified(w, hwa.AddNormal(std=0.1), hwa.Discretize(bits=3))[0] / w.abs().amax(1, keepdim=True)
     assert len((rounded * 3).round(decimals=3).unique()) <= 7
+
+
+def test_what_noise_carries_beyond_the_bound_of_rounding_gets_no_gradient():
+    w = weights(40, 40)
+    top = w.abs().amax(1, keepdim=True)
+    noisy = modified(w, hwa.AddNormal(std=0.5))[0] / top
+    for backend in ("reference", "auto"):
+        tiles, _, factor = modify_weights(
+            w,
+            layout(40, 40),
+            (hwa.AddNormal(std=0.5), hwa.Discretize(bits=4)),
+            PCM(),
+            None,
+            KEY,
+            backend=backend,
+        )
+        assert factor is not None
+        assert 10 < int((noisy.abs() > 1.001).sum())
+        assert bool((factor[noisy.abs() > 1.001] == 0).all()) and bool(
+            (factor[noisy.abs() < 0.999] == 1).all()
+        )
+        assert float((tiles[0] / top).abs().max()) < 1 + 1e-5
+    _, _, factor = modified(w, hwa.Discretize(bits=4))
+    assert factor is not None and bool((factor == 1).all())  # the largest weight of a column is on its bound
 
 
 def test_a_tile_boundary_moves_no_draw():

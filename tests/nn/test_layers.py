@@ -317,6 +317,27 @@ def test_input_range_starts_from_the_first_batches_and_stays_positive():
     assert analog.input_range.item() > 0
 
 
+def test_a_given_first_range_is_where_training_starts():
+    analog = aimc.convert(nn.Linear(50, 3), learned(init_batches=3, value=5.0))
+    analog(torch.randn(200, 50)).sum().backward()
+    assert analog.input_range.item() == 5.0
+
+
+def test_constant_and_silent_inputs_do_not_block_the_start():
+    hardware = learned(init_batches=2, value=None).replace(**{"tile.rows": 25})
+    analog = aimc.convert(nn.Linear(50, 3), hardware)
+    silent = torch.cat([torch.zeros(8, 25), torch.randn(8, 25)], 1)
+    for _ in range(4):
+        assert bool(torch.isfinite(analog(silent)).all())
+    assert bool(torch.isnan(analog.input_range[0])) and abs(analog.input_range[1].item() / 3 - 1) < 0.5
+    with pytest.raises(aimc.AimcError, match="input range is not set"):
+        analog.eval()(silent)
+    analog.train()
+    analog(torch.full((8, 50), 2.0))  # late, and all alike
+    assert analog.input_range[0].item() == 2.0
+    assert bool(torch.isfinite(analog.eval()(silent)).all())
+
+
 def test_unset_range_is_an_error_not_a_guess():
     analog = aimc.convert(nn.Sequential(nn.Linear(4, 2)), aimc.presets.pcm()).eval()
     with pytest.raises(aimc.AimcError, match=r"layer '0', field 'input_range'.*calibrate"):

@@ -52,7 +52,7 @@ def perturb_weights(
         >>> tiles, scale, factor = perturb_weights(
         ...     torch.tensor([[0.1, -0.4]]), ((0, 2),), None, (("discretize", 1),), Key(0))
         >>> tiles[0], scale, factor
-        (tensor([[ 0.0000, -0.4000]]), tensor([[0.4000]]), None)
+        (tensor([[ 0.0000, -0.4000]]), tensor([[0.4000]]), tensor([[1., 1.]]))
     """
     for change in changes:
         if change[0] not in KINDS or len(change) != KINDS[change[0]] + 1:
@@ -60,5 +60,5 @@ def perturb_weights(
     tensors = (weight,) if scale is None else (weight, scale)
     body = cpu if choose_backend(backend, *tensors) == "cpu" else reference
     clips = clips and scale is not None
-    with_factor = clips or any(kind in ("drop", "dorefa") for kind, *_ in changes)
+    with_factor = clips or any(kind in ("drop", "dorefa", "discretize") for kind, *_ in changes)
     return body.perturb_weights(weight, splits, scale, changes, key, contiguous_tiles, clips, with_factor)

@@ -27,6 +27,7 @@ _CODES = {
 _MINIMUM_CHUNK = 1 << 17
 _EMPTY = np.zeros((0, 0), dtype=np.float32)
 _TANH_ONE = math.tanh(1.0)
+_BEYOND = np.float32(1 + 1e-6)  # as in the reference body
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -53,6 +54,9 @@ def _change(w, z, factor, with_factor, code, p):
             w[i] = moved
     elif code == 4:
         half = p[0]
+        if with_factor:
+            for i in range(n):
+                factor[i] = zero if abs(w[i]) > _BEYOND else factor[i]
         for i in range(n):
             v = w[i]
             v = one if v > one else v

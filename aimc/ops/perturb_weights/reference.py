@@ -9,6 +9,8 @@ from torch import Tensor
 
 from aimc.random import Key, normal, uniform
 
+_BEYOND = 1 + 1e-6  # the largest weight of a column is 1 up to rounding, and keeps its gradient
+
 
 def perturb_weights(
     weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool, with_factor: bool
@@ -38,6 +40,8 @@ def perturb_weights(
             keep = kind == "polynomial_keep_sign"
             w = torch.where(w < 0, -moved.abs(), torch.where(w > 0, moved.abs(), moved)) if keep else moved
         elif kind == "discretize":
+            assert factor is not None
+            factor = factor.masked_fill(w.abs() > _BEYOND, 0)
             w = torch.round(w.clamp(-1, 1) * numbers[0]) / numbers[0]
         elif kind == "dorefa":
             half, clip = numbers
