@@ -26,7 +26,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
     """Steps a torch optimizer on the digital parameters, and gives every pulsed layer its pulses. Made by :func:`wrap`.
 
     It stands wherever torch's optimizer stood: its parameter groups are the inner one's, so schedulers reach both, and
-    the learning rate of a group is that of the cells in it. A learning rate of 0 drops the pending pulses.
+    the learning rate of a group is that of the cells in it. A learning rate of 0 drops the pending pulses. A step is
+    a unit of time for cells that decay or diffuse, whether it brings pulses or not.
 
     Attributes:
         inner: torch's optimizer.
@@ -44,6 +45,9 @@ class PulsedOptimizer(torch.optim.Optimizer):
             setattr(self, hooks, getattr(self.inner, hooks))  # run by the inner one
         self._warn_of_settings(self.param_groups)
         self._layers = list(pulsed_layers(self.net).values())
+        self._rates: dict[
+            PulsedLayer, float | None
+        ] = {}  # first one of each layer, or None once it was spoken of
         for layer in self._layers:
             layer._optimizer = weakref.ref(self)
 
@@ -97,22 +101,25 @@ class PulsedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = []
+        work, idle = [], []
         for layer, group in self._placed():
-            if not layer.pending:
-                continue
             lr = float(group["lr"])
             if not (lr >= 0 and math.isfinite(lr)):
                 raise AimcError(f"must not be negative, got {lr}", layer=layer.name, field="lr")
+            self._warn_of_fixed_rates(layer, lr)
             layer.pending.settle()
             if lr == 0:
                 layer.pending.clear()
             if layer.pending:
                 layer.pending.check()
                 work.append((layer, lr, bool(group.get("maximize"))))
+            else:
+                idle.append(layer)
         self._step_digital()
         for layer, lr, maximize in work:
             layer.step(lr, maximize)
+        for layer in idle:
+            layer.rest()
         return loss
 
     def _placed(self) -> list[tuple[PulsedLayer, dict[str, Any]]]:
@@ -130,6 +137,18 @@ class PulsedOptimizer(torch.optim.Optimizer):
         finally:
             for group, params in zip(self.param_groups, held):
                 group["params"] = params
+
+    def _warn_of_fixed_rates(self, layer: PulsedLayer, lr: float) -> None:
+        """Say once for each layer that a schedule misses some of its rates."""
+        fixed = layer.hardware.algorithm.fixed_rates()
+        if fixed and self._rates.setdefault(layer, lr) not in (lr, None):
+            self._rates[layer] = None
+            warnings.warn(
+                f"layer {layer.name!r}: the learning rate has changed, but {' and '.join(fixed)} of "
+                f"{type(layer.hardware.algorithm).__name__} stand on their own; "
+                f"{' and '.join(f'scale_{name}=True' for name in fixed)} ties them to it",
+                stacklevel=4,
+            )
 
     def _warn_of_settings(self, groups: list[dict[str, Any]]) -> None:
         found = {

@@ -11,6 +11,7 @@ from torch import nn
 
 import aimc
 from aimc.algorithms import Algorithm
+from aimc.nn.pulsed import pulsed_layers
 from tests.helpers import assert_close
 from tests.nn.pulsed_helpers import EXACT, PULSED, assert_same_cells, batch, cells_of, loss_of, sgd, small_net
 
@@ -430,3 +431,73 @@ def test_few_states_train_a_network():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.6 * losses[0]
+
+
+# Time and schedules ---------------------------------------------------------------------------------------------------
+
+
+def test_cells_decay_once_per_step_on_every_tile_whatever_the_gradient():
+    """``w(t) = w(0) (1 - 1/lifetime)^t`` with zero gradients, with none, at learning rate zero."""
+    alike = {"lifetime_dtod": 0.0, "w_max_dtod": 0.0, "w_min_dtod": 0.0}
+    hardware = aimc.presets.reram(4, aimc.algorithms.Residual(tiles=3), lifetime=20.0, **alike)
+    net = aimc.convert(small_net(), hardware, seed=0)
+    optimizer = sgd(net)
+    layers = [layer.cells.state for layer in pulsed_layers(net).values()]
+    start = [layer["held"].clone() for layer in layers]
+    x, _ = batch()
+    for step in range(6):
+        optimizer.zero_grad()
+        if step % 3 == 0:
+            (net(x) * 0).sum().backward()
+        elif step % 3 == 1:
+            loss_of(net).backward()
+            optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 0.1
+    for before, layer in zip(start, layers, strict=True):
+        assert_close("held", layer["held"], before * 0.95**6, atol=1e-6)
+
+
+def test_whatever_touches_an_array_redraws_its_write_noise():
+    cell = {"lifetime": 1e6, "write_noise_std": 1.0}
+    net = aimc.convert(small_net(), aimc.presets.reram(20, aimc.algorithms.AnalogSGD(), **cell), seed=0)
+    optimizer, seen = sgd(net), []
+    for _ in range(3):
+        optimizer.step()
+        seen += [
+            torch.cat(
+                [(s["w"] - s["held"]).flatten() for s in [m.cells.state for m in pulsed_layers(net).values()]]
+            )
+        ]
+    std, n = 0.1, len(seen[0])
+    for noise in seen:
+        assert abs(float(noise.std()) / std - 1) < 5 / (2 * n) ** 0.5
+    assert abs(float(torch.corrcoef(torch.stack(seen))[0, 1])) < 5 / n**0.5
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "named"),
+    [
+        (aimc.algorithms.TikiTakaV1(), "fast_lr and transfer_lr"),
+        (aimc.algorithms.TikiTakaV2(), "fast_lr"),
+        (aimc.algorithms.Residual(order="paper"), "transfer_lr"),
+        (aimc.algorithms.Residual(), None),
+        (aimc.algorithms.AnalogSGD(), None),
+    ],
+)
+def test_a_schedule_that_misses_rates_of_the_cells_says_so_once(algorithm, named):
+    net = aimc.convert(small_net(), aimc.presets.reram(20, algorithm), seed=0)
+    optimizer = sgd(net)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    found = []
+    for _ in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()
+            scheduler.step()
+        found.append([str(w.message) for w in caught if "stand on their own" in str(w.message)])
+    layers = len(pulsed_layers(net))
+    assert [len(f) for f in found] == [0, layers if named else 0, 0]
+    assert named is None or all(f"{named} of {type(algorithm).__name__}" in text for text in found[1])

@@ -16,7 +16,7 @@ from aimc.config import Config
 from aimc.ops.pulsed_update import STATISTICS, PulseTrain, Vectors, pulsed_update
 from aimc.ops.transfer import Read, Tile
 from aimc.periphery import ArrayIO
-from aimc.random import Key
+from aimc.random import Key, normal
 
 State = dict[str, Tensor]
 """Everything an algorithm knows of one layer, tensors only: it is the checkpoint. Updated in place."""
@@ -136,8 +136,7 @@ class Algorithm(Config):
         last.copy_(array.cell.snap(weight / self.shares(array)[-1], state["parameters"][-1]))
         for t in range(self.tile_count - 1):
             state["held"][t].copy_(array.cell.snap(state["held"][t], state["parameters"][t]))
-        if "w" in state:
-            state["w"].copy_(state["held"])
+        show(array, state, "program")
 
     def weight(self, array: Array, state: State) -> Tensor:
         """The composite weight ``[R, C]`` as it is read now, in units of the cells; a view where one tile is all."""
@@ -200,7 +199,8 @@ class Algorithm(Config):
 
         Returns:
             ``active_tile``, and ``tiles``, one dict per tile: ``pulses_mean``, ``pulses_p999``, ``pulses_max`` per
-            device since the start; ``clipped``: share of pulse probabilities that were above 1; ``beyond_budget``:
+            device since the start; ``clipped``: share of the rows' pulse probabilities that were
+            above 1 (with update management, rows are clipped before columns); ``beyond_budget``:
             share of vectors that would need more pulses than a train has; ``saturated``: share of devices within 1 % of
             a bound; ``share``: what the tile carries of the composite weight, as a share of the summed norms;
             ``reads``: columns read.
@@ -237,6 +237,16 @@ class Algorithm(Config):
             counts=state["counts"][tile], backend=array.backend, **options,
         )  # fmt: skip
         state["statistics"][tile] += found
+
+    def rest(self, array: Array, state: State) -> None:
+        """A mini-batch without an update: cells that decay or diffuse go on doing so."""
+        if any(name.startswith("retention.") for name in state):
+            relax(array, state)
+            state["counters"][UPDATES] += 1
+
+    def fixed_rates(self) -> tuple[str, ...]:
+        """Rates that do not follow the layer's learning rate, so that no schedule reaches them."""
+        return ()
 
     def finish(self, array: Array, state: State, vectors: Vectors) -> None:
         """End of a mini-batch: decay and diffusion, and the counters move on."""
@@ -281,5 +291,18 @@ def relax(array: Array, state: State) -> None:
             held, state["parameters"][t], {n: v[t] for n, v in rates.items()},
             array.key.fold("tile", t).at("decay", step=step),
         )  # fmt: skip
-        if "w" in state:
-            state["w"][t].copy_(held)
+    show(array, state, "relax")
+
+
+def show(array: Array, state: State, after: str) -> None:
+    """Write noise of every device anew, where the cell has any: what touches whole arrays redraws all of it.
+
+    Args:
+        after: what has touched them; draws depend on it and on the mini-batch.
+    """
+    if "w" in state:
+        key = array.key.fold("whole", after).at(
+            "pulse_noise", step=int(state["counters"][UPDATES]) % (1 << 32)
+        )
+        held, std = state["held"], array.cell.write_noise_std * array.cell.dw_min
+        state["w"].copy_(held + std * normal(key, tuple(held.shape), device=held.device))

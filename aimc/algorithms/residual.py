@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aimc.algorithms.base import UPDATES, Array, State, Transfers, one_hot_read, share_tensor, visible
+from aimc.algorithms.base import UPDATES, Array, State, Transfers, one_hot_read, share_tensor, show, visible
 from aimc.algorithms.plateau import FirstThen, PlateauRule
 from aimc.algorithms.transferring import Transferring, transfer_columns, transfers
 from aimc.config import Config
@@ -177,6 +177,11 @@ class Residual(Transferring):
         )
         return rate * (lr if self.scale_transfer_lr else 1.0)
 
+    def fixed_rates(self) -> tuple[str, ...]:
+        fast = self.order != "reencode" or self.gradient == "pulsed"
+        transfers = self.order != "reencode" and not self.scale_transfer_lr
+        return ("fast_lr",) * (fast and not self.scale_fast_lr) + ("transfer_lr",) * transfers
+
     # State ---------------------------------------------------------------------------------------------------------
 
     def extra(self, array: Array, device: torch.device) -> State:
@@ -321,5 +326,4 @@ class Residual(Transferring):
             held = array.cell.snap(rest / share, state["parameters"][t])
             state["held"][t].copy_(held)
             rest = rest - share * held
-        if "w" in state:
-            state["w"].copy_(state["held"])
+        show(array, state, "program")

@@ -72,6 +72,9 @@ class TikiTakaV2(Transferring):
             "auto_scale", "needs pulses.length_management or pulses.fixed_length",
         )  # fmt: skip
 
+    def fixed_rates(self) -> tuple[str, ...]:
+        return super().fixed_rates() if not self.auto_scale else super().fixed_rates()[1:] or ("fast_lr",)
+
     def shares(self, array: Array) -> tuple[float, ...]:
         return (self.gamma, 1.0)
 

@@ -37,6 +37,9 @@ class Transferring(Algorithm):
     def transfer_rate(self, lr: float) -> float:
         return self.transfer_lr * (lr if self.scale_transfer_lr else 1.0)
 
+    def fixed_rates(self) -> tuple[str, ...]:
+        return ("fast_lr",) * (not self.scale_fast_lr) + ("transfer_lr",) * (not self.scale_transfer_lr)
+
     def columns_of(self, array: Array) -> int:
         return array.shape[1] if self.columns == "all" else min(self.columns, array.shape[1])
 

@@ -186,7 +186,9 @@ class PulsedLayer(nn.Module):
         alive = (state["parameters"][-1][..., :2] != 0).any(-1)
         while True:
             algorithm.program(array, state, target / scale)
-            error = algorithm.weight(array, state) * scale - target
+            # Of what is held: write noise comes with every reading and is no error of the programming.
+            held = {name: value for name, value in state.items() if name != "w"}
+            error = algorithm.weight(array, held) * scale - target
             over = error.abs() > slack * scale
             if mapping.overflow != "grow" or not bool((over & alive).any()):
                 break
@@ -242,6 +244,12 @@ class PulsedLayer(nn.Module):
         except AimcError as error:
             raise error.at(layer=self.name) from None
         self.refresh()
+
+    def rest(self) -> None:
+        """Let a step pass without pulses: cells that decay or diffuse go on. Wrapped optimizers call it."""
+        if any(name.startswith("retention.") for name in self.cells.state):
+            self.hardware.algorithm.rest(self._array(), self.cells.state)
+            self.refresh()
 
     def observe(self, loss: float) -> None:
         """Tell the algorithm the training loss of the last epoch; see :func:`aimc.optim.observe`."""

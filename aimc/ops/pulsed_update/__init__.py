@@ -16,7 +16,7 @@ from aimc.ops.pulsed_update import cpu, reference
 from aimc.ops.pulsed_update.cpu import STATISTICS
 from aimc.ops.pulsed_update.train import MODES, PulseTrain
 from aimc.ops.pulsed_update.vectors import Patches, Vectors, padded
-from aimc.random import STREAMS, Key
+from aimc.random import STREAMS, Key, normal
 from aimc.random.cpu import key_words
 
 __all__ = [
@@ -101,8 +101,9 @@ def pulsed_update(
         held.sub_(gradient, alpha=lr)
         if train.kind == "none_bounded":
             torch.minimum(torch.maximum(held, parameters[..., 3], out=held), parameters[..., 2], out=held)
-        if w is not held:
-            w.copy_(held)
+        if w is not held:  # every device is touched, and reads anew
+            noise = normal(key.at("pulse_noise"), tuple(held.shape), device=held.device)
+            w.copy_(held + cell.write_noise_std * cell.dw_min * noise)
         return torch.zeros(len(STATISTICS), dtype=torch.int64)
     g = cell.granularity if granularity is None else granularity
     stride = train.most_slots(lr, g)
