@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from aimc.errors import AimcError, suggest
 
 if TYPE_CHECKING:
+    from aimc.config import Config
     from aimc.recipes import Recipe
     from aimc.recipes.compare import Case
     from aimc.train import Progress
@@ -39,6 +40,10 @@ _COMPARE_DESCRIPTION = """Train with several algorithms on the same cells, image
   aimc compare --algorithms mp residual --set residual.lr=0.1 --set residual.hardware.algorithm.columns=64
 Each run has a directory of its own below DIR. Finished runs are kept, also when more algorithms, states, tiles or
 seeds are asked for later. Every other field of the recipe has a flag, for all runs: aimc run RECIPE --help."""
+
+
+_SWITCHES = ("--help", "--no-tensorboard", "--no-baseline", "--schedule-table")
+"""Flags without a value."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +77,10 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         parser = add(name, summary, _RUN_DESCRIPTION if name == "run" else None)
         if name == "run":
             parser.add_argument("name", metavar="NAME", help="recipe, see aimc list")
+            parser.add_argument(
+                "--schedule-table", action="store_true",
+                help="of in-memory training: print how often each tile is read into the next one, and train nothing",
+            )  # fmt: skip
         else:
             parser.add_argument(
                 "half", nargs="?", choices=("insitu",), metavar="insitu",
@@ -230,7 +239,7 @@ def _split(words: list[str], known: list[str], wants_help: bool) -> tuple[list[s
     """Take the configuration's flags out: ``--a.b value`` or ``--a.b=value``."""
     plain: list[str] = []
     overrides: list[tuple[str, str]] = []
-    valued = [flag for flag in known if flag not in ("--help", "--no-tensorboard", "--no-baseline")]
+    valued = [flag for flag in known if flag not in _SWITCHES]
     i = 0
     while i < len(words):
         word = words[i]
@@ -266,6 +275,8 @@ def _run(name: str, asked: argparse.Namespace, overrides: list[tuple[str, str]],
     from aimc.train import choose_progress
 
     config = configured(_recipe(name), asked.config, overrides, flags)
+    if getattr(asked, "schedule_table", False):
+        return _show_schedule(config, asked.data)
     output = asked.output or os.path.join("runs", name)
     progress = choose_progress()
     run_experiment(config, output, data=asked.data, tensorboard=not asked.no_tensorboard, progress=progress)
@@ -273,6 +284,20 @@ def _run(name: str, asked: argparse.Namespace, overrides: list[tuple[str, str]],
     show([found])
     print("time: " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in found.parts))
     print(f"written: {output}/ with {', '.join(_written(output))}")
+    return 0
+
+
+def _show_schedule(config: Config, data: str | None) -> int:
+    from aimc.recipes.in_memory import InSituExperiment, planned_transfers
+    from aimc.report import show_table
+
+    if not isinstance(config, InSituExperiment):
+        raise AimcError("is for recipes that train in memory", field="schedule-table")
+    table = planned_transfers(config, data)
+    if not table.rows:
+        print("this algorithm has no transfers")
+        return 0
+    show_table(table)
     return 0
 
 

@@ -422,3 +422,25 @@ def test_report_works_in_a_process_of_its_own(tmp_path):
         [sys.executable, "-m", "aimc.cli", "report", str(tmp_path / "run")], capture_output=True, text=True
     )
     assert "no configuration is called" not in done.stderr, done.stderr
+
+
+def test_the_schedule_of_transfers_on_request(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "run",
+        "lenet_mnist_insitu",
+        "--algorithm",
+        "ttv1",
+        "--dataset",
+        "mnist_small",
+        "--schedule-table",
+    ]
+    assert cli.main([*words, "--dataset.train_images", "160", "--hardware.algorithm.columns", "1"]) == 0, (
+        words
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " to " in line]
+    assert [r[0] for r in rows] == ["conv1", "conv2", "fc1", "fc2"]
+    assert [r[4:6] for r in rows] == [["10", f"{10 / c:.3g}"] for c in (25, 400, 512, 128)]
+    assert all(r[-1] == "starved" for r in rows) and not list(tmp_path.iterdir())
+    assert cli.main(["run", "demo", "--schedule-table"]) != 0
+    assert "train in memory" in capsys.readouterr().err

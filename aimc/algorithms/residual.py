@@ -245,12 +245,16 @@ class Residual(Transferring):
             # What is not visited now is visited later: the visited columns stand for the others in the mean.
             visited = torch.arange(first, first + columns) % width if columns < width else None
             gradient, rate = vectors.gradient(visited), lr / array.scale * (width / columns)
-            last = self.finest(array, gradient, rate)
+            last = self.finest(array, gradient, rate, shares)
         else:
             self.pulse(array, state, 0, vectors, self.fast_rate(array, lr) / shares[0])
+        held, w, parameters, counts = state["held"], visible(state), state["parameters"], state["counts"]
+        factors = share_tensor(shares, state["held"].device)
+        if last:  # the tiles below rest
+            held, w, parameters, counts = held[last:], w[last:], parameters[last:], counts[last:]
+            factors = factors[last:]
         found, reads = reencode(
-            array.cell, state["held"][last:], visible(state)[last:], state["parameters"][last:],
-            state["counts"][last:], share_tensor(shares, state["held"].device)[last:], first, columns, number,
+            array.cell, held, w, parameters, counts, factors, first, columns, number,
             array.key.fold("reencode", last), gradient=gradient, rate=rate, threshold=self.threshold, tries=self.tries,
             last_tries=self.last_tries, floor=self.floor, stochastic=self.gradient == "digital",
             how=one_hot_read(array), backend=array.backend,
@@ -259,16 +263,17 @@ class Residual(Transferring):
         state["reads"][last:] += reads
         state["counters"][VISITS] = number + columns
 
-    def finest(self, array: Array, gradient: Tensor, rate: float) -> int:
+    def finest(self, array: Array, gradient: Tensor, rate: float, shares: tuple[float, ...]) -> int:
         """The tile that rounds: the most significant one whose step is at most ``rounding`` times the usual change.
 
         Steps much finer than the changes cost pulses and carries, and gain nothing over the noise of the gradient.
         """
-        total = float(gradient.abs().sum())
+        flat = gradient.reshape(-1)
+        total = float(torch.linalg.vector_norm(flat, 1))
         if total == 0:
             return 0
-        usual = rate * float(gradient.square().sum()) / total
-        steps = [share * array.cell.granularity for share in self.shares(array)]
+        usual = rate * float(torch.dot(flat, flat)) / total
+        steps = [share * array.cell.granularity for share in shares]
         return max([t for t, step in enumerate(steps) if step <= self.rounding * usual], default=0)
 
     def due(self, state: State) -> list[tuple[int, int]]:

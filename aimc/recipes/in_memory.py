@@ -22,7 +22,7 @@ from aimc.random import Key
 from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measure_ranges
 from aimc.recipes.networks import Network
 from aimc.recipes.parts import Dataset, Images, Shuffled, fresh_network, limited_threads, load_images
-from aimc.report import draw, draw_accuracy, draw_telemetry, load_run
+from aimc.report import Table, draw, draw_accuracy, draw_telemetry, load_run, transfer_table
 from aimc.train import (
     Progress,
     Run,
@@ -30,6 +30,7 @@ from aimc.train import (
     fit_in_memory,
     load_weights,
     save_checkpoint,
+    schedule_table,
     schedule_warnings,
 )
 from aimc.train.checkpoint import prefixed
@@ -169,6 +170,31 @@ def _in_cells(
         if run.find("warning", text=line) is None:
             run.record("warning", text=line)
     return net
+
+
+def planned_transfers(config: InSituExperiment, data: str | os.PathLike[str] | None = None) -> Table:
+    """The schedule of transfers that a run would have, as a table; nothing is trained or written.
+
+    Args:
+        config: of the run.
+        data: folder of the data sets.
+
+    Raises:
+        AimcError: the run has no cells.
+    """
+    if config.hardware is None:
+        raise AimcError("is null: a digital baseline has no transfers", field="hardware")
+    images = load_images(config.dataset, data)
+    digital = fresh_network(config.network, images, config.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights beyond their devices: the run says it
+        net = convert(
+            digital, config.hardware, digital=config.digital, seed=config.seed, backend=config.backend
+        )
+    updates = len(Shuffled(images.train, config.batch_size, 0))
+    return transfer_table(
+        schedule_table(net, digital, images.train.inputs[: config.batch_size], updates, config.lr)
+    )
 
 
 def _note(run: Run, name: str, value: float) -> None:

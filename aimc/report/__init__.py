@@ -4,7 +4,7 @@ from aimc.report.comparison import comparison_table, draw_comparison, load_compa
 from aimc.report.figures import draw
 from aimc.report.in_memory_figures import draw_accuracy, draw_telemetry
 from aimc.report.reading import Evaluated, RunReport, load_run
-from aimc.report.tables import Table, markdown, markdown_table, show, show_table, tables
+from aimc.report.tables import Table, markdown, markdown_table, show, show_table, tables, transfer_table
 
 __all__ = [
     "Evaluated",
@@ -21,5 +21,6 @@ __all__ = [
     "markdown_table",
     "show",
     "show_table",
+    "transfer_table",
     "tables",
 ]

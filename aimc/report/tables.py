@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from aimc.algorithms import Transfers
 from aimc.chip import DriftResult
 from aimc.report.reading import Evaluated, RunReport
 from aimc.units import readable
@@ -147,6 +148,29 @@ def show(runs: Sequence[RunReport]) -> None:
         console.print(_heading(run), markup=False)
         for table in tables(run):
             console.print(_grid(table))
+
+
+def transfer_table(lines: Sequence[tuple[str, Transfers]]) -> Table:
+    """How often each tile is read into the next one, as a table.
+
+    Args:
+        lines: layer and line, from :func:`aimc.train.schedule_table`.
+
+    Example:
+        >>> from aimc.algorithms import Transfers
+        >>> transfer_table([("fc1", Transfers(0, 1, 100.0, 0.5, 2.0, 31))]).rows
+        (('fc1', '0 to 1', '100', '0.5', '2 of 31', 'starved'),)
+    """
+    rows = []
+    for layer, t in lines:
+        notes = ["starved"] * (t.passes_per_epoch < 1) + ["beyond the budget"] * (t.kappa > t.budget)
+        asked = f"{t.kappa:.3g} of {t.budget}" if t.kappa > 0 else f"at most {t.budget}"
+        rows.append((
+            layer, f"{t.source} to {t.target}", f"{t.columns_per_epoch:.3g}", f"{t.passes_per_epoch:.3g}", asked,
+            ", ".join(notes),
+        ))  # fmt: skip
+    head = ("layer", "tiles", "columns per epoch", "passes per epoch", "largest read, pulses", "")
+    return Table("schedule of transfers", head, tuple(rows))
 
 
 def show_table(table: Table) -> None:

@@ -2,7 +2,7 @@
 
 from aimc.train.checkpoint import load_checkpoint, save_checkpoint
 from aimc.train.config import Optimizer, Schedule, Stage
-from aimc.train.in_memory import fit_in_memory, schedule_warnings
+from aimc.train.in_memory import fit_in_memory, schedule_table, schedule_warnings
 from aimc.train.loop import Batches, Fitted, build_optimizer, fit, load_weights, noisy
 from aimc.train.progress import Bars, Lines, Progress, choose_progress
 from aimc.train.run import Run, environment
@@ -26,5 +26,6 @@ __all__ = [
     "load_weights",
     "noisy",
     "save_checkpoint",
+    "schedule_table",
     "schedule_warnings",
 ]

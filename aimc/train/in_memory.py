@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from aimc.algorithms import Transfers
 from aimc.convert import evaluating
 from aimc.errors import AimcError
-from aimc.nn import pulsed_layers
+from aimc.nn import PulsedLayer, pulsed_layers
 from aimc.optim import observe, wrap
 from aimc.random import Key
 from aimc.train.checkpoint import load_checkpoint, load_state, prefixed, save_checkpoint, under
@@ -161,6 +162,28 @@ def _telemetry(net: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: layer.telemetry() for name, layer in pulsed_layers(net).items()}
 
 
+def schedule_table(
+    net: nn.Module, digital: nn.Module, inputs: torch.Tensor, updates_per_epoch: int, lr: float
+) -> list[tuple[str, Transfers]]:
+    """How often each tile of each layer is read into the next one: layer and line, before training.
+
+    Args:
+        net, digital, inputs, updates_per_epoch, lr: as for :func:`schedule_warnings`.
+
+    Example:
+        >>> from aimc import algorithms, convert, presets
+        >>> digital = nn.Linear(4, 2)
+        >>> net = convert(digital, presets.reram(algorithm=algorithms.TikiTakaV1()), seed=0)
+        >>> [(name, line.passes_per_epoch) for name, line in schedule_table(net, digital, torch.ones(8, 4), 10, 0.1)]
+        [('', 2.5)]
+    """
+    return [
+        (name, line)
+        for name, layer, vectors in _fed(net, digital, inputs)
+        for line in layer.hardware.algorithm.schedule(layer.array, updates_per_epoch, vectors, lr)
+    ]
+
+
 def schedule_warnings(
     net: nn.Module, digital: nn.Module, inputs: torch.Tensor, updates_per_epoch: int, lr: float
 ) -> list[str]:
@@ -180,6 +203,15 @@ def schedule_warnings(
         >>> [line.split(":")[0] for line in schedule_warnings(net, digital, torch.ones(8, 4), 2, 0.1)]
         ['layer ']
     """
+    return [
+        f"layer {name}: {text}"
+        for name, layer, vectors in _fed(net, digital, inputs)
+        for text in layer.hardware.algorithm.check(layer.array, updates_per_epoch, vectors, lr)
+    ]
+
+
+def _fed(net: nn.Module, digital: nn.Module, inputs: torch.Tensor) -> list[tuple[str, PulsedLayer, int]]:
+    """The pulsed layers by name, each with the vectors that it sees in a mini-batch."""
     layers, vectors = pulsed_layers(net), {}
 
     def counter(name: str) -> Callable[..., None]:
@@ -195,10 +227,4 @@ def schedule_warnings(
     finally:
         for hook in hooks:
             hook.remove()
-    return [
-        f"layer {name}: {text}"
-        for name, layer in layers.items()
-        for text in layer.hardware.algorithm.check(
-            layer._array(), updates_per_epoch, vectors.get(name, 0), lr
-        )
-    ]
+    return [(name, layer, vectors.get(name, 0)) for name, layer in layers.items()]

@@ -190,7 +190,7 @@ def test_programming_resets_what_is_not_the_weight(algorithm):
     counts = state["counts"].clone()
     layer.program(weight)
     assert not any(bool((state[n] != 0).any()) for n in digital)
-    array, noise = layer._array(), state["w"] - state["held"]
+    array, noise = layer.array, state["w"] - state["held"]
     algorithm = layer.hardware.algorithm
     held = algorithm.weight(array, {n: v for n, v in state.items() if n != "w"}) * layer.scale
     held = held.view_as(weight)
@@ -211,7 +211,7 @@ def test_telemetry_is_recounted(algorithm):
     layer = net[3]
     state, found = layer.cells.state, layer.telemetry()
     n = 4 * 48
-    shares = algorithm.shares(layer._array())
+    shares = algorithm.shares(layer.array)
     parts = [float((abs(s) * w.double()).norm()) for s, w in zip(shares, state["w"])]
     for t, tile in enumerate(found["tiles"]):
         counts = sorted(state["counts"][t].flatten().tolist())

@@ -178,7 +178,7 @@ def test_the_tile_that_rounds_is_as_fine_as_the_changes(change, last):
     assert state["reads"].tolist()[:last] == [0] * last and int(state["reads"][last]) >= 6
     assert int(state["counts"][:last].sum()) == 0
     fixed = Residual(tiles=3, ratio=0.5, rounding=0.0)
-    assert fixed.finest(array, torch.ones(4, 6), 9.0) == 0
+    assert fixed.finest(array, torch.ones(4, 6), 9.0, fixed.shares(array)) == 0
 
 
 def test_more_tiles_are_finer():

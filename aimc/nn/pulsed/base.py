@@ -103,7 +103,7 @@ class PulsedLayer(nn.Module):
         self._network: weakref.ref | None = None  # set by aimc.convert
         self._link()
         target = self._target(digital.weight, digital.bias)
-        state = hardware.algorithm.init(self._array(), torch.zeros(self.shape, device=target.device))
+        state = hardware.algorithm.init(self.array, torch.zeros(self.shape, device=target.device))
         self.cells = Cells({**state, "digital_scale": torch.ones((), dtype=torch.float64)})
         self._program(target)
         _watch_optimizers()
@@ -126,7 +126,9 @@ class PulsedLayer(nn.Module):
         """The digital scale between cells and weights."""
         return self._scale
 
-    def _array(self) -> Array:
+    @property
+    def array(self) -> Array:
+        """The cells as the algorithm sees them."""
         hardware = self.hardware
         return Array(hardware.cell, self.shape, self.key, self._scale, hardware.transfer, self.backend)
 
@@ -171,7 +173,7 @@ class PulsedLayer(nn.Module):
 
     @torch.no_grad()
     def _program(self, target: Tensor) -> None:
-        hardware, array, state = self.hardware, self._array(), self.cells.state
+        hardware, array, state = self.hardware, self.array, self.cells.state
         target = target.to(state["held"].device)
         cell, algorithm, mapping = hardware.cell, hardware.algorithm, hardware.mapping
         before = {name: value.clone() for name, value in state.items()}
@@ -222,7 +224,7 @@ class PulsedLayer(nn.Module):
 
     def refresh(self) -> None:
         """Bring ``weight`` up to the cells."""
-        composite = self.hardware.algorithm.weight(self._array(), self.cells.state)
+        composite = self.hardware.algorithm.weight(self.array, self.cells.state)
         parts = (composite,) if len(self._views) == 1 else composite.split(self.pending.columns, 1)
         for view, part in zip(self._views, parts, strict=True):
             torch.mul(part, self._scale, out=view)
@@ -240,7 +242,7 @@ class PulsedLayer(nn.Module):
         """
         try:
             vectors = self.pending.take(-1.0 if maximize else 1.0)
-            self.hardware.algorithm.step(self._array(), self.cells.state, vectors, lr)
+            self.hardware.algorithm.step(self.array, self.cells.state, vectors, lr)
         except AimcError as error:
             raise error.at(layer=self.name) from None
         self.refresh()
@@ -248,17 +250,17 @@ class PulsedLayer(nn.Module):
     def rest(self) -> None:
         """Let a step pass without pulses: cells that decay or diffuse go on. Wrapped optimizers call it."""
         if any(name.startswith("retention.") for name in self.cells.state):
-            self.hardware.algorithm.rest(self._array(), self.cells.state)
+            self.hardware.algorithm.rest(self.array, self.cells.state)
             self.refresh()
 
     def observe(self, loss: float) -> None:
         """Tell the algorithm the training loss of the last epoch; see :func:`aimc.optim.observe`."""
-        self.hardware.algorithm.observe(self._array(), self.cells.state, loss)
+        self.hardware.algorithm.observe(self.array, self.cells.state, loss)
         self.refresh()
 
     def telemetry(self) -> dict[str, Any]:
         """How the cells fare, as plain numbers; see :meth:`aimc.algorithms.Algorithm.telemetry`."""
-        return self.hardware.algorithm.telemetry(self._array(), self.cells.state)
+        return self.hardware.algorithm.telemetry(self.array, self.cells.state)
 
     # Forward -------------------------------------------------------------------------------------------------------
 
@@ -355,7 +357,7 @@ class PulsedLayer(nn.Module):
 
     def _same_devices(self, theirs: PulsedHardware, fits: bool) -> bool:
         """Whether saved cells mean here what they meant where they were saved."""
-        mine, array = self.hardware, self._array()
+        mine, array = self.hardware, self.array
         if mine.cell != theirs.cell or type(mine.algorithm) is not type(theirs.algorithm):
             return False
         return mine.algorithm == theirs.algorithm or (
