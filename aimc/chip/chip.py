@@ -86,7 +86,8 @@ class Chip:
             time: seconds after programming, or text such as ``"1h"``.
 
         Raises:
-            AimcError: a time after programming where the cells do not drift, or a network that is in training mode.
+            AimcError: a time after programming where the cells do not drift. A forward pass in training mode inside the
+                context is one, too.
 
         Example:
             >>> import aimc

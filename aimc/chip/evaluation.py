@@ -306,7 +306,8 @@ def evaluate_over_time(
         chips: number of chips.
         seed: of the set of chips.
         compensation: drift compensation, or None.
-        reference: metric of the digital network; None measures it on :func:`aimc.to_digital` of this one.
+        reference: metric of the digital network that A* compares with, as a rule the one that training began with; None
+            measures :func:`aimc.to_digital` of this one: A* then shows what the hardware costs, not what training did.
         chance: metric of guessing, if the metric does not know it.
         progress: called with evaluations done and to do.
         workers: chips evaluated at the same time, each on a thread and a copy of the network, with torch's own threads

@@ -2,7 +2,6 @@
 
 from aimc.recipes.in_memory import InSituExperiment
 from aimc.recipes.lenet_insitu import lenet_mnist_insitu
-from aimc.train import Schedule
 
 DEMO_ALGORITHMS = ("residual", "mp", "ttv2", "sgd")
 """What ``aimc demo insitu`` compares; the longest run first, so that two processes end together."""
@@ -34,4 +33,4 @@ def demo_insitu(
         device: preset of the cells.
     """
     config = lenet_mnist_insitu(algorithm, states, tiles, io, device, dataset="mnist_small")
-    return config.replace(epochs=4, schedule=Schedule(kind="cosine"))
+    return config.replace(epochs=4)

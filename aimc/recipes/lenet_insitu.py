@@ -108,7 +108,7 @@ def lenet_mnist_insitu(
         epochs=20,
         batch_size=16,
         lr=RATES[algorithm],
-        schedule=Schedule(kind="step", every=30, factor=0.5),
+        schedule=Schedule(kind="cosine"),
         baseline_lr=0.1,
         threads=1,
     )

@@ -64,7 +64,8 @@ def test_errors_with_the_noise_of_the_target(name):
     """What aimc does, as in the published fit: a little more error where reset devices matter, never less."""
     _, errors, factors, plain = life(name, "target")
     published = PUBLISHED[name]
-    assert errors == pytest.approx(published[1], rel=0.035)
+    within = [0.035 if (name, t) == ("gauss_0.10", 1.0) else 0.03 for t in TIMES]  # see docs/cells/pcm.md
+    assert all(abs(e / p - 1) < w for e, p, w in zip(errors, published[1], within, strict=True))
     assert all(e > 0.995 * p for e, p in zip(errors, published[1]))
     assert (factors[HOUR], factors[YEAR]) == pytest.approx(published[2], rel=0.01)
     assert (plain[HOUR], plain[YEAR]) == pytest.approx(published[3], rel=0.015)
