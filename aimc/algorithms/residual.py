@@ -268,11 +268,10 @@ class Residual(Transferring):
 
         Steps much finer than the changes cost pulses and carries, and gain nothing over the noise of the gradient.
         """
-        flat = gradient.reshape(-1)
-        total = float(torch.linalg.vector_norm(flat, 1))
+        total = float(gradient.abs().sum())
         if total == 0:
             return 0
-        usual = rate * float(torch.dot(flat, flat)) / total
+        usual = rate * float(gradient.square().sum()) / total
         steps = [share * array.cell.granularity for share in shares]
         return max([t for t, step in enumerate(steps) if step <= self.rounding * usual], default=0)
 

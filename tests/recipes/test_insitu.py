@@ -148,7 +148,8 @@ def test_training_does_not_see_the_test_set(straight, tmp_path):
     _run(TINY.replace(**{"dataset.test_images": 17}), tmp_path / "run")
     rows, theirs = (
         [
-            {k: v for k, v in r.items() if k not in ("test", "seconds")}
+            # Noisy reads of an evaluation are numbered on, so that another test set gives others to the validation.
+            {k: v for k, v in r.items() if k not in ("test", "validation", "seconds")}
             for r in read_records(p)
             if r["kind"] == "epoch"
         ]
