@@ -199,14 +199,18 @@ class AnalogLayer(nn.Module):
             return torch.where(found > 0, found, 1)  # a vector of zeros has no range of its own
         setting = self.hardware.input_range
         starts = self.training and setting.mode == "learned" and setting.value is None
-        if starts and (self._range_batches < setting.init_batches or bool(self.input_range.isnan().any())):
+        if starts and self._range_batches < setting.init_batches:
             self._start_range(x)
         held, values = False, self.input_range.detach()
-        if starts:
-            values = values.nan_to_num(nan=1.0)  # a tile that has seen nothing but zeros; any range will do
         if self._programmed is not None and self._programmed.input_range is not None:
             held, values = True, self._programmed.input_range
-        if (held or self._range_version != values._version) and any(math.isnan(v) for v in values.tolist()):
+        changed = held or self._range_version != values._version
+        unset = changed and any(math.isnan(v) for v in values.tolist())
+        if unset and starts:  # a tile that has seen nothing but zeros
+            if self._range_batches >= setting.init_batches:
+                self._start_range(x)
+            return self.input_range.detach().nan_to_num(nan=1.0).unsqueeze(1)  # for zeros any range will do
+        if unset:
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
                 "hardware.input_range.value",
@@ -230,6 +234,8 @@ class AnalogLayer(nn.Module):
             if float(value) == 0:
                 continue
             value, old = value.clamp_min(tiny), self.input_range[tile]
+            if k >= setting.init_batches and not torch.isnan(old):
+                continue  # started long ago
             self.input_range[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
         self._range_batches += 1
 
