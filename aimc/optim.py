@@ -101,12 +101,14 @@ class PulsedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work, idle = [], []
+        work, idle, missed = [], [], []
         for layer, group in self._placed():
             lr = float(group["lr"])
             if not (lr >= 0 and math.isfinite(lr)):
                 raise AimcError(f"must not be negative, got {lr}", layer=layer.name, field="lr")
-            self._warn_of_fixed_rates(layer, lr)
+            if layer.hardware.algorithm.fixed_rates() and self._rates.setdefault(layer, lr) not in (lr, None):
+                self._rates[layer] = None
+                missed.append(layer)
             layer.pending.settle()
             if lr == 0:
                 layer.pending.clear()
@@ -115,6 +117,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
                 work.append((layer, lr, bool(group.get("maximize"))))
             else:
                 idle.append(layer)
+        if missed:
+            self._warn_of_fixed_rates(missed)
         self._step_digital()
         for layer, lr, maximize in work:
             layer.step(lr, maximize)
@@ -138,15 +142,14 @@ class PulsedOptimizer(torch.optim.Optimizer):
             for group, params in zip(self.param_groups, held):
                 group["params"] = params
 
-    def _warn_of_fixed_rates(self, layer: PulsedLayer, lr: float) -> None:
-        """Say once for each layer that a schedule misses some of its rates."""
-        fixed = layer.hardware.algorithm.fixed_rates()
-        if fixed and self._rates.setdefault(layer, lr) not in (lr, None):
-            self._rates[layer] = None
+    def _warn_of_fixed_rates(self, layers: list[PulsedLayer]) -> None:
+        """Say once that a schedule misses some of the rates of these layers."""
+        algorithms = {type(m.hardware.algorithm).__name__: m.hardware.algorithm.fixed_rates() for m in layers}
+        for name, fixed in algorithms.items():
+            of = [m.name for m in layers if type(m.hardware.algorithm).__name__ == name]
             warnings.warn(
-                f"layer {layer.name!r}: the learning rate has changed, but {' and '.join(fixed)} of "
-                f"{type(layer.hardware.algorithm).__name__} stand on their own; "
-                f"{' and '.join(f'scale_{name}=True' for name in fixed)} ties them to it",
+                f"the learning rate has changed, but {' and '.join(fixed)} of {name} (layers {', '.join(of)}) stay on "
+                f"their own; {', '.join(f'scale_{rate}=True' for rate in fixed)} ties them to it",
                 stacklevel=4,
             )
 
