@@ -45,9 +45,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
             setattr(self, hooks, getattr(self.inner, hooks))  # run by the inner one
         self._warn_of_settings(self.param_groups)
         self._layers = list(pulsed_layers(self.net).values())
-        self._rates: dict[
-            PulsedLayer, float | None
-        ] = {}  # first one of each layer, or None once it was spoken of
+        # The first learning rate of each layer, or None once a change of it was spoken of.
+        self._rates: dict[PulsedLayer, float | None] = {}
         for layer in self._layers:
             layer._optimizer = weakref.ref(self)
 

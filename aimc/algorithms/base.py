@@ -16,7 +16,7 @@ from aimc.config import Config
 from aimc.ops.pulsed_update import STATISTICS, PulseTrain, Vectors, pulsed_update
 from aimc.ops.transfer import Read, Tile
 from aimc.periphery import ArrayIO
-from aimc.random import Key, normal
+from aimc.random import Key
 
 State = dict[str, Tensor]
 """Everything an algorithm knows of one layer, tensors only: it is the checkpoint. Updated in place."""
@@ -238,11 +238,11 @@ class Algorithm(Config):
         )  # fmt: skip
         state["statistics"][tile] += found
 
-    def rest(self, array: Array, state: State) -> None:
-        """A mini-batch without an update: cells that decay or diffuse go on doing so."""
-        if any(name.startswith("retention.") for name in state):
-            relax(array, state)
-            state["counters"][UPDATES] += 1
+    def rest(self, array: Array, state: State) -> bool:
+        """A mini-batch without an update: cells that decay or diffuse go on doing so; whether there are any."""
+        relaxed = relax(array, state)
+        state["counters"][UPDATES] += relaxed
+        return relaxed
 
     def fixed_rates(self) -> tuple[str, ...]:
         """Rates that do not follow the layer's learning rate, so that no schedule reaches them."""
@@ -279,11 +279,11 @@ def visible(state: State) -> Tensor:
     return state["w"] if "w" in state else state["held"]
 
 
-def relax(array: Array, state: State) -> None:
-    """Let every tile decay and diffuse for one mini-batch, where its cells do."""
+def relax(array: Array, state: State) -> bool:
+    """Let every tile decay and diffuse for one mini-batch, where its cells do; whether they do."""
     rates = {name.removeprefix("retention."): v for name, v in state.items() if name.startswith("retention.")}
     if not rates:
-        return
+        return False
     step = int(state["counters"][UPDATES]) % (1 << 32)
     for t in range(len(state["held"])):
         held = state["held"][t]
@@ -292,6 +292,7 @@ def relax(array: Array, state: State) -> None:
             array.key.fold("tile", t).at("decay", step=step),
         )  # fmt: skip
     show(array, state, "relax")
+    return True
 
 
 def show(array: Array, state: State, after: str) -> None:
@@ -304,5 +305,4 @@ def show(array: Array, state: State, after: str) -> None:
         key = array.key.fold("whole", after).at(
             "pulse_noise", step=int(state["counters"][UPDATES]) % (1 << 32)
         )
-        held, std = state["held"], array.cell.write_noise_std * array.cell.dw_min
-        state["w"].copy_(held + std * normal(key, tuple(held.shape), device=held.device))
+        state["w"].copy_(array.cell.shown(state["held"], key))

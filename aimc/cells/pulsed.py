@@ -179,6 +179,10 @@ class PulsedCell(Config):
         """The values nearest to ``w`` that the devices can hold; here within their bounds."""
         return torch.minimum(torch.maximum(w, parameters[..., BMIN]), parameters[..., BMAX])
 
+    def shown(self, held: Tensor, key: Key) -> Tensor:
+        """What is read from all devices at once: what they hold ``[..., R, C]`` and new write noise."""
+        return held + self.write_noise_std * self.dw_min * normal(key, tuple(held.shape), device=held.device)
+
     def symmetry_point(self, parameters: Tensor) -> Tensor:
         """The weight at which an up and a down pulse are equal on average, NaN where there is none.
 

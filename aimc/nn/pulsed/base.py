@@ -249,8 +249,7 @@ class PulsedLayer(nn.Module):
 
     def rest(self) -> None:
         """Let a step pass without pulses: cells that decay or diffuse go on. Wrapped optimizers call it."""
-        if any(name.startswith("retention.") for name in self.cells.state):
-            self.hardware.algorithm.rest(self.array, self.cells.state)
+        if self.hardware.algorithm.rest(self.array, self.cells.state):
             self.refresh()
 
     def observe(self, loss: float) -> None:

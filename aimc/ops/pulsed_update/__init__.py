@@ -16,7 +16,7 @@ from aimc.ops.pulsed_update import cpu, reference
 from aimc.ops.pulsed_update.cpu import STATISTICS
 from aimc.ops.pulsed_update.train import MODES, PulseTrain
 from aimc.ops.pulsed_update.vectors import Patches, Vectors, padded
-from aimc.random import STREAMS, Key, normal
+from aimc.random import STREAMS, Key
 from aimc.random.cpu import key_words
 
 __all__ = [
@@ -102,8 +102,7 @@ def pulsed_update(
         if train.kind == "none_bounded":
             torch.minimum(torch.maximum(held, parameters[..., 3], out=held), parameters[..., 2], out=held)
         if w is not held:  # every device is touched, and reads anew
-            noise = normal(key.at("pulse_noise"), tuple(held.shape), device=held.device)
-            w.copy_(held + cell.write_noise_std * cell.dw_min * noise)
+            w.copy_(cell.shown(held, key.at("pulse_noise")))
         return torch.zeros(len(STATISTICS), dtype=torch.int64)
     g = cell.granularity if granularity is None else granularity
     stride = train.most_slots(lr, g)

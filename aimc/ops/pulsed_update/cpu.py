@@ -164,6 +164,32 @@ def pulse_many(
 
 
 @njit(**OPTIONS)
+def pulse_listed(
+    many, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy, write_noise
+):  # fmt: skip
+    """Send a list's first ``many`` pulses: rows, columns, positions in ``listed`` ``[3, n]``, directions in ``ups``."""
+    pulse_many(
+        kind, constants, held, w, p, counts, listed[0, :many], listed[1, :many], ups[:many], listed[2, :many],
+        normals[0], normals[1], noise_key, noisy, write_noise,
+    )  # fmt: skip
+
+
+@njit(inline="always", **OPTIONS)
+def list_pulse(
+    row, column, up, position, many, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy,
+    write_noise,
+):  # fmt: skip
+    """Put a pulse on a list of ``many``, which is sent first where it is full; returns how many it then holds."""
+    if many == _PULSES:
+        pulse_listed(
+            many, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy, write_noise
+        )
+        many = 0
+    listed[0, many], listed[1, many], listed[2, many], ups[many] = row, column, position, up
+    return many + 1
+
+
+@njit(**OPTIONS)
 def train_of(largest_x, largest_d, lr, granularity, length, length_management, management, fixed, scale):
     """Slots, and the factors of the probabilities: ``BL, A (for d), B (for x), kappa``."""
     dm = scale * largest_d
@@ -241,7 +267,6 @@ def update_range(
     columns = len(offsets)
     rows = held.shape[0] // groups
     integers, reals, largest, listed, ups, normals = memory
-    at_row, at_column, places = listed[0], listed[1], listed[2]
     waiting = 0  # pulses that are listed
     row_limit, column_limit, active_rows, fired_rows, fired_columns = (
         integers[0], integers[1], integers[2], integers[3], integers[4],
@@ -334,15 +359,10 @@ def update_range(
                             up = d_up != (x[at_x + offsets[j]] < 0)
                             if signed:
                                 up = up != (x_sign[j] < 0)
-                            if waiting == _PULSES:
-                                pulse_many(
-                                    kind, constants, held, w, p, counts, at_row, at_column, ups, places, normals[0],
-                                    normals[1], noise_key, noisy, write_noise,
-                                )  # fmt: skip
-                                waiting = 0
-                            at_row[waiting], at_column[waiting], ups[waiting] = row, j, up
-                            places[waiting] = place * devices + row * columns + j
-                            waiting += 1
+                            waiting = list_pulse(
+                                row, j, up, place * devices + row * columns + j, waiting, listed, ups, normals, kind,
+                                constants, held, w, p, counts, noise_key, noisy, write_noise,
+                            )  # fmt: skip
                     statistics[2] += n * m
             else:
                 for i in range(rows):
@@ -377,16 +397,10 @@ def update_range(
                         statistics[2] += count
                         for slot in range(count):
                             place = number * stride + slot
-                            if waiting == _PULSES:
-                                pulse_many(
-                                    kind, constants, held, w, p, counts, at_row, at_column, ups, places, normals[0],
-                                    normals[1], noise_key, noisy, write_noise,
-                                )  # fmt: skip
-                                waiting = 0
-                            at_row[waiting], at_column[waiting], ups[waiting] = row, j, up
-                            places[waiting] = place * devices + row * columns + j
-                            waiting += 1
-    pulse_many(
-        kind, constants, held, w, p, counts, at_row[:waiting], at_column[:waiting], ups[:waiting], places[:waiting],
-        normals[0], normals[1], noise_key, noisy, write_noise,
-    )  # fmt: skip
+                            waiting = list_pulse(
+                                row, j, up, place * devices + row * columns + j, waiting, listed, ups, normals, kind,
+                                constants, held, w, p, counts, noise_key, noisy, write_noise,
+                            )  # fmt: skip
+    pulse_listed(
+        waiting, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy, write_noise
+    )
