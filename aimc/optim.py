@@ -148,7 +148,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
             of = [m.name for m in layers if type(m.hardware.algorithm).__name__ == name]
             warnings.warn(
                 f"the learning rate has changed, but {' and '.join(fixed)} of {name} (layers {', '.join(of)}) stay on "
-                f"their own; {', '.join(f'scale_{rate}=True' for rate in fixed)} ties them to it",
+                f"their own; {', '.join(f'scale_{rate}=True' for rate in fixed)} ties them to it "
+                "(but nothing ties fast_lr where auto_scale is on)",
                 stacklevel=4,
             )
 

@@ -73,7 +73,8 @@ class TikiTakaV2(Transferring):
         )  # fmt: skip
 
     def fixed_rates(self) -> tuple[str, ...]:
-        return super().fixed_rates() if not self.auto_scale else super().fixed_rates()[1:] or ("fast_lr",)
+        found = super().fixed_rates()
+        return ("fast_lr", *found) if self.auto_scale and "fast_lr" not in found else found
 
     def shares(self, array: Array) -> tuple[float, ...]:
         return (self.gamma, 1.0)
