@@ -247,8 +247,7 @@ class AnalogLayer(nn.Module):
         if setting.gradient_scale != 1:
             grad *= setting.gradient_scale
         if any(fits):
-            shrink = setting.decay * r
-            grad += shrink if all(fits) else shrink * r.new_tensor(fits)
+            grad.add_(r if all(fits) else r * r.new_tensor(fits), alpha=setting.decay)
         return grad
 
     # Forward -------------------------------------------------------------------------------------------------------
@@ -301,11 +300,12 @@ class AnalogLayer(nn.Module):
             )  # fmt: skip
         except AimcError as error:
             raise error.at(layer=self.name or type(self).__name__, shape=x.shape) from None
-        self.statistics = call.statistics
+        state = self.__dict__  # past torch's search for parameters and modules, at every step of every layer
+        state["statistics"] = call.statistics
         if self.training:
-            self._step += 1
+            state["_step"] += 1
         else:
-            self._evaluated += call.vectors
+            state["_evaluated"] += call.vectors
         return y
 
     @contextlib.contextmanager
