@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
@@ -30,7 +29,7 @@ def _sample(left, right, row, column, out, s0, s1):
 
 def sampled_product(left: Tensor, right: Tensor, row: Tensor, column: Tensor) -> Tensor:
     out = torch.empty(len(row), dtype=torch.float64)
-    arrays = [t.detach().numpy() for t in (left, right, row, column, out)]
+    arrays = (left.detach().numpy(), right.detach().numpy(), row.numpy(), column.numpy(), out.numpy())
     run_chunks(
         lambda s0, s1: _sample(*arrays, s0, s1), len(row), max(1, _MINIMUM_CHUNK // max(right.shape[0], 1))
     )
