@@ -248,6 +248,9 @@ class AnalogLayer(nn.Module):
             grad *= setting.gradient_scale
         if any(fits):
             grad.add_(r if all(fits) else r * r.new_tensor(fits), alpha=setting.decay)
+        if setting.manage_output_clipping:
+            lost = [s if s > 1 - setting.keep else 0.0 for s in statistics.saturated]
+            grad -= r * r.new_tensor(lost)
         return grad
 
     # Forward -------------------------------------------------------------------------------------------------------
@@ -363,12 +366,14 @@ class AnalogLayer(nn.Module):
         layout = self.layout_on(hardware)
         kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
         counters = self._step, self._evaluated, self._range_batches
+        settings = self.check_finite, self.noise_strength
         clipped = self._clipped_version
         for name in ("input_range", "output_gain", "column_scale"):
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
         self._set_up(hardware, layout, self.key, self.name, self.backend)
         self._step, self._evaluated, self._range_batches = counters
+        self.check_finite, self.noise_strength = settings
         self._clipped_version = clipped
         for name, old in kept.items():
             new = getattr(self, name)

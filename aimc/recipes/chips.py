@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 from torch import nn
 
 from aimc.chip import Accuracy, Compensation, DriftResult, LeastSquares, calibrate, evaluate_over_time
+from aimc.chip.calibration import Method
 from aimc.config import Config
 from aimc.hardware import Hardware
 from aimc.recipes.parts import Images, available_cores
@@ -20,13 +20,13 @@ class Calibration(Config):
 
     Fields:
         images: training images used.
-        method: ``quantile``, ``max`` or ``std``.
-        quantile: of the magnitudes, for ``quantile``.
-        stds: standard deviations, for ``std``.
+        method: ``quantile``, ``max``, ``std``, ``moving_quantile`` or ``moving_std``; see :func:`aimc.calibrate`.
+        quantile: of the magnitudes, for the quantiles.
+        stds: standard deviations, for ``std`` and ``moving_std``.
     """
 
     images: int = 1000
-    method: Literal["quantile", "max", "std"] = "quantile"
+    method: Method = "quantile"
     quantile: float = 0.99995
     stds: float = 3.0
 

@@ -242,6 +242,23 @@ def test_read_noise_of_devices(r):
             assert_moments(f"read noise at {time} s", noise, 0.0, sigma)
 
 
+@pytest.mark.parametrize("time", [0.0, DAY])
+def test_read_noise_of_a_reset_partner(time):
+    """Nearly as large as the conductance itself: mean and spread of a normal that stops at zero."""
+    cell, cells = program(0.0, drift_scale=0.0)
+    sigma = 0.2 * math.sqrt(math.log((time + 20 + 250e-9) / (2 * 250e-9)))
+    some = (
+        cells.conductance > 0
+    )  # the other half was pushed to zero by its programming error, and stays there
+    ratio = (cell.read(cells, time, Key(5)) / cells.conductance)[some]
+    below = 0.5 * math.erfc(1 / sigma / math.sqrt(2))
+    density = math.exp(-0.5 / sigma**2) / math.sqrt(2 * math.pi)
+    mean = (1 - below) + sigma * density
+    square = (1 + sigma**2) * (1 - below) + sigma * density
+    assert_moments("reset partner", ratio, mean, math.sqrt(square - mean**2))
+    assert float(cell.read(cells, time, Key(5))[~some].abs().max()) == 0
+
+
 def test_read_noise_is_relative_to_the_drifted_conductance():
     cell, cells = program(25.0, programming_scale=0.0)
     noise = cell.read(cells, YEAR, Key(5)) / cell.drift(cells, YEAR) - 1
