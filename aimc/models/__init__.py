@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from .cifar_resnet import ThinResNet
 from .lenet import LeNet5
 from .mlp import MLP
 from .wideresnet import WideResNet
@@ -16,8 +17,9 @@ from .wideresnet import WideResNet
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
     "mlp": MLP,
+    "thin_resnet": ThinResNet,
     "wideresnet": WideResNet,
 }
 """Name to builder; a recipe names a network and gives its keyword arguments."""
 
-__all__ = ["MLP", "MODELS", "LeNet5", "WideResNet"]
+__all__ = ["MLP", "MODELS", "LeNet5", "ThinResNet", "WideResNet"]

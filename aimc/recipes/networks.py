@@ -92,6 +92,36 @@ class WideResNet(Network):
         self.require(self.width >= 1, "width", f"must be at least 1, got {self.width}")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        if len(shape) != 3:
-            raise AimcError(f"takes images, the data has shape {list(shape)}", field="network")
+        _need_images(shape)
         return MODELS["wideresnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
+
+
+class ThinResNet(Network):
+    """Thin residual network for 32x32 images, such as ResNet-32.
+
+    Fields:
+        depth: 6 n + 2.
+        widths: channels at 32x32, 16x16 and 8x8; 16, 28, 56 is what Joshi et al. put on hardware.
+    """
+
+    depth: int = 32
+    widths: tuple[int, ...] = (16, 32, 64)
+
+    def validate(self):
+        self.require(
+            self.depth >= 8 and (self.depth - 2) % 6 == 0, "depth", f"is 8, 14, 20, ..., got {self.depth}"
+        )
+        self.require(
+            len(self.widths) == 3 and all(w >= 1 for w in self.widths),
+            "widths",
+            f"are three numbers of channels, got {self.widths}",
+        )
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        _need_images(shape)
+        return MODELS["thin_resnet"](self.depth, self.widths, num_classes=classes, in_channels=shape[0])
+
+
+def _need_images(shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise AimcError(f"takes images, the data has shape {list(shape)}", field="network")
