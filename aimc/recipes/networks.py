@@ -22,7 +22,10 @@ class Network(Config):
 
     @abc.abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """The torch network for inputs of a shape ``[channels, height, width]``; draws from torch's generator."""
+        """The torch network for inputs of a shape, ``[channels, height, width]`` of images and ``[]`` of tokens.
+
+        ``classes`` counts what the network chooses from, classes or words. Draws from torch's generator.
+        """
 
 
 class LeNet5(Network):
