@@ -242,6 +242,17 @@ def test_the_gradient_uses_the_noisy_weights_of_the_forward_pass():
         assert_close(f"tensor {i}", a, e, atol=1e-5)
 
 
+def test_a_dropped_weight_gets_no_gradient():
+    torch.manual_seed(0)
+    training = aimc.hwa.HardwareAware(modifiers=(aimc.hwa.DropConnect(probability=0.5),))
+    net, same = (aimc.convert(nn.GRU(5, 7), IDEAL.replace(training=training), seed=1) for _ in range(2))
+    net(torch.randn(6, 4, 5))[0].sum().backward()
+    with same.hh_l0.held(1):
+        kept = same.hh_l0._pass.tiles.weights[0] != 0
+    assert 0.3 < float(kept.float().mean()) < 0.7
+    assert torch.equal(net.weight_hh_l0.grad != 0, kept)
+
+
 def test_the_gradient_of_a_pass_is_gathered_once():
     """Whatever is asked for first, and however often."""
     torch.manual_seed(0)
