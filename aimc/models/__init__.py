@@ -10,16 +10,18 @@ from collections.abc import Callable
 from torch import nn
 
 from .cifar_resnet import ThinResNet
+from .language import AdaptiveSoftmax, LSTMLanguageModel
 from .lenet import LeNet5
 from .mlp import MLP
 from .wideresnet import WideResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
+    "lstm": LSTMLanguageModel,
     "mlp": MLP,
     "thin_resnet": ThinResNet,
     "wideresnet": WideResNet,
 }
 """Name to builder; a recipe names a network and gives its keyword arguments."""
 
-__all__ = ["MLP", "MODELS", "LeNet5", "ThinResNet", "WideResNet"]
+__all__ = ["MLP", "MODELS", "AdaptiveSoftmax", "LSTMLanguageModel", "LeNet5", "ThinResNet", "WideResNet"]
