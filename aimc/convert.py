@@ -5,59 +5,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import fnmatch
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
 from aimc.errors import AimcError
+from aimc.handlers import find_handler, matches
 from aimc.hardware import Hardware, PulsedHardware
-from aimc.nn import (
-    AnalogConv1d,
-    AnalogConv2d,
-    AnalogConv3d,
-    AnalogGRU,
-    AnalogGRUCell,
-    AnalogLayer,
-    AnalogLinear,
-    AnalogLSTM,
-    AnalogLSTMCell,
-    AnalogRNN,
-    AnalogRNNCell,
-    Composite,
-    PulsedConv1d,
-    PulsedConv2d,
-    PulsedConv3d,
-    PulsedLayer,
-    PulsedLinear,
-    analog_layers,
-    pulsed_layers,
-)
+from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, pulsed_layers
 from aimc.nn.pulsed import warn_of_overflow
 from aimc.ops import check_backend
 from aimc.random import Key
 
-Handler = Callable[..., nn.Module]
 _LAYERS = (AnalogLayer, PulsedLayer)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Registered:
-    """A handler, and patterns of the names of the parameters that it puts on tiles."""
-
-    handler: Handler
-    weights: tuple[str, ...]
-
-    def matrices(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        """The module's parameters that go onto tiles, by name."""
-        return {
-            n: p for n, p in module.named_parameters() if any(fnmatch.fnmatchcase(n, w) for w in self.weights)
-        }
-
-
-_HANDLERS: dict[type, dict[type[nn.Module], _Registered]] = {Hardware: {}, PulsedHardware: {}}
 
 # Parameters of these are not multiplied with a matrix product: a table look-up, an element-wise scale.
 _DIGITAL_BY_NATURE = (
@@ -84,67 +46,6 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-
-
-def register(
-    *types: type[nn.Module],
-    hardware: type | tuple[type, ...] = Hardware,
-    weights: Iterable[str] = ("weight",),
-) -> Callable[[Handler], Handler]:
-    """Decorator: the function builds the analog twin of a module of these types, on hardware of that type.
-
-    It is called as ``handler(module, hardware, key, name, backend)`` and returns a module that takes the same
-    arguments. A subclass is handled as well, unless it has another forward pass.
-
-    Args:
-        types: module types.
-        hardware: :class:`aimc.Hardware`, :class:`aimc.PulsedHardware` or both.
-        weights: name patterns (``fnmatch``) of the module's parameters that are put on tiles. A module that holds any
-            other matrix (one that was pruned or normalised by weight, say) is not handed over.
-    """
-
-    def add(handler: Handler) -> Handler:
-        for half in hardware if isinstance(hardware, tuple) else (hardware,):
-            for kind in types:
-                _HANDLERS[half][kind] = _Registered(handler, tuple(weights))
-        return handler
-
-    return add
-
-
-for _digital, _analog, _pulsed in (
-    (nn.Linear, AnalogLinear, PulsedLinear),
-    (nn.Conv1d, AnalogConv1d, PulsedConv1d),
-    (nn.Conv2d, AnalogConv2d, PulsedConv2d),
-    (nn.Conv3d, AnalogConv3d, PulsedConv3d),
-):
-    register(_digital)(_analog)  # a class is its own handler
-    register(_digital, hardware=PulsedHardware)(_pulsed)
-
-_BOTH = (Hardware, PulsedHardware)
-for _digital, _analog in ((nn.LSTM, AnalogLSTM), (nn.GRU, AnalogGRU), (nn.RNN, AnalogRNN)):
-    _of_layers = [
-        f"weight_[ih][hr]_l{number}{way}" for number in ("[0-9]", "[0-9][0-9]") for way in ("", "_reverse")
-    ]
-    register(_digital, hardware=_BOTH, weights=_of_layers)(_analog)
-for _digital, _analog in (
-    (nn.LSTMCell, AnalogLSTMCell), (nn.GRUCell, AnalogGRUCell), (nn.RNNCell, AnalogRNNCell)
-):  # fmt: skip
-    register(_digital, hardware=_BOTH, weights=("weight_ih", "weight_hh"))(_analog)
-
-
-def _handler(module: nn.Module, hardware: type) -> _Registered | None:
-    """The handler of the module's type, or of a base whose forward it has not changed."""
-    for kind in type(module).__mro__:
-        found = _HANDLERS[hardware].get(kind)
-        if found is None:
-            continue
-        parameters = dict(module.named_parameters())
-        matrices = found.matrices(module)
-        # Pruned, normalised, parametrized: the weight is made anew elsewhere, from parameters of other names.
-        strange = any(p.dim() >= 2 and n not in matrices for n, p in parameters.items())
-        return found if matrices and not strange and type(module).forward is kind.forward else None
-    return None
 
 
 def _digital_by_nature(module: nn.Module) -> bool:
@@ -244,7 +145,7 @@ def convert(
     """
     if not isinstance(net, nn.Module):
         raise AimcError(f"expects a torch module, got {type(net).__name__}", field="net")
-    if type(hardware) not in _HANDLERS:
+    if not isinstance(hardware, (Hardware, PulsedHardware)):
         raise AimcError(
             f"expects a Hardware or PulsedHardware, got {type(hardware).__name__}; see aimc.presets",
             field="hardware",
@@ -276,14 +177,14 @@ def convert(
     chosen = {row.name for row in rows if row.where == "analog"}
     first_name = {module: name for name, module in net.named_modules()}  # a shared module has several names
     if isinstance(hardware, PulsedHardware):
-        handed = [(m, _handler(m, type(hardware))) for m, name in first_name.items() if name in chosen]
+        handed = [(m, find_handler(m, type(hardware))) for m, name in first_name.items() if name in chosen]
         _refuse_ties(net, [p for m, found in handed if found is not None for p in found.matrices(m).values()])
     twins: dict[nn.Module, nn.Module] = {}
     key = Key(seed)
 
     def twin(module: nn.Module, name: str) -> nn.Module:
         if module not in twins:
-            found = _handler(module, type(hardware))
+            found = find_handler(module, type(hardware))
             assert found is not None
             try:
                 made = found.handler(module, hardware, key.fold(name), name, backend)
@@ -343,7 +244,7 @@ def _survey(
     def excluded(name: str) -> bool:
         parts = name.split(".")
         prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
-        hits = [p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in prefixes)]
+        hits = [p for p in patterns if any(matches(n, (p,)) for n in prefixes)]
         used.update(hits)
         return bool(hits)
 
@@ -367,7 +268,7 @@ def _survey(
             if rest:
                 rows.append(Row(name, kind, "digital", rest, False))
             continue
-        found = _handler(module, hardware)
+        found = find_handler(module, hardware)
         if found is not None or isinstance(module, _OPAQUE):
             whole.append(name)
             inside = dict(module.named_parameters())

@@ -25,6 +25,7 @@ ROWS = (
     ("hardware",),
     ("presets",),
     ("nn",),
+    ("handlers",),
     ("convert",),
     ("chip",),
     ("optim", "data", "report"),

@@ -64,7 +64,6 @@ def test_refuses_to_leave_a_matrix_digital_and_names_it():
     [
         (nn.ConvTranspose2d(3, 4, 3), "weight"),
         (nn.Bilinear(3, 4, 5), "weight"),
-        (nn.MultiheadAttention(4, 2), "attention"),
         (Changed(2, 2), "weight"),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else v,

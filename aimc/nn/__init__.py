@@ -1,5 +1,6 @@
 """Analog layers: ordinary torch modules, one file a layer type."""
 
+from aimc.nn.attention import AnalogMultiheadAttention
 from aimc.nn.base import AnalogLayer, ProgrammedWeights, analog_layers, saved_hardware
 from aimc.nn.composite import AnalogMatrix, Composite, Piece
 from aimc.nn.conv import AnalogConv1d, AnalogConv2d, AnalogConv3d
@@ -26,6 +27,7 @@ __all__ = [
     "AnalogLayer",
     "AnalogLinear",
     "AnalogMatrix",
+    "AnalogMultiheadAttention",
     "AnalogRNN",
     "AnalogRNNCell",
     "CellWeight",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import types
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,30 +30,32 @@ class Piece:
     Attributes:
         weight: name of the parameter.
         bias: name of the parameter that holds the bias, or None.
-        index: what of the weight it is, and of the bias: an expert's number, or a slice; None is all.
+        index: what of the weight it is: an expert's number, or a slice; None is all.
+        bias_index: likewise of the bias.
         transposed: whether the weight lies as ``[in, out]``.
 
     Example:
         >>> lstm = nn.LSTM(3, 4)
-        >>> Piece("weight_ih_l0", "bias_ih_l0", slice(0, 4)).of(lstm).shape
+        >>> Piece("weight_ih_l0", index=slice(0, 4)).of(lstm).shape
         torch.Size([4, 3])
     """
 
     weight: str
     bias: str | None = None
     index: int | slice | None = None
+    bias_index: int | slice | None = None
     transposed: bool = False
 
-    def of(self, module: nn.Module) -> Tensor:
+    def of(self, module: Any) -> Tensor:
         """The matrix in a module's parameter, ``[out, in]``; a view."""
         value = getattr(module, self.weight)
         value = value if self.index is None else value[self.index]
         return value.t() if self.transposed else value
 
-    def bias_of(self, module: nn.Module) -> Tensor | None:
+    def bias_of(self, module: Any) -> Tensor | None:
         """The bias ``[out]`` in a module's parameter; a view."""
         value = None if self.bias is None else getattr(module, self.bias)
-        return value if value is None or self.index is None else value[self.index]
+        return value if value is None or self.bias_index is None else value[self.bias_index]
 
 
 class AnalogMatrix(AnalogLinear):
@@ -151,8 +154,7 @@ class Composite(nn.Module):
         in_cells = isinstance(hardware, PulsedHardware)
         taken = self.placed() if in_cells else set()
         for parameter, value in digital._parameters.items():
-            if parameter not in taken or value is None:
-                self.register_parameter(parameter, value)
+            self.register_parameter(parameter, None if parameter in taken else value)
         for child, piece in pieces.items():
             below = key.fold(child), f"{name}.{child}" if name else child, backend
             made = (
@@ -179,7 +181,7 @@ class Composite(nn.Module):
         """The torch module with copies of the weights, output gains multiplied in."""
         digital = self._blank().train(self.training)
         for name, mine in self._parameters.items():
-            there: Any = digital._parameters[name]
+            there: Any = digital._parameters.get(name)
             if mine is not None:
                 there.copy_(mine)
                 there.requires_grad_(mine.requires_grad)
@@ -207,15 +209,21 @@ class Composite(nn.Module):
             child = self._modules[name]
             if not isinstance(child, PulsedLinear):
                 continue
-            for field, source in (("weight", piece.weight), ("bias", piece.bias)):
-                value = state_dict.get(f"{prefix}{source}")
-                if value is None:
-                    continue
-                value = value if piece.index is None else value[piece.index]
-                value = value.t() if piece.transposed and field == "weight" else value
-                state_dict.setdefault(f"{prefix}{name}.{field}", value)
+            saved = types.SimpleNamespace(
+                **{
+                    source: state_dict.get(f"{prefix}{source}")
+                    for source in (piece.weight, piece.bias)
+                    if source
+                }
+            )
+            for field, source, find in (
+                ("weight", piece.weight, piece.of),
+                ("bias", piece.bias, piece.bias_of),
+            ):
+                if source is not None and getattr(saved, source) is not None:
+                    state_dict.setdefault(f"{prefix}{name}.{field}", find(saved))
         for source in self.placed():
-            if source not in self._parameters:
+            if self._parameters.get(source) is None:
                 state_dict.pop(f"{prefix}{source}", None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
