@@ -9,15 +9,18 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .lenet import LeNet5
+from .lenet import LeNet5, TanhLeNet5
 from .mlp import MLP
+from .resnet import ResNet
 from .wideresnet import WideResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
+    "lenet5_tanh": TanhLeNet5,
     "mlp": MLP,
+    "resnet": ResNet,
     "wideresnet": WideResNet,
 }
 """Name to builder; a recipe names a network and gives its keyword arguments."""
 
-__all__ = ["MLP", "MODELS", "LeNet5", "WideResNet"]
+__all__ = ["MLP", "MODELS", "LeNet5", "ResNet", "TanhLeNet5", "WideResNet"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import abc
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.models import MODELS
-from aimc.models import LeNet5 as ReluLeNet5
+from aimc.models.resnet import FOUR_STAGES
 
 
 class Network(Config):
@@ -42,17 +41,8 @@ class LeNet5(Network):
         self.require(
             tuple(shape[1:]) == (28, 28), "type", f"takes images of 28x28, the data has {list(shape)}"
         )
-        kind = TanhLeNet5 if self.activation == "tanh" else ReluLeNet5
+        kind = MODELS["lenet5_tanh" if self.activation == "tanh" else "lenet5"]
         return kind(num_classes=classes, in_channels=shape[0])
-
-
-class TanhLeNet5(ReluLeNet5):
-    """The same layers with tanh. Pooling comes first: the largest value is the same, and there are fewer to take."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = torch.tanh(nn.functional.max_pool2d(self.conv1(images), 2))
-        x = torch.tanh(torch.tanh(nn.functional.max_pool2d(self.conv2(x), 2)))
-        return self.fc2(torch.tanh(self.fc1(x.flatten(1))))
 
 
 class MLP(Network):
@@ -95,3 +85,41 @@ class WideResNet(Network):
         if len(shape) != 3:
             raise AimcError(f"takes images, the data has shape {list(shape)}", field="network")
         return MODELS["wideresnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
+
+
+class ResNet(Network):
+    """Residual network for 32x32 images; see :class:`aimc.models.ResNet`.
+
+    Its parts are called ``stem``, ``stages.0`` to ``stages.3`` (to ``stages.2`` where depth is 6 n + 2) and ``head``.
+
+    Fields:
+        depth: 10, 18 or 34 with four stages; 6 n + 2, such as 20, 32 or 56, with three.
+        width: channels of the first stage, or null for 64 with four stages and 16 with three.
+
+    Example:
+        >>> sum(p.numel() for p in ResNet(depth=18).build((3, 32, 32), 10).parameters())
+        11173962
+    """
+
+    depth: int = 18
+    width: int | None = None
+
+    def validate(self):
+        self.require(
+            self.depth in FOUR_STAGES or (self.depth >= 8 and (self.depth - 2) % 6 == 0),
+            "depth",
+            f"is {', '.join(map(str, FOUR_STAGES))}, or 6 n + 2 (8, 14, 20, ..., 32, ...), got {self.depth}",
+        )
+        self.require(self.width is None or self.width >= 1, "width", f"must be at least 1, got {self.width}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts in the order of the signal."""
+        stages = len(FOUR_STAGES.get(self.depth, (0, 0, 0)))
+        return ("stem", *(f"stages.{i}" for i in range(stages)), "head")
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        self.require(
+            tuple(shape[1:]) == (32, 32), "type", f"takes images of 32x32, the data has {list(shape)}"
+        )
+        return MODELS["resnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
