@@ -40,9 +40,7 @@ class BasicBlock(nn.Module):
             skip = self.shortcut(x)
         else:
             skip = x[:, :, :: self.stride, :: self.stride]
-            skip = nn.functional.pad(
-                skip, (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2)
-            )
+            skip = nn.functional.pad(skip, (0, 0, 0, 0, self.missing // 2, self.missing - self.missing // 2))
         return torch.relu(self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))) + skip)
 
 
@@ -72,7 +70,9 @@ class ResNet(nn.Module):
         (['stem', 'stages', 'head'], 4, 32)
     """
 
-    def __init__(self, depth: int = 18, width: int | None = None, num_classes: int = 10, in_channels: int = 3):
+    def __init__(
+        self, depth: int = 18, width: int | None = None, num_classes: int = 10, in_channels: int = 3
+    ):
         super().__init__()
         four = depth in FOUR_STAGES
         if not four and (depth < 8 or (depth - 2) % 6):

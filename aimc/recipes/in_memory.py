@@ -56,7 +56,8 @@ class OntoChips(Config):
 class InSituExperiment(Config):
     """A network trained in memory, and the same network trained digitally on the same images in the same order.
 
-    Both take plain SGD without momentum, and what counts is the last epoch: nothing is selected.
+    Both take SGD, and what counts is the last epoch: nothing is selected. Momentum and weight decay are for digital
+    parameters alone: cells take pulses.
 
     Fields:
         dataset: images.
@@ -68,6 +69,9 @@ class InSituExperiment(Config):
         schedule: how the learning rates fall.
         baseline: train the digital baseline, too.
         baseline_lr: learning rate of the baseline.
+        momentum: of the baseline, and of what is digital beside the cells.
+        weight_decay: likewise; of matrices and kernels only.
+        label_smoothing: share of the target that is spread evenly over all classes, of both.
         digital: name patterns of layers that stay digital.
         chips: afterwards, onto chips for inference; null for no.
         seed: of initial weights, data order, devices and pulses.
@@ -89,6 +93,9 @@ class InSituExperiment(Config):
     schedule: Schedule = Schedule()
     baseline: bool = True
     baseline_lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
     digital: tuple[str, ...] = ()
     chips: OntoChips | None = None
     seed: int = 0
@@ -100,6 +107,11 @@ class InSituExperiment(Config):
             self.require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "baseline_lr"):
             self.require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
+        self.require(0 <= self.momentum < 1, "momentum", f"is in [0, 1), got {self.momentum}")
+        self.require(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        self.require(
+            0 <= self.label_smoothing < 1, "label_smoothing", f"is in [0, 1), got {self.label_smoothing}"
+        )
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
@@ -148,7 +160,8 @@ def _train(
     batches = Shuffled(images.train, config.batch_size, Key(config.seed).fold("order").seed)
     done = fit_in_memory(
         net, batches, images.metric("validation"), images.metric("test"), epochs=config.epochs, lr=lr,
-        schedule=config.schedule, seed=config.seed, run=run, name=name, progress=progress,
+        schedule=config.schedule, momentum=config.momentum, weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing, seed=config.seed, run=run, name=name, progress=progress,
     )  # fmt: skip
     return done.history[-1]["test"]
 

@@ -18,7 +18,15 @@ from aimc.errors import AimcError
 from aimc.hwa import distillation_loss
 from aimc.nn import analog_layers
 from aimc.random import Key
-from aimc.train.checkpoint import load_checkpoint, load_state, prefixed, save_checkpoint, under
+from aimc.train.checkpoint import (
+    load_checkpoint,
+    load_moments,
+    load_state,
+    moments,
+    prefixed,
+    save_checkpoint,
+    under,
+)
 from aimc.train.config import Optimizer, Stage
 from aimc.train.progress import Progress
 from aimc.train.run import Run
@@ -175,7 +183,7 @@ def fit(
         if run is not None and run.checkpoint(f"{name}.epoch").exists():
             tensors, details = load_checkpoint(run.checkpoint(f"{name}.epoch"))
             load_state(net, under("model", tensors), str(run.checkpoint(f"{name}.epoch")))
-            _load_optimizer(optimizer, under("optimizer", tensors))
+            load_moments(optimizer, under("optimizer", tensors))
             torch.set_rng_state(tensors["generator"])
             history, chosen, best = details["history"], details["chosen"], under("best", tensors)
             run.settle(name, history)
@@ -282,21 +290,12 @@ def _save_epoch(
     history: list[dict[str, Any]],
     chosen: int,
 ) -> None:
-    state = optimizer.state_dict()["state"]
-    moments = {f"{i}/{k}": v for i, held in state.items() for k, v in held.items() if isinstance(v, Tensor)}
-    tensors = prefixed("model", net.state_dict()) | prefixed("best", best) | prefixed("optimizer", moments)
+    tensors = prefixed("model", net.state_dict()) | prefixed("best", best)
+    tensors |= prefixed("optimizer", moments(optimizer))
     tensors["generator"] = torch.get_rng_state()
     save_checkpoint(
         run.checkpoint(f"{name}.epoch"), tensors, {"name": name, "history": history, "chosen": chosen}
     )
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for path, tensor in moments.items():
-        index, key = path.split("/", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def load_weights(net: nn.Module, run: Run | str, name: str) -> None:
