@@ -1,6 +1,6 @@
 """Data sets as tensors: MNIST (a part of it in the package), Fashion-MNIST, CIFAR-10, CIFAR-100, WikiText-2, SST-2."""
 
-from aimc.data.augmentation import AUGMENTATIONS, crop_flip
+from aimc.data.augmentation import AUGMENTATIONS, auto_augment, crop_flip
 from aimc.data.batching import Inputs, Samples, batches
 from aimc.data.catalogue import DATASETS, TEXTS, Source, TextSource
 from aimc.data.loading import SPLITS, TensorData, load
@@ -19,6 +19,7 @@ __all__ = [
     "TensorData",
     "TextSource",
     "TokenData",
+    "auto_augment",
     "batches",
     "crop_flip",
     "load",

@@ -7,31 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-
-class ThinBlock(nn.Module):
-    """Post-activation residual block: 3x3, norm, ReLU, 3x3, norm, plus the input, ReLU.
-
-    Where the width or the resolution changes, the shortcut is a 1x1 convolution with a norm.
-
-    Shape:
-        x [n, in_channels, h, w] to [n, out_channels, h / stride, w / stride].
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = None
-        if in_channels != out_channels or stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.shortcut is None else self.shortcut(x)
-        return torch.relu(skip + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
+from .resnet import BasicBlock
 
 
 class ThinResNet(nn.Module):
@@ -76,7 +52,9 @@ class ThinResNet(nn.Module):
         for group, out_channels in enumerate(widths):
             members = []
             for block in range((depth - 2) // 6):
-                members.append(ThinBlock(channels, out_channels, stride=2 if group > 0 and block == 0 else 1))
+                members.append(
+                    BasicBlock(channels, out_channels, stride=2 if group > 0 and block == 0 else 1)
+                )
                 channels = out_channels
             groups.append(nn.Sequential(*members))
         self.groups = nn.Sequential(*groups)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.models import MODELS
-from aimc.models import LeNet5 as ReluLeNet5
+from aimc.models.resnet import STAGES
 
 
 class Network(Config):
@@ -46,17 +45,8 @@ class LeNet5(Network):
         self.require(
             tuple(shape[1:]) == (28, 28), "type", f"takes images of 28x28, the data has {list(shape)}"
         )
-        kind = TanhLeNet5 if self.activation == "tanh" else ReluLeNet5
+        kind = MODELS["lenet5_tanh" if self.activation == "tanh" else "lenet5"]
         return kind(num_classes=classes, in_channels=shape[0])
-
-
-class TanhLeNet5(ReluLeNet5):
-    """The same layers with tanh. Pooling comes first: the largest value is the same, and there are fewer to take."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = torch.tanh(nn.functional.max_pool2d(self.conv1(images), 2))
-        x = torch.tanh(torch.tanh(nn.functional.max_pool2d(self.conv2(x), 2)))
-        return self.fc2(torch.tanh(self.fc1(x.flatten(1))))
 
 
 class MLP(Network):
@@ -141,6 +131,36 @@ class LSTM(Network):
             f"must be below the {classes} words of the vocabulary, got {self.cutoffs}",
         )
         return MODELS["lstm"](classes, self.width, self.layers, self.dropout, self.tied, self.cutoffs)
+
+
+class ResNet(Network):
+    """Residual network of four stages for 32x32 images, such as ResNet-18.
+
+    Its parts are called ``stem``, ``stages.0`` to ``stages.3`` and ``head``.
+
+    Fields:
+        depth: 10, 18 or 34.
+        width: channels of the first stage.
+
+    Example:
+        >>> sum(p.numel() for p in ResNet(depth=18).build((3, 32, 32), 10).parameters())
+        11173962
+    """
+
+    depth: int = 18
+    width: int = 64
+
+    PARTS: ClassVar[tuple[str, ...]] = ("stem", "stages.0", "stages.1", "stages.2", "stages.3", "head")
+
+    def validate(self):
+        self.require(
+            self.depth in STAGES, "depth", f"is one of {', '.join(map(str, STAGES))}, got {self.depth}"
+        )
+        self.require(self.width >= 1, "width", f"must be at least 1, got {self.width}")
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        _need_images(shape)
+        return MODELS["resnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
 
 
 class ThinResNet(Network):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from aimc import data as datasets
 from aimc.chip import Accuracy, Perplexity
 from aimc.config import Config
+from aimc.errors import AimcError
 from aimc.random import Key
 from aimc.recipes.networks import Network
 from aimc.train import Batches, Classification, Objective
@@ -73,7 +74,8 @@ class Dataset(Data):
         name: as :func:`aimc.data.load` knows it.
         train_images, validation_images, test_images: at most so many, or null for all.
         pixels: ``standardised``, mean 0 and deviation 1 over the training images; or ``unit``, from 0 to 1.
-        augment: of the training images only: ``none``, or ``crop_flip``, see :func:`aimc.data.crop_flip`.
+        augment: of the training images only: ``none``; ``crop_flip``, see :func:`aimc.data.crop_flip`; or
+            ``auto_augment``, see :func:`aimc.data.auto_augment`, with pixels from 0 to 1.
     """
 
     name: str = "mnist"
@@ -81,12 +83,17 @@ class Dataset(Data):
     validation_images: int | None = None
     test_images: int | None = None
     pixels: Literal["standardised", "unit"] = "standardised"
-    augment: Literal["none", "crop_flip"] = "none"
+    augment: Literal["none", "crop_flip", "auto_augment"] = "none"
 
     def validate(self):
         for name in ("train_images", "validation_images", "test_images"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, f"must be at least 1, got {value}")
+        self.require(
+            self.augment != "auto_augment" or self.pixels == "unit",
+            "augment",
+            "auto_augment changes colours between 0 and 1; set pixels to unit with it",
+        )
 
     def load(self, root: str | os.PathLike[str] | None) -> Images:
         return load_images(self, root)
@@ -100,6 +107,10 @@ class Images(Task):
     validation: datasets.TensorData
     test: datasets.TensorData
     augment: str = "none"
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on another device."""
+        return Images(self.train.to(device), self.validation.to(device), self.test.to(device))
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -154,6 +165,31 @@ class Shuffled:
         return datasets.batches(
             self._data, self._batch_size, shuffle_seed=self._seed, epoch=epoch, augment=self._augment
         )
+
+
+def find_device(name: str) -> torch.device:
+    """Where torch is to compute.
+
+    Args:
+        name: as torch has it, such as ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        AimcError: torch knows no such device, or does not find it on this machine.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise AimcError(
+            f"torch cannot compute on {name!r} here ({reason}); take cpu, or a torch that fits this machine's GPU",
+            field="torch_device",
+        ) from None
+    return device
 
 
 def available_cores() -> int:

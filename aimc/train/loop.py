@@ -17,7 +17,15 @@ from aimc.convert import evaluating, set_noise_strength
 from aimc.errors import AimcError
 from aimc.nn import analog_layers
 from aimc.random import Key
-from aimc.train.checkpoint import load_checkpoint, load_state, prefixed, save_checkpoint, under
+from aimc.train.checkpoint import (
+    load_checkpoint,
+    load_moments,
+    load_state,
+    moments,
+    prefixed,
+    save_checkpoint,
+    under,
+)
 from aimc.train.config import Optimizer, Stage
 from aimc.train.objective import Classification, Inputs, Objective
 from aimc.train.progress import Progress
@@ -250,7 +258,7 @@ class _Training:
         if place.exists():
             tensors, details = load_checkpoint(place)
             load_state(self.net, under("model", tensors), str(place))
-            _load_optimizer(self.optimizer, under("optimizer", tensors))
+            load_moments(self.optimizer, under("optimizer", tensors))
             torch.set_rng_state(tensors["generator"])
             self.history, self.chosen = details["history"], details["chosen"]
             self.best = under("best", tensors)
@@ -266,12 +274,8 @@ class _Training:
         """Write everything that the rest of the stage depends on."""
         if self.run is None:
             return
-        state = self.optimizer.state_dict()["state"]
-        moments = {
-            f"{i}/{k}": v for i, held in state.items() for k, v in held.items() if isinstance(v, Tensor)
-        }
         tensors = prefixed("model", self.net.state_dict()) | prefixed("best", self.best)
-        tensors |= prefixed("optimizer", moments) | {"generator": torch.get_rng_state()}
+        tensors |= prefixed("optimizer", moments(self.optimizer)) | {"generator": torch.get_rng_state()}
         if self.current.batches:
             tensors |= prefixed("carried", self.objective.carried())
         details = {
@@ -368,14 +372,6 @@ class _Training:
             f"{self.name} epoch {row['epoch']}/{row['epochs']}: loss {row['loss']:.4f}, {accuracy}"
             f"validation {row['validation']:.4f}, {row['seconds']:.1f} s"
         )
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for path, tensor in moments.items():
-        index, key = path.split("/", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def load_weights(net: nn.Module, run: Run | str, name: str) -> None:

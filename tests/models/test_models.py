@@ -1,13 +1,17 @@
 import pytest
 import torch
 
-from aimc.models import MLP, MODELS, LeNet5, ThinResNet, WideResNet
+from aimc.models import MLP, MODELS, LeNet5, ResNet, TanhLeNet5, ThinResNet, WideResNet
 
 CASES = {
     "lenet5": (LeNet5, {}, 80_202, (1, 28, 28), 10),
     "lenet5-rgb": (LeNet5, {"in_channels": 3, "num_classes": 7}, 80_615, (3, 28, 28), 7),
+    "lenet5-tanh": (TanhLeNet5, {}, 80_202, (1, 28, 28), 10),
     "mlp": (MLP, {"sizes": (784, 256, 10)}, 203_530, (1, 28, 28), 10),
     "mlp-no-bias": (MLP, {"sizes": (12, 5, 4, 3), "bias": False}, 92, (3, 4), 3),
+    "resnet-10": (ResNet, {"depth": 10, "width": 4, "in_channels": 1}, 19_830, (1, 32, 32), 10),
+    "resnet-18": (ResNet, {}, 11_173_962, (3, 32, 32), 10),
+    "resnet-34": (ResNet, {"depth": 34, "num_classes": 100}, 21_328_292, (3, 32, 32), 100),
     "resnet-32": (ThinResNet, {}, 466_906, (3, 32, 32), 10),
     "resnet-8": (
         ThinResNet,
@@ -60,6 +64,22 @@ def test_a_thin_resnet_adds_the_input_before_the_last_relu():
     torch.nn.init.zeros_(block.norm2.weight)
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(block(x), torch.relu(x))
+
+
+@pytest.mark.parametrize("depth", [9, 32, 50])
+def test_a_resnet_has_one_of_three_depths(depth):
+    with pytest.raises(ValueError, match="10, 18, 34"):
+        ResNet(depth)
+
+
+def test_a_resnet_halves_the_resolution_before_three_of_four_stages():
+    net, x, sizes = ResNet(18, width=2).eval(), torch.randn(1, 3, 32, 32), []
+    x = net.stem(x)
+    for stage in net.stages:
+        x = stage(x)
+        sizes.append(tuple(x.shape[1:]))
+    assert sizes == [(2, 32, 32), (4, 16, 16), (8, 8, 8), (16, 4, 4)]
+    assert [len(stage) for stage in ResNet(34, width=1).stages] == [3, 4, 6, 3]
 
 
 def test_mlp_needs_two_sizes():
