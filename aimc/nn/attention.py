@@ -93,7 +93,7 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
             return x[None] if single else x.transpose(0, 1) if swapped else x
 
         q, k, v = (
-            project(batched(x))
+            project(batched(x))  # pyright: ignore[reportCallIssue]  (typed as a tensor or module)
             for project, x in zip((self.q_proj, self.k_proj, self.v_proj), (query, key, value))
         )
         if k.shape[:2] != v.shape[:2] or len(q) != len(k):
