@@ -1,6 +1,6 @@
 """aimc: train, program and age neural networks on simulated analog in-memory hardware."""
 
-from aimc import algorithms, cells, chip, crossbar, hwa, optim, periphery, presets
+from aimc import algorithms, cells, chip, crossbar, data, hwa, optim, periphery, presets, recipes, report
 from aimc.chip import Accuracy, Chip, DriftResult, Perplexity, calibrate, evaluate_over_time, program
 from aimc.convert import (
     convert,
@@ -33,6 +33,7 @@ __all__ = [
     "convert",
     "coverage",
     "crossbar",
+    "data",
     "evaluate_over_time",
     "hwa",
     "optim",
@@ -40,7 +41,9 @@ __all__ = [
     "presets",
     "program",
     "pulsed_layers",
+    "recipes",
     "remap",
+    "report",
     "set_backend",
     "set_hardware",
     "set_noise_strength",

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import aimc.recipes  # noqa: F401  (the configurations that the runs hold)
 from aimc.report import load_comparison, load_run, tables
 
 ROOT = Path(__file__).parents[1]
