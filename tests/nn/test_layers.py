@@ -328,6 +328,14 @@ def test_saturated_outputs_widen_the_range_where_they_are_managed():
         assert_close("range", analog.input_range.grad, torch.tensor([expected]), atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_transposed_input_is_read_in_its_own_order(backend):
+    analog = aimc.convert(nn.Linear(24, 5), learned(value=2.0), backend=backend, seed=0).eval()
+    x = torch.randn(24, 8).t()
+    assert not x.is_contiguous()
+    assert_close("output", analog(x), analog(x.contiguous()), atol=1e-6)
+
+
 def test_settings_of_a_layer_survive_an_exchange_of_hardware():
     analog = aimc.convert(nn.Linear(4, 2), learned())
     analog.check_finite, analog.noise_strength = False, 0.25
