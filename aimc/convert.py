@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
+from aimc.crossbar import Layout, TileSize
 from aimc.errors import AimcError
 from aimc.handlers import find_handler, matches
 from aimc.hardware import Hardware, PulsedHardware
@@ -79,6 +80,12 @@ def _levels(converter) -> str:
     return str(2 * converter.half + 1) if converter is not None and converter.half else "exact"
 
 
+def _size(tile: TileSize, layout: Layout) -> str:
+    """Rows and columns of a tile, and how many groups of a convolution share one."""
+    packed = max(layout.blocks) if layout.groups > 1 else 1
+    return f"{tile.rows}x{tile.columns or 'any'}" + (f", {packed} groups each" if packed > 1 else "")
+
+
 def _analog_row(name: str, layer: AnalogLayer) -> Row:
     hardware, layout, matrix = layer.hardware, layer.layout, layer.weight.numel()
     bias = layer.bias.numel() if layer.bias is not None else 0
@@ -86,8 +93,7 @@ def _analog_row(name: str, layer: AnalogLayer) -> Row:
     return Row(
         name, type(layer).__name__, "analog", matrix + bias + extras, True, matrix, bias,
         layout.tiles, layout.utilisation,
-        f"{hardware.tile.rows}x{hardware.tile.columns or 'any'}",
-        f"{_levels(hardware.dac)}/{_levels(hardware.adc)}", hardware.cell.g_max,
+        _size(hardware.tile, layout), f"{_levels(hardware.dac)}/{_levels(hardware.adc)}", hardware.cell.g_max,
     )  # fmt: skip
 
 
@@ -100,8 +106,8 @@ def _pulsed_row(name: str, layer: PulsedLayer, parameters: int) -> Row:
     bias = 0 if layer.bias is None or hardware.mapping.analog_bias else layer.bias.numel()
     return Row(
         name, type(layer).__name__, "analog", parameters, True, parameters - bias, bias, arrays * layout.tiles,
-        layout.utilisation, f"{hardware.tile.rows}x{hardware.tile.columns or 'any'}",
-        f"{_levels(io and io.dac)}/{_levels(io and io.adc)}", cells=text,
+        layout.utilisation, _size(hardware.tile, layout), f"{_levels(io and io.dac)}/{_levels(io and io.adc)}",
+        cells=text,
     )  # fmt: skip
 
 

@@ -13,6 +13,9 @@ from aimc.nn import (
     AnalogConv1d,
     AnalogConv2d,
     AnalogConv3d,
+    AnalogConvTranspose1d,
+    AnalogConvTranspose2d,
+    AnalogConvTranspose3d,
     AnalogGRU,
     AnalogGRUCell,
     AnalogLinear,
@@ -115,6 +118,12 @@ for _digital, _analog, _pulsed in (
 ):
     register(_digital, hardware=Hardware)(_analog)
     register(_digital, hardware=PulsedHardware)(_pulsed)
+for _digital, _twin in (
+    (nn.ConvTranspose1d, AnalogConvTranspose1d),
+    (nn.ConvTranspose2d, AnalogConvTranspose2d),
+    (nn.ConvTranspose3d, AnalogConvTranspose3d),
+):
+    register(_digital, hardware=Hardware)(_twin)
 
 _OF_A_LAYER = [f"weight_[ih][hr]_l{n}{way}" for n in ("[0-9]", "[0-9][0-9]") for way in ("", "_reverse")]
 for _digital, _twin in ((nn.LSTM, AnalogLSTM), (nn.GRU, AnalogGRU), (nn.RNN, AnalogRNN)):

@@ -62,7 +62,6 @@ def test_refuses_to_leave_a_matrix_digital_and_names_it():
 @pytest.mark.parametrize(
     ("module", "named"),
     [
-        (nn.ConvTranspose2d(3, 4, 3), "weight"),
         (nn.Bilinear(3, 4, 5), "weight"),
         (Changed(2, 2), "weight"),
     ],
@@ -317,3 +316,16 @@ def test_a_subclass_that_multiplies_with_an_embedding_is_no_table():
     with pytest.raises(aimc.AimcError, match=r"0\.weight"):
         aimc.convert(net, aimc.presets.ideal())
     assert "excluded" in str(aimc.summary(aimc.convert(net, aimc.presets.ideal(), digital=["0"])))
+
+
+def test_the_report_says_how_many_groups_share_a_tile():
+    net = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3)
+    )
+    report = aimc.coverage(aimc.convert(net, IDEAL.replace(**{"tile.rows": 40, "tile.columns": 40})))
+    assert [(r.tiles, r.size) for r in report.rows] == [
+        (2, "40x40, 4 groups each"),  # 9 rows a group
+        (2, "40x40, 2 groups each"),  # 18 rows a group
+        (2, "40x40"),
+    ]
+    assert "4 groups each" in str(report)

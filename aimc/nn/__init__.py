@@ -4,6 +4,7 @@ from aimc.nn.attention import AnalogMultiheadAttention
 from aimc.nn.base import AnalogLayer, ProgrammedWeights, analog_layers, saved_hardware
 from aimc.nn.composite import AnalogMatrix, Composite, Piece
 from aimc.nn.conv import AnalogConv1d, AnalogConv2d, AnalogConv3d
+from aimc.nn.conv_transposed import AnalogConvTranspose1d, AnalogConvTranspose2d, AnalogConvTranspose3d
 from aimc.nn.linear import AnalogLinear
 from aimc.nn.pulsed import (
     CellWeight,
@@ -20,6 +21,9 @@ __all__ = [
     "AnalogConv1d",
     "AnalogConv2d",
     "AnalogConv3d",
+    "AnalogConvTranspose1d",
+    "AnalogConvTranspose2d",
+    "AnalogConvTranspose3d",
     "AnalogGRU",
     "AnalogGRUCell",
     "AnalogLSTM",

@@ -92,9 +92,9 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
         def batched(x: Tensor) -> Tensor:
             return x[None] if single else x.transpose(0, 1) if swapped else x
 
+        matrices: Any = self._modules
         q, k, v = (
-            project(batched(x))
-            for project, x in zip((self.q_proj, self.k_proj, self.v_proj), (query, key, value))
+            matrices[f"{kind}_proj"](batched(x)) for kind, x in zip("qkv", (query, key, value), strict=True)
         )
         if k.shape[:2] != v.shape[:2] or len(q) != len(k):
             raise AimcError(
