@@ -13,6 +13,7 @@ from aimc.convert import (
     to_digital,
 )
 from aimc.errors import AimcError
+from aimc.handlers import register, register_products
 from aimc.hardware import Hardware, PulsedHardware, PulsedMapping
 from aimc.nn import analog_layers, pulsed_layers
 
@@ -39,6 +40,8 @@ __all__ = [
     "presets",
     "program",
     "pulsed_layers",
+    "register",
+    "register_products",
     "remap",
     "set_backend",
     "set_hardware",

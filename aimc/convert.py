@@ -15,7 +15,7 @@ from aimc.crossbar import Layout, TileSize
 from aimc.errors import AimcError
 from aimc.handlers import find_handler, matches
 from aimc.hardware import Hardware, PulsedHardware
-from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, pulsed_layers
+from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, digital_copy, pulsed_layers
 from aimc.nn.pulsed import warn_of_overflow
 from aimc.ops import check_backend
 from aimc.random import Key
@@ -33,10 +33,11 @@ _DIGITAL_BY_NATURE = (
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
 
+# Hugging Face's embeddings look up, concatenate and add.
+_DIGITAL_BY_NAME = ("transformers.models.*Embeddings",)
 
 # These compute with the bare weights of their children, so a child made analog would be bypassed.
 _OPAQUE = (nn.MultiheadAttention,)
-
 
 _HOOKS = (
     "_forward_hooks",
@@ -52,7 +53,7 @@ _HOOKS = (
 def _digital_by_nature(module: nn.Module) -> bool:
     """Whether torch's own forward runs; one that a subclass has written may multiply with the parameters."""
     if not isinstance(module, _DIGITAL_BY_NATURE):
-        return False
+        return matches(f"{type(module).__module__}.{type(module).__qualname__}", _DIGITAL_BY_NAME)
     torchs = next(kind for kind in type(module).__mro__ if kind.__module__.split(".")[0] == "torch")
     return type(module).forward is torchs.forward
 
@@ -165,7 +166,8 @@ def convert(
         names = ", ".join(repr(row.name) for row in unsupported[:3])
         raise AimcError(
             f"these matrix products would stay digital:{lines}\nKeep them digital on purpose with "
-            f"digital=({names}, ...), or pass strict=False",
+            f"digital=({names}, ...), pass strict=False, or see aimc.register_products and "
+            "aimc.register",
             field="net",
         )
     if not any(row.where == "analog" for row in rows):
@@ -209,9 +211,9 @@ def convert(
         if module is not None and first_name.get(module) in chosen
     ]
     if "" in chosen:
-        placed, net = [], twin(net, "")
+        net = twin(net, "")
     for parent, child, made in placed:
-        setattr(parent, child, made)
+        setattr(twins.get(parent, parent), child, made)
     _switch_off_fast_paths(net)
     net.__dict__["_aimc_digital"] = patterns  # for the report: what was left digital on purpose
     pulsed = pulsed_layers(net).values()
@@ -270,18 +272,27 @@ def _survey(
             rows.append(_pulsed_row(name, module, sum(p.numel() for p in own.values())))
             continue
         if isinstance(module, Composite):  # what its matrices hold is in their rows
-            rest = sum(p.numel() for n, p in own.items() if n not in module.placed())
+            rest = sum(p.numel() for n, p in own.items() if n not in module.analog_placed())
             if rest:
                 rows.append(Row(name, kind, "digital", rest, False))
             continue
         found = find_handler(module, hardware)
         if found is not None or isinstance(module, _OPAQUE):
-            whole.append(name)
-            inside = dict(module.named_parameters())
+            entire = found is None or found.whole
+            if entire:
+                whole.append(name)
+            inside = dict(module.named_parameters(recurse=entire))
             count = sum(p.numel() for p in inside.values())
             matrices = found.matrices(module) if found is not None else inside
             matrix = sum(p.numel() for p in matrices.values() if p.dim() >= 2)
-            where = "excluded" if excluded(name) else ("analog" if found is not None else "unsupported")
+            left = [n for n in matrices if excluded(_join(name, n))]
+            if left and len(left) < len(matrices):
+                raise AimcError(
+                    f"{', '.join(map(repr, left))} would stay digital and the rest of the {kind} would not; it is "
+                    f"converted whole, so exclude {name!r}",
+                    layer=name, field="digital",
+                )  # fmt: skip
+            where = "excluded" if left else ("analog" if found is not None else "unsupported")
             rows.append(Row(name, kind, where, count, True, matrix, count - matrix))
         elif own and _digital_by_nature(module):
             excluded(name)
@@ -324,26 +335,7 @@ def to_digital(net: nn.Module) -> nn.Module:
         >>> to_digital(convert(nn.Linear(2, 2), presets.pcm()))
         Linear(in_features=2, out_features=2, bias=True)
     """
-    memo: dict[int, object] = {}
-    for module in _outermost(net):
-        twin = module.to_digital()  # type: ignore[operator]
-        memo[id(module)] = twin
-        # What is tied to a weight stays tied; a gain makes it another matrix.
-        gained = any(getattr(m, "output_gain", None) is not None for m in module.modules())
-        if not gained:
-            memo.update(
-                (id(p), twin.get_parameter(n)) for n, p in module._parameters.items() if p is not None
-            )
-    return copy.deepcopy(net, memo)
-
-
-def _outermost(net: nn.Module) -> Iterator[nn.Module]:
-    """Analog layers and composites that are in no composite."""
-    if isinstance(net, (*_LAYERS, Composite)):
-        yield net
-        return
-    for child in net.children():
-        yield from _outermost(child)
+    return digital_copy(net)
 
 
 def set_hardware(net: nn.Module, hardware: Hardware) -> None:

@@ -6,6 +6,7 @@ from aimc.nn.composite import AnalogMatrix, Composite, Piece
 from aimc.nn.conv import AnalogConv1d, AnalogConv2d, AnalogConv3d
 from aimc.nn.conv_transposed import AnalogConvTranspose1d, AnalogConvTranspose2d, AnalogConvTranspose3d
 from aimc.nn.linear import AnalogLinear
+from aimc.nn.own_forward import OwnForward, digital_copy, own_forward
 from aimc.nn.pulsed import (
     CellWeight,
     PulsedConv1d,
@@ -36,6 +37,7 @@ __all__ = [
     "AnalogRNNCell",
     "CellWeight",
     "Composite",
+    "OwnForward",
     "Piece",
     "ProgrammedWeights",
     "PulsedConv1d",
@@ -44,6 +46,8 @@ __all__ = [
     "PulsedLayer",
     "PulsedLinear",
     "analog_layers",
+    "digital_copy",
+    "own_forward",
     "pulsed_layers",
     "saved_hardware",
 ]
