@@ -1,6 +1,7 @@
 """Modules that multiply with bare parameters, on tiles without a line of theirs changed."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import aimc
+from aimc.random import Key
 from tests.helpers import assert_close
 
 IDEAL = aimc.presets.ideal()
@@ -289,3 +291,29 @@ def test_pulses_train_what_the_forward_pass_multiplies_by(net):
     sum(y.square().mean() for y in outputs(analog, X, TOKENS)).backward()
     optimizer.step()
     assert all(not torch.equal(m.weight, before[n]) for n, m in aimc.pulsed_layers(analog).items())
+
+
+def test_what_decorators_add_can_be_taken_off():
+    def at_once(forward):
+        """As libraries have it that multiply whole stacks in kernels of their own."""
+
+        @functools.wraps(forward)
+        def outer(self, x):
+            return torch.einsum("...i,eoi->...o", x, self.stack)
+
+        return outer
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stack = nn.Parameter(torch.randn(2, 4, 3))
+
+        @at_once
+        def forward(self, x):
+            return sum(F.linear(x, matrix) for matrix in self.stack)
+
+    module = Experts()
+    with pytest.raises(aimc.AimcError, match="field 'stack': .*asks for einsum"):
+        aimc.nn.own_forward(module, IDEAL, Key(0), weights=["stack"])(X)
+    twin = aimc.nn.own_forward(module, IDEAL, Key(0), weights=["stack"], unwrap=True)
+    assert_close("output", twin(X), module(X), atol=1e-5)
