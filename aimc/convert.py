@@ -129,7 +129,8 @@ def convert(
         hardware: description of the hardware, for instance ``aimc.presets.pcm()`` for inference, or
             ``aimc.presets.reram()`` for training in memory; then see :func:`aimc.optim.wrap`.
         digital: name patterns (``fnmatch``) of modules and parameters that stay digital, such as
-            ``("head", "embed*")``; a pattern that matches nothing is an error.
+            ``("head", "embed*")``; a pattern that matches nothing is an error. Adapters of Hugging Face PEFT stay
+            digital without being named; merge them to have them on tiles.
         seed: seed of every draw; None takes one from torch's generator, so ``torch.manual_seed`` rules it. A layer's
             draws depend on the seed and its name alone.
         backend: ``auto``, ``reference`` or ``cpu``.
@@ -248,13 +249,14 @@ def _survey(
     net: nn.Module, patterns: tuple[str, ...], hardware: type = Hardware, strict: bool = True
 ) -> list[Row]:
     used: set[str] = set()
+    adapters: set[str] = set()
 
     def excluded(name: str) -> bool:
         parts = name.split(".")
         prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
         hits = [p for p in patterns if any(matches(n, (p,)) for n in prefixes)]
         used.update(hits)
-        return bool(hits)
+        return bool(hits) or not adapters.isdisjoint(prefixes)
 
     rows = []
     whole: list[str] = []  # modules that one row speaks for, with all that is in them
@@ -265,6 +267,7 @@ def _survey(
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
         kind = type(module).__name__
+        adapters.update(_join(name, child) for child in _adapters(module))
         if isinstance(module, AnalogLayer):
             rows.append(_analog_row(name, module))
             continue
@@ -308,6 +311,14 @@ def _survey(
     if unused and strict:
         raise AimcError(f"no module or parameter matches {', '.join(map(repr, unused))}", field="digital")
     return rows
+
+
+def _adapters(module: nn.Module) -> Iterable[str]:
+    """Children of a layer of Hugging Face PEFT that are adapters: digital, above a base layer on tiles."""
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
+    if "peft.tuners.tuners_utils.BaseTunerLayer" in kinds:
+        return module.adapter_layer_names  # type: ignore[return-value]
+    return ()
 
 
 def _switch_off_fast_paths(net: nn.Module) -> None:
