@@ -1,12 +1,13 @@
 """aimc: train, program and age neural networks on simulated analog in-memory hardware."""
 
-from aimc import algorithms, cells, chip, crossbar, hwa, optim, periphery, presets
-from aimc.chip import Accuracy, Chip, DriftResult, calibrate, evaluate_over_time, program
+from aimc import algorithms, cells, chip, crossbar, data, hwa, optim, periphery, presets, recipes, report
+from aimc.chip import Accuracy, Chip, DriftResult, Perplexity, calibrate, evaluate_over_time, program
 from aimc.convert import (
     convert,
     coverage,
     remap,
     set_backend,
+    set_check_finite,
     set_hardware,
     set_noise_strength,
     summary,
@@ -23,6 +24,7 @@ __all__ = [
     "Chip",
     "DriftResult",
     "Hardware",
+    "Perplexity",
     "PulsedHardware",
     "PulsedMapping",
     "algorithms",
@@ -33,6 +35,7 @@ __all__ = [
     "convert",
     "coverage",
     "crossbar",
+    "data",
     "evaluate_over_time",
     "hwa",
     "optim",
@@ -40,10 +43,13 @@ __all__ = [
     "presets",
     "program",
     "pulsed_layers",
+    "recipes",
     "register",
     "register_products",
     "remap",
+    "report",
     "set_backend",
+    "set_check_finite",
     "set_hardware",
     "set_noise_strength",
     "summary",

@@ -6,6 +6,7 @@ The heavy imports happen inside the commands, so that help and mistakes are answ
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
@@ -194,11 +195,11 @@ def _main(words: list[str]) -> int:
         raise AimcError(f"no command is called {first!r}; {suggest(first, parsers)}")
     overrides: list[tuple[str, str]] = []
     if first == "compare" and not any(word in ("-h", "--help") for word in words):
-        plain, overrides = _split(words[1:], parsers[first].flags, False)
+        plain, overrides = _split(words[1:], parsers[first].flags, False, _lists(words))
         words = [first, *plain]
     elif first in ("demo", "run"):
         wants_help = any(word in ("-h", "--help") for word in words)
-        plain, overrides = _split(words[1:], parsers[first].flags, wants_help)
+        plain, overrides = _split(words[1:], parsers[first].flags, wants_help, _lists(words))
         name = next((w for w in plain if not w.startswith("-")), None)
         if first == "demo":
             name = "demo_insitu" if name == "insitu" else "demo"
@@ -235,8 +236,18 @@ def _main(words: list[str]) -> int:
     return {"list": _list, "evaluate": _evaluate, "report": _report, "cell": _cell}[asked.command](asked)
 
 
-def _split(words: list[str], known: list[str], wants_help: bool) -> tuple[list[str], list[tuple[str, str]]]:
-    """Take the configuration's flags out: ``--a.b value`` or ``--a.b=value``."""
+def _lists(words: list[str]) -> list[str]:
+    """The flags that take several words: arguments of the recipes that are named, where these are lists."""
+    from aimc.recipes import RECIPES
+
+    arguments = [a for word in words if word in RECIPES for a in RECIPES[word].arguments.values()]
+    return [f"--{a.name}" for a in arguments if a.several]
+
+
+def _split(
+    words: list[str], known: list[str], wants_help: bool, lists: Sequence[str] = ()
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Take the configuration's flags out: ``--a.b value`` or ``--a.b=value``; ``--a b c`` where it is in ``lists``."""
     plain: list[str] = []
     overrides: list[tuple[str, str]] = []
     valued = [flag for flag in known if flag not in _SWITCHES]
@@ -252,8 +263,10 @@ def _split(words: list[str], known: list[str], wants_help: bool) -> tuple[list[s
         elif equals:
             overrides.append((flag[2:], value))
         elif i + 1 < len(words) and not words[i + 1].startswith("--"):
-            overrides.append((flag[2:], words[i + 1]))
-            i += 1
+            values = list(itertools.takewhile(lambda word: not word.startswith("--"), words[i + 1 :]))
+            values = values if flag in lists else values[:1]
+            overrides.append((flag[2:], " ".join(values)))
+            i += len(values)
         elif not wants_help:
             overrides.append((flag[2:], ""))
         i += 1

@@ -386,6 +386,20 @@ def set_noise_strength(net: nn.Module, strength: float | None) -> None:
         layer.noise_strength = strength
 
 
+def set_check_finite(net: nn.Module, check: bool) -> None:
+    """Whether every analog layer refuses NaN and infinite inputs (it does at first), or passes them through.
+
+    Example:
+        >>> from aimc import presets
+        >>> net = convert(nn.Linear(2, 2), presets.ideal())
+        >>> set_check_finite(net, False)
+        >>> net(torch.tensor([[float("nan"), 0.0]])).isnan().all()
+        tensor(True)
+    """
+    for layer in require_analog(net).values():
+        layer.check_finite = check
+
+
 def remap(net: nn.Module) -> None:
     """Let every digital scale follow the present weights; the network's function does not change."""
     for layer in require_analog(net).values():
@@ -440,7 +454,9 @@ class Coverage:
         widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
         text = ["  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in lines]
         tiles = sum(r.tiles for r in self.rows)
-        text.append(f"{self.analog_share:.1%} of the matrix parameters on {tiles} tiles; the rest is digital")
+        text.append(
+            f"{self.analog_share:.1%} of the matrix parameters that modules own on {tiles} tiles; the rest is digital"
+        )
         return "\n".join(text)
 
 

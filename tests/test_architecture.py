@@ -148,3 +148,10 @@ def test_the_package_and_its_folders_say_what_is_public():
             t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
         }
         assert "__all__" in names, f"{folder.name}/__init__.py has no __all__"
+
+
+def test_the_readme_shows_the_rows():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    block = readme.split("## How it is built")[1].split("```")[1].strip().splitlines()
+    shown = [tuple(line[:26].split()) for line in block if not line.startswith(" ")]
+    assert [set(row) - set(ALONE) for row in shown] == [set(row) for row in ROWS]

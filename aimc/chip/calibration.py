@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from aimc.convert import evaluating, require_analog
-from aimc.errors import AimcError
+from aimc.errors import AimcError, suggest
 
 _KEPT = 1 << 17  # magnitudes kept per row tile and batch
+Method = Literal["quantile", "max", "std", "moving_quantile", "moving_std"]
 
 
 @torch.no_grad()
 def calibrate(
     net: nn.Module,
     batches: Iterable[Any],
-    method: Literal["quantile", "max", "std"] = "quantile",
+    method: Method = "quantile",
     quantile: float = 0.99995,
     stds: float = 3.0,
 ) -> None:
@@ -28,9 +29,11 @@ def calibrate(
     Args:
         net: an analog network.
         batches: inputs; each is passed to the network, a tuple or list as several arguments.
-        method: ``quantile`` of the magnitudes, ``max``imum, or ``std``: so many standard deviations.
-        quantile: used by ``quantile``.
-        stds: used by ``std``.
+        method: ``quantile`` of the magnitudes, ``max``imum, or ``std``: so many standard deviations; all over the whole
+            of the data. ``moving_quantile`` and ``moving_std`` take them of every batch and average these, so that
+            memory does not grow with the data and one odd batch counts for less.
+        quantile: used by the quantiles.
+        stds: used by the standard deviations.
 
     Raises:
         AimcError: no batches, a layer that saw no input, or inputs that are not finite.
@@ -47,8 +50,10 @@ def calibrate(
         raise AimcError(
             "no layer has an input range to calibrate (no DAC, or dynamic ranges)", field="input_range"
         )
-    if method not in ("quantile", "max", "std"):
-        raise AimcError(f"is 'quantile', 'max' or 'std', got {method!r}", field="method")
+    if method not in get_args(Method):
+        raise AimcError(
+            f"no method is called {method!r}; {suggest(str(method), get_args(Method))}", field="method"
+        )
     if not 0 < quantile <= 1:
         raise AimcError(f"is a share between 0 and 1, got {quantile}", field="quantile")
     seen: dict[str, list[list[Tensor]]] = {
@@ -60,8 +65,14 @@ def calibrate(
             values = x[:, :, a:b].abs().flatten()
             if not bool(torch.isfinite(values).all()):
                 raise AimcError("the input holds NaN or infinite values", layer=name, shape=x.shape)
+            if values.numel() == 0:
+                continue
             if method == "max":
-                values = values.max()[None] if values.numel() else values
+                values = values.max()[None]
+            elif method == "moving_quantile":
+                values = _quantile(values, quantile)[None]
+            elif method == "moving_std":
+                values = stds * x[:, :, a:b].double().std(correction=0)[None]
             elif method == "std":
                 values = torch.stack(
                     [
@@ -82,16 +93,17 @@ def calibrate(
             net(*batch) if isinstance(batch, (tuple, list)) else net(batch)
     result = {}
     for name in layers:
-        values = []
+        values: list[Tensor] = []
         for parts in seen[name]:
             everything = torch.cat(parts) if parts else torch.empty(0)
             if everything.numel() == 0:
                 raise AimcError("saw no input during calibration", layer=name, field="batches")
             if method == "quantile":
-                rank = min(everything.numel(), max(1, round(quantile * everything.numel())))
-                value = everything.kthvalue(rank).values
+                value = _quantile(everything, quantile)
             elif method == "max":
                 value = everything.max()
+            elif method in ("moving_quantile", "moving_std"):
+                value = everything.mean()
             else:
                 square, total, count = everything.sum(0)
                 value = stds * (square / count - (total / count) ** 2).clamp_min(0).sqrt()
@@ -99,3 +111,8 @@ def calibrate(
         result[name] = torch.stack(values)
     for name, layer in layers.items():
         layer.set_input_range(result[name])
+
+
+def _quantile(values: Tensor, quantile: float) -> Tensor:
+    rank = min(values.numel(), max(1, round(quantile * values.numel())))
+    return values.kthvalue(rank).values

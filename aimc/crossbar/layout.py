@@ -39,6 +39,10 @@ class Layout:
     The order of rows inside a crossbar is free, so a convolution is split along its input channels: each part is an
     ordinary convolution over fewer channels, and nothing is unfolded.
 
+    Groups of a grouped convolution lie block-diagonally on one crossbar where they fit, and are read one after
+    another: the rows of the other groups are not driven, so their devices add nothing, and only the rows that are
+    driven load the wires. They share converters, hence the compensation factor.
+
     Attributes:
         outputs: outputs of the layer, all groups together.
         channels: input features, or input channels, of one group.

@@ -1,28 +1,53 @@
-"""Batches whose order is a pure function of (seed, epoch)."""
+"""Batches whose order and augmentation are a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aimc.data.loading import TensorData
-from aimc.errors import AimcError
+from aimc.data.augmentation import AUGMENTATIONS
+from aimc.errors import AimcError, suggest
+from aimc.random import Key, words
+
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+class Samples(Protocol):
+    """Inputs and targets of so many samples, as :class:`aimc.data.TensorData` holds them."""
+
+    @property
+    def inputs(self) -> Inputs: ...
+
+    @property
+    def targets(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
 
 
 def batches(
-    data: TensorData, batch_size: int, shuffle_seed: int | None = None, epoch: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
+    data: Samples,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    epoch: int = 0,
+    augment: str = "none",
+) -> Iterator[tuple[Inputs, Tensor]]:
     """Iterate over ``(inputs, targets)``; the last batch holds what is left.
 
     Args:
-        data: what :func:`aimc.data.load` returned.
-        batch_size: images a batch.
+        data: what :func:`aimc.data.load` or :func:`aimc.data.load_sentences` returned.
+        batch_size: samples a batch.
         shuffle_seed: None keeps the order of the data. A seed permutes it, anew for every epoch, and the same for
             the same seed and epoch whatever was drawn before: a resumed run sees the batches it would have seen.
         epoch: counts from 0.
+        augment: ``none``, or for training images one of :data:`aimc.data.AUGMENTATIONS`. What happens to an image
+            follows from the seed, the epoch and its position in the data alone, not from the batch it is in.
+
+    Raises:
+        AimcError: a batch size below 1, an unknown augmentation, or one without a seed.
 
     Example:
         >>> from aimc.data import load
@@ -31,7 +56,18 @@ def batches(
     """
     if batch_size < 1:
         raise AimcError(f"must be at least 1, got {batch_size}", field="batch_size")
-    return _iterate(data, batch_size, _order(len(data), shuffle_seed, epoch))
+    if augment != "none":
+        if augment not in AUGMENTATIONS:
+            raise AimcError(
+                f"no augmentation is called {augment!r}; {suggest(augment, ('none', *AUGMENTATIONS))}",
+                field="augment",
+            )
+        if isinstance(data.inputs, tuple):
+            raise AimcError("changes images, and these samples are none; use none", field="augment")
+        if shuffle_seed is None:
+            raise AimcError(f"{augment!r} draws at random; give a shuffle_seed", field="augment")
+    order = _order(len(data), shuffle_seed, epoch)
+    return _iterate(data, batch_size, order, augment, Key(shuffle_seed or 0).fold(augment, epoch).at("data"))
 
 
 def _order(count: int, seed: int | None, epoch: int) -> Tensor | None:
@@ -44,9 +80,19 @@ def _order(count: int, seed: int | None, epoch: int) -> Tensor | None:
     return torch.from_numpy(generator.permutation(count))
 
 
-def _iterate(data: TensorData, batch_size: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _iterate(
+    data: Samples, batch_size: int, order: Tensor | None, augment: str, key: Key
+) -> Iterator[tuple[Inputs, Tensor]]:
+    change, draws = None, None
+    if augment != "none":
+        change, count = AUGMENTATIONS[augment]
+        draws = words(key, count * len(data)).view(-1, count).to(data.targets.device)
     if order is not None:
         order = order.to(data.targets.device)
     for start in range(0, len(data), batch_size):
         rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-        yield data.inputs[rows], data.targets[rows]
+        held = data.inputs
+        inputs = tuple(x[rows] for x in held) if isinstance(held, tuple) else held[rows]
+        if change is not None and draws is not None and isinstance(inputs, Tensor):
+            inputs = change(inputs, draws[rows])
+        yield inputs, data.targets[rows]

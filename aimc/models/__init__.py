@@ -9,15 +9,32 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .lenet import LeNet5
+from .cifar_resnet import ThinResNet
+from .language import AdaptiveSoftmax, LSTMLanguageModel
+from .lenet import LeNet5, TanhLeNet5
 from .mlp import MLP
+from .resnet import ResNet
 from .wideresnet import WideResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
+    "lenet5_tanh": TanhLeNet5,
+    "lstm": LSTMLanguageModel,
     "mlp": MLP,
+    "resnet": ResNet,
+    "thin_resnet": ThinResNet,
     "wideresnet": WideResNet,
 }
 """Name to builder; a recipe names a network and gives its keyword arguments."""
 
-__all__ = ["MLP", "MODELS", "LeNet5", "WideResNet"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "AdaptiveSoftmax",
+    "LSTMLanguageModel",
+    "LeNet5",
+    "ResNet",
+    "TanhLeNet5",
+    "ThinResNet",
+    "WideResNet",
+]

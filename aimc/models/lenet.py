@@ -37,3 +37,18 @@ class LeNet5(nn.Module):
         x = torch.relu(nn.functional.max_pool2d(self.conv2(x), 2))  # [n, 32, 4, 4]
         x = torch.relu(self.fc1(x.flatten(1)))  # [n, 128]
         return self.fc2(x)
+
+
+class TanhLeNet5(LeNet5):
+    """The same layers with tanh, twice after the second convolution, as in the papers on training in memory.
+
+    Pooling comes before tanh: the largest value is the same, and there are fewer to take.
+
+    Shape:
+        images [n, in_channels, 28, 28] to logits [n, num_classes].
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.tanh(nn.functional.max_pool2d(self.conv1(images), 2))
+        x = torch.tanh(torch.tanh(nn.functional.max_pool2d(self.conv2(x), 2)))
+        return self.fc2(torch.tanh(self.fc1(x.flatten(1))))

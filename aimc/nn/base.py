@@ -272,8 +272,11 @@ class AnalogLayer(nn.Module):
         if setting.gradient_scale != 1:
             grad *= setting.gradient_scale
         if any(fits):
-            shrink = setting.decay / (1 if call.held is None else call.held.reads) * r
-            grad += shrink if all(fits) else shrink * r.new_tensor(fits)
+            shrink = setting.decay / (1 if call.held is None else call.held.reads)
+            grad.add_(r if all(fits) else r * r.new_tensor(fits), alpha=shrink)
+        if setting.manage_output_clipping:
+            lost = [s if s > 1 - setting.keep else 0.0 for s in call.statistics.saturated]
+            grad.sub_(r * r.new_tensor(lost), alpha=1 / (1 if call.held is None else call.held.reads))
         return grad
 
     # Forward -------------------------------------------------------------------------------------------------------
@@ -328,11 +331,12 @@ class AnalogLayer(nn.Module):
             )  # fmt: skip
         except AimcError as error:
             raise error.at(layer=self.name or type(self).__name__, shape=x.shape) from None
-        self.statistics = call.statistics
+        state = self.__dict__  # past torch's search for parameters and modules, at every step of every layer
+        state["statistics"] = call.statistics
         if not self.training:
-            self._evaluated += call.vectors
+            state["_evaluated"] += call.vectors
         elif run is None:
-            self._step += 1
+            state["_step"] += 1
         if run is not None:
             run.add(call)
         return y
@@ -392,12 +396,14 @@ class AnalogLayer(nn.Module):
         layout = self.layout_on(hardware)
         kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
         counters = self._step, self._evaluated, self._range_batches
+        settings = self.check_finite, self.noise_strength
         clipped = self._clipped_version
         for name in ("input_range", "output_gain", "column_scale"):
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
         self._set_up(hardware, layout, self.key, self.name, self.backend)
         self._step, self._evaluated, self._range_batches = counters
+        self.check_finite, self.noise_strength = settings
         self._clipped_version = clipped
         for name, old in kept.items():
             new = getattr(self, name)

@@ -82,7 +82,7 @@ class ConvGeometry:
         )
         return self.flatten_output(y)
 
-    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
+    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor, backend: str) -> Tensor | None:
         return None  # an input touches many outputs; the native gradient of all of them is faster
 
     def transposed(

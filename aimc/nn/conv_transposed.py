@@ -51,7 +51,7 @@ class TransposedGeometry:
         )  # fmt: skip
         return y.flatten(2)
 
-    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
+    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor, backend: str) -> Tensor | None:
         return None  # as in a convolution
 
     def transposed(

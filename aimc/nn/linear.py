@@ -14,6 +14,7 @@ from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.nn.base import AnalogLayer
 from aimc.nn.held import HeldPass
+from aimc.ops import sampled_product
 from aimc.random import Key
 
 
@@ -25,12 +26,11 @@ class LinearGeometry:
     def product(self, part: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(part.squeeze((1, 3)), weight.t()).unsqueeze(2)
 
-    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
+    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor, backend: str) -> Tensor | None:
         vector, feature = clipped[:, 0, :, 0].nonzero(as_tuple=True)
         if len(vector) * 128 > clipped.numel():  # gathering costs as much as the whole product
             return None
-        # Columns are picked row by row, which reads the weights once and in order.
-        return (grad[vector, :, 0].t() * weight.index_select(1, feature)).sum(0)
+        return sampled_product(grad.squeeze(2), weight, vector, feature, backend)
 
     def transposed(
         self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None

@@ -31,7 +31,7 @@ class Geometry(Protocol):
         """``[vectors, groups, channels, positions]`` times ``[outputs, rows]`` -> ``[vectors, outputs, positions]``."""
         ...
 
-    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
+    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor, backend: str) -> Tensor | None:
         """The gradient with respect to the few inputs where ``clipped`` is True, or None where that saves nothing."""
         ...
 
@@ -214,7 +214,7 @@ class AnalogProduct(torch.autograd.Function):
             found = None
             if few and x is not None:
                 inputs, beyond = _clipped(x, ranges, layout, k)
-                found = ctx.geometry.transposed_at(d, weight, beyond)
+                found = ctx.geometry.transposed_at(d, weight, beyond, call.backend)
                 if found is not None:
                     push[k] = _push(inputs[beyond], found)
             grads.append(ctx.geometry.transposed(d, part, weight, wants_x and found is None, to_weight))

@@ -20,8 +20,11 @@ class InputRange(Config):
         decay: shrinks the range by this share per unit learning rate while more than ``keep`` of the inputs fit.
         keep: share of inputs that should fit into the range.
         gradient_scale: multiplies the range's gradient, which is relative to r.
+        manage_output_clipping: also widen the range, by the share of outputs that saturate the ADC per unit learning
+            rate, while fewer than ``keep`` of them fit: a wider range makes smaller voltages and smaller currents.
 
-    The gradient is that of IBM's simulator: only inputs that clip can widen the range, the decay alone shrinks it.
+    The gradient is that of IBM's simulator: only inputs that clip can widen the range, and saturated outputs where they
+    are managed; the decay alone shrinks it.
 
     Example:
         >>> InputRange(mode="static", value=3.0).value
@@ -35,6 +38,7 @@ class InputRange(Config):
     decay: float = 0.001
     keep: float = 0.95
     gradient_scale: float = 1.0
+    manage_output_clipping: bool = False
 
     def validate(self):
         self.require(self.value is None or self.value > 0, "value", f"must be positive, got {self.value}")

@@ -126,7 +126,7 @@ class Key:
             >>> key.fold("conv1", 3) == key.fold("conv1").fold(3) != key.fold("conv1", "3")
             True
         """
-        return Key(_fold(self.seed, *((type(item), item) for item in data)), self.stream, self.step)
+        return _checked(_fold(self.seed, *((type(item), item) for item in data)), self.stream, self.step)
 
     def at(self, stream: str | int | None = None, step: int | None = None) -> Key:
         """The same seed at another stream and/or step; None keeps the present one.
@@ -138,11 +138,18 @@ class Key:
             >>> Key(1).at("drift").stream, Key(1, stream=9).at(step=2).stream
             (3, 9)
         """
-        return Key(
+        return _checked(
             self.seed,
             self.stream if stream is None else _stream(stream),
-            self.step if step is None else step,
+            self.step if step is None else _integer(step, "step", 0, _M32),
         )
+
+
+def _checked(seed: int, stream: int, step: int) -> Key:
+    """A key of numbers that are known to be in range; every layer makes several at every step."""
+    key = object.__new__(Key)
+    key.__dict__.update(seed=seed, stream=stream, step=step)
+    return key
 
 
 @functools.lru_cache(1 << 14)  # layers fold the same purposes into their key at every step

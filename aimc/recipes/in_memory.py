@@ -21,7 +21,14 @@ from aimc.ops import check_backend
 from aimc.random import Key
 from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measure_ranges
 from aimc.recipes.networks import Network
-from aimc.recipes.parts import Dataset, Images, Shuffled, fresh_network, limited_threads, load_images
+from aimc.recipes.parts import (
+    Dataset,
+    Images,
+    find_device,
+    fresh_network,
+    limited_threads,
+    load_images,
+)
 from aimc.report import Table, draw, draw_accuracy, draw_telemetry, load_run, transfer_table
 from aimc.train import (
     Progress,
@@ -56,7 +63,8 @@ class OntoChips(Config):
 class InSituExperiment(Config):
     """A network trained in memory, and the same network trained digitally on the same images in the same order.
 
-    Both take plain SGD without momentum, and what counts is the last epoch: nothing is selected.
+    Both take SGD, and what counts is the last epoch: nothing is selected. Momentum and weight decay are for digital
+    parameters alone: cells take pulses.
 
     Fields:
         dataset: images.
@@ -68,10 +76,15 @@ class InSituExperiment(Config):
         schedule: how the learning rates fall.
         baseline: train the digital baseline, too.
         baseline_lr: learning rate of the baseline.
+        momentum: of the baseline, and of what is digital beside the cells.
+        weight_decay: likewise; of matrices and kernels only.
+        label_smoothing: share of the target that is spread evenly over all classes, of both.
         digital: name patterns of layers that stay digital.
         chips: afterwards, onto chips for inference; null for no.
         seed: of initial weights, data order, devices and pulses.
         threads: of torch, or null for torch's choice.
+        torch_device: where torch computes, such as ``cpu`` or ``cuda``; pulses have no body for GPUs yet and are slow
+            there.
         backend: body of the operations.
 
     Example:
@@ -89,10 +102,14 @@ class InSituExperiment(Config):
     schedule: Schedule = Schedule()
     baseline: bool = True
     baseline_lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
     digital: tuple[str, ...] = ()
     chips: OntoChips | None = None
     seed: int = 0
     threads: int | None = None
+    torch_device: str = "cpu"
     backend: str = "auto"
 
     def validate(self):
@@ -100,6 +117,11 @@ class InSituExperiment(Config):
             self.require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "baseline_lr"):
             self.require(getattr(self, name) > 0, name, f"must be positive, got {getattr(self, name)}")
+        self.require(0 <= self.momentum < 1, "momentum", f"is in [0, 1), got {self.momentum}")
+        self.require(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        self.require(
+            0 <= self.label_smoothing < 1, "label_smoothing", f"is in [0, 1), got {self.label_smoothing}"
+        )
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
@@ -121,10 +143,10 @@ def run_in_situ(
     """Run an experiment, or what is left of it; arguments and errors as for :func:`aimc.recipes.run_experiment`."""
     progress = progress or Progress()
     with limited_threads(config.threads):
-        images = load_images(config.dataset, data)
+        images = _images(config, data)
         with Run(output, config, data=images.hashes, backend=config.backend, tensorboard=tensorboard) as run:
             if config.baseline:
-                net = fresh_network(config.network, images, config.seed)
+                net = _fresh(config, images)
                 value = _train(BASELINE, net, config.baseline_lr, config, images, run, progress)
                 _note(run, "digital baseline", value)
             if config.hardware is not None:
@@ -133,6 +155,17 @@ def run_in_situ(
                 if config.chips is not None:
                     onto_chips(net, config.chips, "onto chips", config, images, run, progress)
             return _finish(run)
+
+
+def _images(config: InSituExperiment, data: str | os.PathLike[str] | None) -> Images:
+    """The run's images, where torch computes."""
+    device = find_device(config.torch_device)
+    return load_images(config.dataset, data).to(device)
+
+
+def _fresh(config: InSituExperiment, images: Images) -> nn.Module:
+    """The run's digital network with its initial weights, where the images are; the same for every device."""
+    return fresh_network(config.network, images, config.seed).to(images.train.inputs.device)
 
 
 def _train(
@@ -145,10 +178,11 @@ def _train(
     progress: Progress,
 ) -> float:
     """Train one network and return its test accuracy after the last epoch."""
-    batches = Shuffled(images.train, config.batch_size, Key(config.seed).fold("order").seed)
+    batches = images.batches(config.batch_size, Key(config.seed).fold("order").seed)
     done = fit_in_memory(
         net, batches, images.metric("validation"), images.metric("test"), epochs=config.epochs, lr=lr,
-        schedule=config.schedule, seed=config.seed, run=run, name=name, progress=progress,
+        schedule=config.schedule, momentum=config.momentum, weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing, seed=config.seed, run=run, name=name, progress=progress,
     )  # fmt: skip
     return done.history[-1]["test"]
 
@@ -157,12 +191,12 @@ def _in_cells(
     config: InSituExperiment, hardware: PulsedHardware, images: Images, run: Run, progress: Progress
 ) -> nn.Module:
     """The fresh network with its weights written into cells; what there is to warn of is said and recorded."""
-    digital = fresh_network(config.network, images, config.seed)
+    digital = _fresh(config, images)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         net = convert(digital, hardware, digital=config.digital, seed=config.seed, backend=config.backend)
-    batches = Shuffled(images.train, config.batch_size, 0)
-    lines = [str(w.message) for w in caught] + schedule_warnings(
+    batches = images.batches(config.batch_size, 0)
+    lines = list(dict.fromkeys(str(w.message) for w in caught)) + schedule_warnings(
         net, digital, images.train.inputs[: config.batch_size], len(batches), config.lr
     )
     for line in lines:
@@ -184,14 +218,14 @@ def planned_transfers(config: InSituExperiment, data: str | os.PathLike[str] | N
     """
     if config.hardware is None:
         raise AimcError("is null: a digital baseline has no transfers", field="hardware")
-    images = load_images(config.dataset, data)
-    digital = fresh_network(config.network, images, config.seed)
+    images = _images(config, data)
+    digital = _fresh(config, images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights beyond their devices: the run says it
         net = convert(
             digital, config.hardware, digital=config.digital, seed=config.seed, backend=config.backend
         )
-    updates = len(Shuffled(images.train, config.batch_size, 0))
+    updates = len(images.batches(config.batch_size, 0))
     return transfer_table(
         schedule_table(net, digital, images.train.inputs[: config.batch_size], updates, config.lr)
     )
@@ -296,7 +330,7 @@ def evaluate_in_situ(
             field=next(iter(changes), "compensation"),
         )
     with limited_threads(config.threads):
-        images = load_images(config.dataset, data)
+        images = _images(config, data)
         with Run(path, config, data=images.hashes, backend=config.backend, tensorboard=False) as run:
             net = _in_cells(config, config.hardware, images, run, progress)
             load_weights(net, run, ANALOG)

@@ -13,7 +13,7 @@ from typing import Any
 
 from aimc.config import Config, differences, load_yaml
 from aimc.errors import AimcError, suggest
-from aimc.recipes.recipe import Recipe
+from aimc.recipes.recipe import Argument, Recipe
 
 
 def parse(text: str, where: str) -> Any:
@@ -99,7 +99,7 @@ def configured(
         if path in known:
             if text == "":
                 raise AimcError(f"--{path} needs a value")
-            given[path] = text if known[path].kinds == (str,) else parse(text, f"--{path}")
+            given[path] = _argument(known[path], text)
     config = recipe.config(**given)
     if file is not None and given:
         decided = _changed(recipe.config(), config)
@@ -116,6 +116,13 @@ def configured(
             )
     rest = [flag for flag in flags if flag[0] not in known]
     return configure(config, file, rest, [*other_flags, *(f"--{name}" for name in known)])
+
+
+def _argument(argument: Argument, text: str) -> Any:
+    """The value that a flag gives to an argument: a list has commas or spaces, or the brackets of YAML."""
+    if argument.several:
+        return [name for name in re.split(r"[\s,]+", text.strip("[] ")) if name]
+    return text if argument.kinds == (str,) else parse(text, f"--{argument.name}")
 
 
 def _changed(old: Config, new: Config) -> list[str]:
@@ -281,7 +288,9 @@ def describe(config: Config) -> str:
 def describe_arguments(recipe: Recipe) -> str:
     """Every argument of a recipe as a flag, with its meaning and default."""
     return "\n".join(
-        f"  --{argument.name} {_shown(argument.default)}\n      {argument.text}"
+        f"  --{argument.name} "
+        + (" ".join(argument.default) if argument.several else _shown(argument.default))
+        + f"\n      {argument.text}"
         for argument in recipe.arguments.values()
     )
 

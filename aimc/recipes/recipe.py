@@ -21,7 +21,7 @@ class Argument:
     Attributes:
         name: as in the function.
         default: likewise.
-        kinds: the types that fit.
+        kinds: the types that fit; ``tuple`` is a list of names.
         text: what it means.
     """
 
@@ -30,17 +30,27 @@ class Argument:
     kinds: tuple[type, ...]
     text: str
 
+    @property
+    def several(self) -> bool:
+        """Whether it is a list of names."""
+        return self.kinds == (tuple,)
+
     def check(self, value: Any) -> Any:
         """The value, as the function takes it."""
         if float in self.kinds and type(value) is int:
             return float(value)
-        if type(value) not in self.kinds:
+        if self.several and isinstance(value, (list, tuple)) and all(type(v) is str for v in value):
+            return tuple(value)
+        if self.several or type(value) not in self.kinds:
             wanted = " or ".join(_WORDS[kind] for kind in self.kinds)
             raise AimcError(f"expects {wanted}, got {value!r}", field=self.name)
         return value
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "a name", bool: "true or false", type(None): "null"}
+_WORDS = {
+    int: "a whole number", float: "a number", str: "a name", bool: "true or false", type(None): "null",
+    tuple: "a list of names",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,4 +131,6 @@ class Recipe:
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
+    if typing.get_origin(hint) is tuple:
+        return (tuple,)
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -95,3 +95,25 @@ def load_state(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
         net.load_state_dict(state)
     except RuntimeError as error:
         raise AimcError(f"{source} belongs to another network: {error}", field="checkpoint") from None
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a torch optimizer remembers of each parameter, as tensors with flat names.
+
+    Example:
+        >>> p = nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.SGD([p], lr=1.0, momentum=0.9)
+        >>> p.grad = torch.ones(1); optimizer.step(); moments(optimizer)
+        {'0/momentum_buffer': tensor([1.])}
+    """
+    state = optimizer.state_dict()["state"]
+    return {f"{i}/{k}": v for i, held in state.items() for k, v in held.items() if isinstance(v, Tensor)}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    """Give an optimizer what :func:`moments` returned; its learning rates and other settings stay."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for path, tensor in saved.items():
+        index, key = path.split("/", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""Training where the weights live in cells: plain SGD, whatever is digital by torch. Resumable after any epoch."""
+"""Training where the weights live in cells: SGD, whatever is digital by torch. Resumable after any epoch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from aimc.algorithms import Transfers
 from aimc.convert import evaluating
 from aimc.errors import AimcError
 from aimc.nn import PulsedLayer, pulsed_layers
+from aimc.nn.pulsed import CellWeight
 from aimc.optim import observe, wrap
 from aimc.random import Key
-from aimc.train.checkpoint import load_checkpoint, load_state, prefixed, save_checkpoint, under
+from aimc.train.checkpoint import (
+    load_checkpoint,
+    load_moments,
+    load_state,
+    moments,
+    prefixed,
+    save_checkpoint,
+    under,
+)
 from aimc.train.config import Schedule
 from aimc.train.loop import Batches, Fitted, Metric
 from aimc.train.progress import Advance, Progress
@@ -33,12 +42,15 @@ def fit_in_memory(
     epochs: int,
     lr: float,
     schedule: Schedule = Schedule(),
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
     seed: int = 0,
     run: Run,
     name: str = "analog",
     progress: Progress | None = None,
 ) -> Fitted:
-    """Train a classifier in place by SGD without momentum; pulsed layers by pulses, a digital network as it is.
+    """Train a classifier in place by SGD: pulsed layers by pulses, without momentum, and what is digital by torch.
 
     The weights that stay are those of the last epoch; nothing is selected. Every epoch is recorded and saved, with the
     telemetry of each pulsed layer. A training that the run has finished is loaded instead, and one that was interrupted
@@ -52,6 +64,9 @@ def fit_in_memory(
         epochs: passes over the training data.
         lr: learning rate of cells and digital parameters.
         schedule: how it falls.
+        momentum: of digital parameters.
+        weight_decay: of digital matrices and kernels; not of biases and norms.
+        label_smoothing: share of the target that is spread evenly over all classes, 0 to 1.
         seed: of torch's generator during the training (dropout).
         run: run directory.
         name: of the training in records and checkpoints.
@@ -84,17 +99,14 @@ def fit_in_memory(
         current.unlink(missing_ok=True)
         progress.line(f"{name}: finished earlier")
         return Fitted(tuple(details["history"]), len(details["history"]))
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(
-        [p for p in net.parameters() if p.requires_grad], lr=lr
-    )
-    if pulsed_layers(net):
-        optimizer = wrap(optimizer, net)
+    optimizer = _optimizer(net, lr, momentum, weight_decay)
     history: list[dict[str, Any]] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Key(seed).fold("torch", name).seed)
         if current.exists():
             tensors, details = load_checkpoint(current)
             load_state(net, under("model", tensors), str(current))
+            load_moments(optimizer, under("optimizer", tensors))
             torch.set_rng_state(tensors["generator"])
             history = details["history"]
             progress.line(f"{name}: goes on after epoch {len(history)} of {epochs}")
@@ -103,13 +115,14 @@ def fit_in_memory(
             rate, started = schedule.rate(lr, epoch, epochs), time.perf_counter()
             with progress.bar(f"{name} {epoch + 1}/{epochs}") as advance:
                 row = {"epoch": epoch + 1, "epochs": epochs, "lr": rate} | _epoch(
-                    net, optimizer, batches, epoch, rate, name, advance
+                    net, optimizer, batches, epoch, rate, label_smoothing, name, advance
                 )
             with evaluating(net):
                 row |= {"validation": float(validate(net)), "test": float(test(net))}
             row |= {"seconds": time.perf_counter() - started, "layers": _telemetry(net)}
             history.append(row)
-            tensors = prefixed("model", net.state_dict()) | {"generator": torch.get_rng_state()}
+            tensors = prefixed("model", net.state_dict()) | prefixed("optimizer", moments(optimizer))
+            tensors["generator"] = torch.get_rng_state()
             save_checkpoint(current, tensors, {"name": name, "history": history})
             run.settle(name, history)
             for key in ("loss", "accuracy", "validation", "test", "lr"):
@@ -123,12 +136,26 @@ def fit_in_memory(
     return Fitted(tuple(history), epochs)
 
 
+def _optimizer(net: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD for what is digital, wrapped where the network has cells; their pulses know neither momentum nor decay."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    digital = [p for p in trained if not isinstance(p, CellWeight)]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if isinstance(p, CellWeight)]},
+        {"params": [p for p in digital if p.dim() >= 2], "momentum": momentum, "weight_decay": weight_decay},
+        {"params": [p for p in digital if p.dim() < 2], "momentum": momentum},
+    ]
+    optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=lr)
+    return wrap(optimizer, net) if pulsed_layers(net) else optimizer
+
+
 def _epoch(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Batches,
     epoch: int,
     rate: float,
+    label_smoothing: float,
     name: str,
     advance: Advance,
 ) -> dict[str, float]:
@@ -140,7 +167,7 @@ def _epoch(
     for number, (inputs, targets) in enumerate(batches(epoch)):
         optimizer.zero_grad(set_to_none=True)
         logits = net(inputs)
-        loss = F.cross_entropy(logits, targets)
+        loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise AimcError(

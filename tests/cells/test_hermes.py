@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from aimc.cells import Hermes
+from aimc.random import Key
 from tests.helpers import assert_close
+from tests.moments import assert_moments
 
 R = (0.0, 0.001, 0.01, 0.05, 0.09449, 0.0945, 0.12, 0.1591, 0.16, 0.2, 0.3039, 0.3055, 0.31, 0.5, 0.8, 1.0)
 
@@ -104,3 +106,17 @@ def test_full_scale_and_t0_follow_the_number_of_devices():
         assert (changed.g_max, changed.t0) == (g_max, t0)
         assert changed == Hermes(parallel=end) and Hermes.from_dict(changed.to_dict()) == changed
     assert Hermes(parallel=2, g_max=5.0).replace(parallel=1).g_max == 5.0
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+@pytest.mark.parametrize("r", [0.3, 0.8])
+def test_devices_scatter_as_the_fits_say(parallel, r):
+    """Monte Carlo over devices: what was written, its exponents, its noise after a day."""
+    cell, day = Hermes(parallel=parallel), 86_400.0
+    cells = cell.program(torch.full((200_000,), r * cell.g_max), Key(3))
+    assert_moments("written", cells.conductance, r * cell.g_max, programming(r, parallel))
+    assert_moments("exponents", cells.exponent, exponent_mean(r), exponent_spread(r, parallel))
+    t0 = 200.0 if parallel == 1 else 300.0
+    sigma = read_amplitude(r, parallel) * math.sqrt(math.log((day + t0 + 512e-9) / (2 * 512e-9)))
+    noise = cell.read(cells, day, Key(5)) / cell.drift(cells, day) - 1
+    assert_moments("read noise", noise, 0.0, sigma)

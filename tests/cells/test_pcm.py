@@ -165,6 +165,14 @@ def folded(mean: float, spread: float) -> tuple[float, float]:
     return m, math.sqrt(mean**2 + spread**2 - m**2)
 
 
+def rectified(mean: float, spread: float) -> tuple[float, float]:
+    """Mean and std of ``max(0, mean + spread * N(0, 1))``: where noise pushes below zero it stays at zero."""
+    above = 1 - normal_tail(mean / spread)
+    density = math.exp(-0.5 * (mean / spread) ** 2) / math.sqrt(2 * math.pi)
+    m = mean * above + spread * density
+    return m, math.sqrt((mean**2 + spread**2) * above + mean * spread * density - m**2)
+
+
 def program(g: float, n: int = N, seed: int = 3, **changes):
     cell = PCM(**changes)
     return cell, cell.program(torch.full((n,), g), Key(seed))
@@ -234,12 +242,21 @@ def test_read_noise_of_devices(r):
     q = min(0.0088 / r**0.65, 0.2)
     for time in (0.0, 25.0, HOUR, DAY, YEAR):
         sigma = q * math.sqrt(math.log((time + 20 + 250e-9) / (2 * 250e-9)))
-        noise = cell.read(cells, time, Key(5)) / cells.conductance - 1
-        if r == 0.1:  # where noise pushes a conductance below zero it stays at zero
-            noise = noise[noise > -1]
-            assert float(noise.std()) == pytest.approx(sigma, rel=0.02)
-        else:
-            assert_moments(f"read noise at {time} s", noise, 0.0, sigma)
+        ratio = cell.read(cells, time, Key(5)) / cells.conductance
+        assert_moments(f"read noise at {time} s", ratio, *rectified(1.0, sigma))
+
+
+@pytest.mark.parametrize("time", [0.0, DAY])
+def test_read_noise_of_a_reset_partner(time):
+    """Nearly as large as the conductance itself: mean and spread of a normal that stops at zero."""
+    cell, cells = program(0.0, drift_scale=0.0)
+    sigma = 0.2 * math.sqrt(math.log((time + 20 + 250e-9) / (2 * 250e-9)))
+    some = (
+        cells.conductance > 0
+    )  # the other half was pushed to zero by its programming error, and stays there
+    ratio = (cell.read(cells, time, Key(5)) / cells.conductance)[some]
+    assert_moments("reset partner", ratio, *rectified(1.0, sigma))
+    assert float(cell.read(cells, time, Key(5))[~some].abs().max()) == 0
 
 
 def test_read_noise_is_relative_to_the_drifted_conductance():

@@ -499,7 +499,7 @@ def test_calibration_measures_what_the_digital_network_sends():
     with pytest.raises(AimcError) as caught:
         net(X)
     assert caught.value.field == "input_range"
-    batches = [torch.randn(500, 24) for _ in range(2)]
+    batches = [torch.randn(500, 24) * k for k in (1.0, 1.5)]
     x = torch.cat(batches)
     hidden = aimc.to_digital(net)[:2](x)
 
@@ -513,13 +513,17 @@ def test_calibration_measures_what_the_digital_network_sends():
         ("max", lambda v: v.abs().max()),
         ("std", lambda v: 3 * v.std(correction=0)),
         ("quantile", lambda v: torch.quantile(v.abs().flatten(), 0.999)),
+        ("moving_std", lambda v: sum(3 * part.std(correction=0) for part in v.chunk(2)) / 2),
+        ("moving_quantile", lambda v: sum(p.abs().flatten().quantile(0.999) for p in v.chunk(2)) / 2),
     ):
         aimc.calibrate(net, batches, method=method, quantile=0.999)
         for i, values in zip((0, 2), expected(measure), strict=True):
             assert_close(
-                method, net[i].input_range.detach(), values, rtol=0.01 if method == "quantile" else 1e-4
+                method, net[i].input_range.detach(), values, rtol=0.01 if "quantile" in method else 1e-4
             )
     assert not net.training
+    with pytest.raises(AimcError, match="did you mean 'moving_std'"):
+        aimc.calibrate(net, batches, method="moving_sdt")
 
 
 def test_chips_read_with_noise_of_their_own():

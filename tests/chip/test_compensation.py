@@ -222,6 +222,8 @@ def test_every_reading_has_its_own_noise():
     assert not torch.equal(a, b) and torch.equal(a, READER.read(fresh, probes, key.fold(1)))
     one, many = (MeanAbs(averages=n).measure(READER, 0 * fresh, key, key) for n in (1, 64))
     assert float(many.mean() / one.mean()) < 0.3, "averages are of independent readings"
+    one, many = (LeastSquares(averages=n).measure(READER, 0 * fresh, key, key) for n in (1, 64))
+    assert float(many.norm() / one.norm()) < 0.3
 
 
 def test_factor_per_tile_and_per_column():
@@ -239,6 +241,27 @@ def test_factor_per_tile_and_per_column():
         shaped = dark if isinstance(estimator, PerColumn) else dark[None]
         assert_close("an empty column is left alone", estimator.factor(shaped, shaped, tile), torch.ones(4))
     assert float(MeanAbs(floor=0.1).factor(base, dark, tile)[0]) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("name", ["mean_abs", "per_column", "least_squares"])
+def test_the_baseline_is_a_noisy_reading_of_the_programmed_array(name):
+    """Not of the target, not of the conductances without read noise, and not past the converters."""
+    net = small_net(PCM(), quiet=False, **{"input_range.value": 1.0})
+    chip = aimc.program(net, seed=3, compensation=ESTIMATORS[name])
+    for layer_name, held in chip._held.items():
+        layer, key = net.get_submodule(layer_name), chip.key.fold(layer_name)
+        estimator, baseline = held.estimators[0], held.baselines[0]
+        probes, noise = key.fold("probes", 0), key.fold("baseline", 0)
+
+        def measured(conductance, periphery, held=held, estimator=estimator, probes=probes, noise=noise):
+            weight = from_conductance(conductance, held.hardware.cell) * held.scale[0][:, None]
+            return estimator.measure(TileReader(held.scale[0], periphery, "auto"), weight, probes, noise)
+
+        now = held.hardware.cell.read(held.cells, 0.0, key)
+        assert_close("as read", baseline, measured(now, layer.periphery), rtol=1e-6)
+        silent = Periphery(None, None, 0.0, 0.0, None)
+        for other in (measured(held.cells.conductance, layer.periphery), measured(now, silent)):
+            assert not torch.allclose(baseline, other, rtol=1e-6)
 
 
 def test_exact_reference_takes_the_target():

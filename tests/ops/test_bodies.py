@@ -11,6 +11,7 @@ from aimc.ops import (
     perturb_weights,
     read_out,
     read_out_backward,
+    sampled_product,
 )
 from aimc.ops.read_out import ReadOut
 from aimc.random import Key
@@ -330,3 +331,18 @@ def test_an_explicit_backend_never_falls_back():
         choose_backend("cppu", torch.zeros(2))
     with pytest.raises(AimcError, match="not a change"):
         perturb_weights(torch.ones(2, 2), ((0, 2),), None, (("add_noise", 1.0),), KEY)
+
+
+@pytest.mark.parametrize("inner", [1, 15, 63, 513])
+@pytest.mark.parametrize("samples", [0, 1, 100])
+def test_sampled_products_are_elements_of_the_product(inner, samples):
+    left, right = draws(7, inner), draws(inner, 40, seed=1)[:, 3:35]
+    row, column = torch.arange(samples) % 7, torch.arange(samples) * 5 % 32
+    exact = (left.double() @ right.double())[row, column]
+    for backend in ("reference", "cpu"):
+        assert_close(backend, sampled_product(left, right, row, column, backend).double(), exact, atol=1e-4)
+
+
+def test_sampled_products_of_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(AimcError, match="shapes do not fit"):
+        sampled_product(draws(2, 3), draws(4, 2), torch.tensor([0]), torch.tensor([0]))

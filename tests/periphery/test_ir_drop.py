@@ -91,6 +91,7 @@ def test_ladder_refuses_nonsense(g, v, r):
 def test_fast_form_against_the_ladder(start, stop, exact, fast):
     """Good for activity spread evenly, two times too small where it is clustered; far rows lose more than near ones."""
     rows, full_scale, r = 256, 5.0, 0.35
+    # The quoted figures leave the weights open; this mean magnitude is the one at which all rows lose 0.82 %.
     w = 2 * 0.211 * torch.rand(32, rows, generator=torch.Generator().manual_seed(0))
     x = torch.zeros(1, rows)
     x[:, start:stop] = 1

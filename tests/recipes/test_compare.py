@@ -10,7 +10,7 @@ from aimc.errors import AimcError
 from aimc.files import read_config
 from aimc.recipes import MLP, RECIPES, Dataset, InSituExperiment, Recipe
 from aimc.recipes.compare import cases, compare
-from aimc.recipes.lenet_insitu import RATES, named_algorithm, named_hardware
+from aimc.recipes.named import RATES, named_algorithm, named_hardware
 from aimc.recipes.parts import Images
 from aimc.report import load_run
 from aimc.train import Progress, load_checkpoint

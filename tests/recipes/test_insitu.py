@@ -23,7 +23,7 @@ from aimc.recipes import (
     run_experiment,
 )
 from aimc.recipes.in_memory import _in_cells
-from aimc.recipes.lenet_insitu import RATES, named_algorithm, named_hardware
+from aimc.recipes.named import RATES, named_algorithm, named_hardware
 from aimc.recipes.overrides import configured
 from aimc.recipes.parts import Images, Shuffled, fresh_network, load_images
 from aimc.train import Progress, Run, load_checkpoint, load_weights

@@ -21,6 +21,7 @@ from aimc.recipes import (
 )
 from aimc.recipes.hwa import VARIANTS
 from aimc.train import Optimizer, Progress, Stage, load_checkpoint
+from aimc.train.checkpoint import under
 
 TINY = HwaExperiment(
     dataset=Dataset(name="mnist_small", train_images=300, validation_images=60, test_images=100),
@@ -145,6 +146,19 @@ def test_the_mapped_baseline_keeps_the_teachers_weights(straight):
     for name, value in teacher.state_dict().items():
         assert torch.equal(mapped.state_dict()[name], value)
     assert mapped.state_dict()["layers.0.input_range"].isfinite().all()
+
+
+def test_the_teacher_is_plain_torch(straight):
+    """Its recorded accuracy is that of its saved weights in two products and a ReLU of torch's own."""
+    weights, _ = load_checkpoint(straight[0] / "checkpoints" / "teacher.safetensors")
+    w = under("model", weights)
+    test = data.load("mnist_small", "test", limit=100)
+    hidden = torch.relu(test.inputs.flatten(1) @ w["layers.0.weight"].T + w["layers.0.bias"])
+    logits = hidden @ w["layers.1.weight"].T + w["layers.1.bias"]
+    accuracy = float((logits.argmax(1) == test.targets).float().mean())
+    (record,) = [r for r in read_records(straight[0]) if r["kind"] == "digital" and r["name"] == "digital"]
+    assert record["value"] == pytest.approx(accuracy, abs=1e-6)
+    assert not any("input_range" in name or "analog" in name for name in weights)
 
 
 def test_another_configuration_in_the_same_directory_is_refused(straight):

@@ -13,7 +13,7 @@ from torch import Tensor
 from aimc.ops.memory import empty
 from aimc.random import Key
 from aimc.random._pool import run_chunks
-from aimc.random.cpu import _float, fill_normals, fill_uniforms, key_words
+from aimc.random.cpu import _float, fill_normals, fill_uniforms
 
 _CODES = {
     "add_normal": 0,
@@ -176,6 +176,11 @@ def _plan(shape: tuple[int, int], splits, changes, contiguous_tiles: bool):
     return *(np.array(v, dtype=np.int64) for v in (starts, strides, splits, codes)), numbers
 
 
+def _words(key: Key) -> tuple[int, int, int, int]:
+    """As :func:`aimc.random.cpu.key_words`, in plain numbers for an array of several keys."""
+    return key.seed & 0xFFFFFFFF, key.seed >> 32, key.step, key.stream
+
+
 def perturb_weights(
     weight: Tensor, splits, scale, changes, key: Key, contiguous_tiles: bool, clips: bool, with_factor: bool
 ):
@@ -193,7 +198,7 @@ def perturb_weights(
     else:
         tiles = [whole[:, a:b] for a, b in splits]
     starts, strides, bounds, codes, numbers = _plan((outputs, rows), splits, changes, contiguous_tiles)
-    keys = np.array([key_words(key.fold(m)) for m in range(len(changes))], dtype=np.uint32).reshape(-1, 4)
+    keys = np.array([_words(key.fold(m)) for m in range(len(changes))], dtype=np.uint32).reshape(-1, 4)
     arrays = (
         weight.detach().numpy(),
         flat.numpy(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from numba import njit
@@ -187,6 +189,12 @@ def _read_out(
     return everywhere, saturated
 
 
+@functools.lru_cache(256)
+def _constant(value, size):
+    """Not to be written to."""
+    return np.full(size, value, dtype=np.float32)
+
+
 def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias):
     first = total is None
     if total is None:
@@ -201,8 +209,8 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
         variance.numpy() if variance is not None else _EMPTY3,
         magnitude.numpy() if magnitude is not None else _EMPTY3,
         lost.numpy() if lost is not None else _EMPTY3,
-        gain.numpy() if gain is not None else np.ones(outputs, dtype=np.float32),
-        bias.numpy() if bias is not None else np.zeros(outputs, dtype=np.float32),
+        gain.numpy() if gain is not None else _constant(1.0, outputs),
+        bias.numpy() if bias is not None else _constant(0.0, outputs),
     )
     numbers = (
         setting.half,
@@ -219,7 +227,7 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
     def chunk(n0, n1):
         found.append((n0, n1, *_read_out(*arrays, *numbers, n0, n1)))
 
-    run_chunks(chunk, vectors, max(1, _MINIMUM_CHUNK * vectors // max(partial.numel(), 1)), align=1)
+    run_chunks(chunk, vectors, max(1, _MINIMUM_CHUNK * vectors // max(values.size, 1)), align=1)
     count = sum(c for _, _, c, _ in found)
     if count == 0:
         return total, None, 0  # the usual case costs no memory

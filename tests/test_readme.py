@@ -1,0 +1,52 @@
+"""What the README claims comes from the records that lie in docs/runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from aimc.report import load_comparison, load_run, tables
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def _rows(table) -> list[str]:
+    return [" | ".join(row) for row in table.rows]
+
+
+def test_rows_of_chips_are_the_tables_of_the_run():
+    mean, _, star = tables(load_run(ROOT / "docs" / "runs" / "lenet_mnist_hwa"))[:3]
+    for row in _rows(mean) + _rows(star):
+        assert f"| {row} |" in README
+
+
+@pytest.mark.parametrize(("folder", "place"), [("insitu_fashion_mnist", 1), ("insitu_mnist", 2)])
+def test_rows_of_in_memory_training_are_those_of_the_comparison(folder, place):
+    found = {}
+    for entry in load_comparison(ROOT / "docs" / "runs" / folder):
+        found.setdefault(entry["algorithm"], []).append(100 * entry["test"])
+    names = {"digital": "| digital |", "mp": "| mixed precision", "residual": "| residual learning, 6 tiles"}
+    for algorithm, values in found.items():
+        mean = sum(values) / len(values)
+        spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+        (line,) = [x for x in README.splitlines() if x.startswith(names[algorithm]) and x.count("±") == 2]
+        assert re.split(r" *\| *", line)[place + 1] == f"{mean:.2f} ± {spread:.2f}"
+
+
+def test_the_lines_of_code_run(tmp_path, monkeypatch):
+    """Shortened to an epoch on fewer images and two chips."""
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    for long, short in (
+        ('"mnist_small", "train")', '"mnist_small", "train", limit=320)'),
+        ("range(3)", "range(1)"),
+        ("chips=5", "chips=2"),
+        ("test.inputs[:200], test.targets[:200]", "test.inputs[:50], test.targets[:50]"),
+    ):
+        assert code.count(long) == 1
+        code = code.replace(long, short)
+    names = {}
+    exec(code, names)
+    assert (tmp_path / "drift.png").stat().st_size > 10_000
+    assert names["logits"].shape == (10, 10) and names["digital"](names["test"].inputs[:2]).shape == (2, 10)
