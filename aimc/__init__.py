@@ -14,6 +14,7 @@ from aimc.convert import (
     to_digital,
 )
 from aimc.errors import AimcError
+from aimc.handlers import register, register_products
 from aimc.hardware import Hardware, PulsedHardware, PulsedMapping
 from aimc.nn import analog_layers, pulsed_layers
 
@@ -43,6 +44,8 @@ __all__ = [
     "program",
     "pulsed_layers",
     "recipes",
+    "register",
+    "register_products",
     "remap",
     "report",
     "set_backend",

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
+from aimc.crossbar import Layout, TileSize
 from aimc.errors import AimcError
 from aimc.handlers import find_handler, matches
 from aimc.hardware import Hardware, PulsedHardware
-from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, pulsed_layers
+from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, digital_copy, pulsed_layers
 from aimc.nn.pulsed import warn_of_overflow
 from aimc.ops import check_backend
 from aimc.random import Key
@@ -32,10 +33,11 @@ _DIGITAL_BY_NATURE = (
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
 
+# Hugging Face's embeddings look up, concatenate and add.
+_DIGITAL_BY_NAME = ("transformers.models.*Embeddings",)
 
 # These compute with the bare weights of their children, so a child made analog would be bypassed.
 _OPAQUE = (nn.MultiheadAttention,)
-
 
 _HOOKS = (
     "_forward_hooks",
@@ -51,7 +53,7 @@ _HOOKS = (
 def _digital_by_nature(module: nn.Module) -> bool:
     """Whether torch's own forward runs; one that a subclass has written may multiply with the parameters."""
     if not isinstance(module, _DIGITAL_BY_NATURE):
-        return False
+        return matches(f"{type(module).__module__}.{type(module).__qualname__}", _DIGITAL_BY_NAME)
     torchs = next(kind for kind in type(module).__mro__ if kind.__module__.split(".")[0] == "torch")
     return type(module).forward is torchs.forward
 
@@ -79,6 +81,12 @@ def _levels(converter) -> str:
     return str(2 * converter.half + 1) if converter is not None and converter.half else "exact"
 
 
+def _size(tile: TileSize, layout: Layout) -> str:
+    """Rows and columns of a tile, and how many groups of a convolution share one."""
+    packed = max(layout.blocks) if layout.groups > 1 else 1
+    return f"{tile.rows}x{tile.columns or 'any'}" + (f", {packed} groups each" if packed > 1 else "")
+
+
 def _analog_row(name: str, layer: AnalogLayer) -> Row:
     hardware, layout, matrix = layer.hardware, layer.layout, layer.weight.numel()
     bias = layer.bias.numel() if layer.bias is not None else 0
@@ -86,8 +94,7 @@ def _analog_row(name: str, layer: AnalogLayer) -> Row:
     return Row(
         name, type(layer).__name__, "analog", matrix + bias + extras, True, matrix, bias,
         layout.tiles, layout.utilisation,
-        f"{hardware.tile.rows}x{hardware.tile.columns or 'any'}",
-        f"{_levels(hardware.dac)}/{_levels(hardware.adc)}", hardware.cell.g_max,
+        _size(hardware.tile, layout), f"{_levels(hardware.dac)}/{_levels(hardware.adc)}", hardware.cell.g_max,
     )  # fmt: skip
 
 
@@ -100,8 +107,8 @@ def _pulsed_row(name: str, layer: PulsedLayer, parameters: int) -> Row:
     bias = 0 if layer.bias is None or hardware.mapping.analog_bias else layer.bias.numel()
     return Row(
         name, type(layer).__name__, "analog", parameters, True, parameters - bias, bias, arrays * layout.tiles,
-        layout.utilisation, f"{hardware.tile.rows}x{hardware.tile.columns or 'any'}",
-        f"{_levels(io and io.dac)}/{_levels(io and io.adc)}", cells=text,
+        layout.utilisation, _size(hardware.tile, layout), f"{_levels(io and io.dac)}/{_levels(io and io.adc)}",
+        cells=text,
     )  # fmt: skip
 
 
@@ -122,7 +129,8 @@ def convert(
         hardware: description of the hardware, for instance ``aimc.presets.pcm()`` for inference, or
             ``aimc.presets.reram()`` for training in memory; then see :func:`aimc.optim.wrap`.
         digital: name patterns (``fnmatch``) of modules and parameters that stay digital, such as
-            ``("head", "embed*")``; a pattern that matches nothing is an error.
+            ``("head", "embed*")``; a pattern that matches nothing is an error. Adapters of Hugging Face PEFT stay
+            digital without being named; merge them to have them on tiles.
         seed: seed of every draw; None takes one from torch's generator, so ``torch.manual_seed`` rules it. A layer's
             draws depend on the seed and its name alone.
         backend: ``auto``, ``reference`` or ``cpu``.
@@ -159,7 +167,8 @@ def convert(
         names = ", ".join(repr(row.name) for row in unsupported[:3])
         raise AimcError(
             f"these matrix products would stay digital:{lines}\nKeep them digital on purpose with "
-            f"digital=({names}, ...), or pass strict=False",
+            f"digital=({names}, ...), pass strict=False, or see aimc.register_products and "
+            "aimc.register",
             field="net",
         )
     if not any(row.where == "analog" for row in rows):
@@ -203,9 +212,9 @@ def convert(
         if module is not None and first_name.get(module) in chosen
     ]
     if "" in chosen:
-        placed, net = [], twin(net, "")
+        net = twin(net, "")
     for parent, child, made in placed:
-        setattr(parent, child, made)
+        setattr(twins.get(parent, parent), child, made)
     _switch_off_fast_paths(net)
     net.__dict__["_aimc_digital"] = patterns  # for the report: what was left digital on purpose
     pulsed = pulsed_layers(net).values()
@@ -240,13 +249,14 @@ def _survey(
     net: nn.Module, patterns: tuple[str, ...], hardware: type = Hardware, strict: bool = True
 ) -> list[Row]:
     used: set[str] = set()
+    adapters: set[str] = set()
 
     def excluded(name: str) -> bool:
         parts = name.split(".")
         prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
         hits = [p for p in patterns if any(matches(n, (p,)) for n in prefixes)]
         used.update(hits)
-        return bool(hits)
+        return bool(hits) or not adapters.isdisjoint(prefixes)
 
     rows = []
     whole: list[str] = []  # modules that one row speaks for, with all that is in them
@@ -257,6 +267,7 @@ def _survey(
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
         kind = type(module).__name__
+        adapters.update(_join(name, child) for child in _adapters(module))
         if isinstance(module, AnalogLayer):
             rows.append(_analog_row(name, module))
             continue
@@ -264,18 +275,27 @@ def _survey(
             rows.append(_pulsed_row(name, module, sum(p.numel() for p in own.values())))
             continue
         if isinstance(module, Composite):  # what its matrices hold is in their rows
-            rest = sum(p.numel() for n, p in own.items() if n not in module.placed())
+            rest = sum(p.numel() for n, p in own.items() if n not in module.analog_placed())
             if rest:
                 rows.append(Row(name, kind, "digital", rest, False))
             continue
         found = find_handler(module, hardware)
         if found is not None or isinstance(module, _OPAQUE):
-            whole.append(name)
-            inside = dict(module.named_parameters())
+            entire = found is None or found.whole
+            if entire:
+                whole.append(name)
+            inside = dict(module.named_parameters(recurse=entire))
             count = sum(p.numel() for p in inside.values())
             matrices = found.matrices(module) if found is not None else inside
             matrix = sum(p.numel() for p in matrices.values() if p.dim() >= 2)
-            where = "excluded" if excluded(name) else ("analog" if found is not None else "unsupported")
+            left = [n for n in matrices if excluded(_join(name, n))]
+            if left and len(left) < len(matrices):
+                raise AimcError(
+                    f"{', '.join(map(repr, left))} would stay digital and the rest of the {kind} would not; it is "
+                    f"converted whole, so exclude {name!r}",
+                    layer=name, field="digital",
+                )  # fmt: skip
+            where = "excluded" if left else ("analog" if found is not None else "unsupported")
             rows.append(Row(name, kind, where, count, True, matrix, count - matrix))
         elif own and _digital_by_nature(module):
             excluded(name)
@@ -291,6 +311,14 @@ def _survey(
     if unused and strict:
         raise AimcError(f"no module or parameter matches {', '.join(map(repr, unused))}", field="digital")
     return rows
+
+
+def _adapters(module: nn.Module) -> Iterable[str]:
+    """Children of a layer of Hugging Face PEFT that are adapters: digital, above a base layer on tiles."""
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
+    if "peft.tuners.tuners_utils.BaseTunerLayer" in kinds:
+        return module.adapter_layer_names  # type: ignore[return-value]
+    return ()
 
 
 def _switch_off_fast_paths(net: nn.Module) -> None:
@@ -318,26 +346,7 @@ def to_digital(net: nn.Module) -> nn.Module:
         >>> to_digital(convert(nn.Linear(2, 2), presets.pcm()))
         Linear(in_features=2, out_features=2, bias=True)
     """
-    memo: dict[int, object] = {}
-    for module in _outermost(net):
-        twin = module.to_digital()  # type: ignore[operator]
-        memo[id(module)] = twin
-        # What is tied to a weight stays tied; a gain makes it another matrix.
-        gained = any(getattr(m, "output_gain", None) is not None for m in module.modules())
-        if not gained:
-            memo.update(
-                (id(p), twin.get_parameter(n)) for n, p in module._parameters.items() if p is not None
-            )
-    return copy.deepcopy(net, memo)
-
-
-def _outermost(net: nn.Module) -> Iterator[nn.Module]:
-    """Analog layers and composites that are in no composite."""
-    if isinstance(net, (*_LAYERS, Composite)):
-        yield net
-        return
-    for child in net.children():
-        yield from _outermost(child)
+    return digital_copy(net)
 
 
 def set_hardware(net: nn.Module, hardware: Hardware) -> None:

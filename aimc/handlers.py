@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable
 
 from torch import nn
@@ -13,6 +14,9 @@ from aimc.nn import (
     AnalogConv1d,
     AnalogConv2d,
     AnalogConv3d,
+    AnalogConvTranspose1d,
+    AnalogConvTranspose2d,
+    AnalogConvTranspose3d,
     AnalogGRU,
     AnalogGRUCell,
     AnalogLinear,
@@ -25,9 +29,10 @@ from aimc.nn import (
     PulsedConv2d,
     PulsedConv3d,
     PulsedLinear,
+    own_forward,
 )
 
-__all__ = ["Handler", "Registered", "find_handler", "matches", "register"]
+__all__ = ["Handler", "Registered", "find_handler", "matches", "register", "register_products"]
 
 Handler = Callable[..., nn.Module]
 BOTH = (Hardware, PulsedHardware)
@@ -40,10 +45,14 @@ class Registered:
     handler: Handler
     weights: tuple[str, ...]
     others: tuple[str, ...]
+    whole: bool
 
     def matrices(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """The module's parameters that go onto tiles, by name."""
-        return {n: p for n, p in module.named_parameters() if matches(n, self.weights)}
+        return {n: p for n, p in self._parameters(module).items() if matches(n, self.weights)}
+
+    def _parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        return dict(module.named_parameters(recurse=self.whole))
 
     def knows(self, module: nn.Module) -> bool:
         """Whether the module multiplies with what the handler expects and with nothing else.
@@ -51,11 +60,12 @@ class Registered:
         One that is pruned, normalised or parametrized makes its weight anew, from parameters of other names.
         """
         known = (*self.weights, *self.others)
-        strange = any(p.dim() >= 2 and not matches(n, known) for n, p in module.named_parameters())
+        strange = any(p.dim() >= 2 and not matches(n, known) for n, p in self._parameters(module).items())
         return not strange and bool(self.matrices(module))
 
 
 _HANDLERS: dict[type, dict[type[nn.Module], Registered]] = {Hardware: {}, PulsedHardware: {}}
+_BY_NAME: dict[type, dict[str, Registered]] = {Hardware: {}, PulsedHardware: {}}
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -69,37 +79,101 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def register(
-    *types: type[nn.Module],
+    *types: type[nn.Module] | str,
     hardware: type | tuple[type, ...] = BOTH,
     weights: Iterable[str] = ("weight",),
     others: Iterable[str] = (),
+    whole: bool = True,
 ) -> Callable[[Handler], Handler]:
-    """Decorator: the function builds the analog twin of a module of these types.
+    """Decorator: :func:`aimc.convert` lets the function build the analog twin of a module of these types.
 
     It is called as ``handler(module, hardware, key, name, backend)`` and returns a module that takes the same
-    arguments. A subclass is handled as well, unless it has another forward pass.
+    arguments, made of layers that ``aimc.nn`` has. A subclass is handled as well, unless it has another forward pass.
+    Where the forward pass can stay as it is, :func:`register_products` needs no handler.
 
     Args:
-        types: module types.
+        types: module types, or patterns (``fnmatch``) of dotted names of types that need not be imported for it.
         hardware: :class:`aimc.Hardware`, :class:`aimc.PulsedHardware` or both.
         weights: name patterns (``fnmatch``) of the module's parameters that are put on tiles.
         others: likewise of parameters with two dimensions or more that are not. A module that has any further one (it
             was pruned, say, or is a subclass with another matrix) is not handed over.
+        whole: whether the handler also converts what is inside the module; otherwise children are converted beside it.
+
+    Example:
+        >>> import torch, aimc
+        >>> class Scaled(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.matrix = nn.Parameter(torch.ones(2, 3))
+        ...     def forward(self, x):
+        ...         return 3 * x @ self.matrix.t()
+        >>> @aimc.register(Scaled, weights=["matrix"])
+        ... def on_tiles(module, hardware, key, name, backend):
+        ...     layer = nn.Linear(3, 2, bias=False)
+        ...     layer.weight = nn.Parameter(3 * module.matrix)
+        ...     return aimc.nn.AnalogLinear(layer, hardware, key, name, backend)
+        >>> aimc.convert(nn.Sequential(Scaled()), aimc.presets.ideal())(torch.ones(1, 3)).tolist()
+        [[9.0, 9.0]]
     """
 
     def add(handler: Handler) -> Handler:
+        made = Registered(handler, tuple(weights), tuple(others), whole)
         for half in hardware if isinstance(hardware, tuple) else (hardware,):
             for kind in types:
-                _HANDLERS[half][kind] = Registered(handler, tuple(weights), tuple(others))
+                if isinstance(kind, str):
+                    _BY_NAME[half][kind] = made
+                else:
+                    _HANDLERS[half][kind] = made
         return handler
 
     return add
+
+
+def register_products(
+    *types: type[nn.Module] | str,
+    weights: Iterable[str],
+    transposed: Iterable[str] = (),
+    others: Iterable[str] = (),
+    hardware: type | tuple[type, ...] = BOTH,
+) -> None:
+    """Put matrices on tiles that modules of these types multiply by in their own forward pass.
+
+    The forward pass stays as it is; its products by the parameters (``F.linear``, ``matmul``, ``mm``, ``mv``, ``bmm``,
+    ``addmm``) are made on tiles, and anything else that it does with them is an error when it runs.
+
+    Args:
+        types: module types, or patterns (``fnmatch``) of dotted names of types that need not be imported for it.
+        weights: name patterns (``fnmatch``) of the parameters: matrices, or stacks of them ``[matrices, ., .]``.
+        transposed: likewise of those among them that lie as ``[in, out]``, as in ``x @ self.matrix``.
+        others: of parameters with two dimensions or more that the forward pass does not multiply by.
+        hardware: :class:`aimc.Hardware`, :class:`aimc.PulsedHardware` or both.
+
+    Example:
+        >>> import torch, aimc
+        >>> class Bare(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.matrix = nn.Parameter(torch.ones(3, 2))
+        ...     def forward(self, x):
+        ...         return x @ self.matrix
+        >>> aimc.register_products(Bare, weights=["matrix"], transposed=["matrix"])
+        >>> net = aimc.convert(nn.Sequential(Bare()), aimc.presets.pcm())
+        >>> list(aimc.analog_layers(net))
+        ['0.matrix_tiles']
+    """
+    handler = functools.partial(own_forward, weights=tuple(weights), transposed=tuple(transposed))
+    register(*types, hardware=hardware, weights=weights, others=others, whole=False)(handler)
 
 
 def find_handler(module: nn.Module, hardware: type) -> Registered | None:
     """The handler of the module's type, or of a base whose forward it has not changed."""
     for kind in type(module).__mro__:
         found = _HANDLERS[hardware].get(kind)
+        if found is None and kind.__module__.split(".")[0] != "torch":
+            dotted = f"{kind.__module__}.{kind.__qualname__}"
+            found = next(
+                (r for pattern, r in _BY_NAME[hardware].items() if matches(dotted, (pattern,))), None
+            )
         if found is not None:
             unchanged = type(module).forward is kind.forward and "forward" not in module.__dict__
             return found if unchanged and found.knows(module) else None
@@ -115,6 +189,12 @@ for _digital, _analog, _pulsed in (
 ):
     register(_digital, hardware=Hardware)(_analog)
     register(_digital, hardware=PulsedHardware)(_pulsed)
+for _digital, _twin in (
+    (nn.ConvTranspose1d, AnalogConvTranspose1d),
+    (nn.ConvTranspose2d, AnalogConvTranspose2d),
+    (nn.ConvTranspose3d, AnalogConvTranspose3d),
+):
+    register(_digital, hardware=Hardware)(_twin)
 
 _OF_A_LAYER = [f"weight_[ih][hr]_l{n}{way}" for n in ("[0-9]", "[0-9][0-9]") for way in ("", "_reverse")]
 for _digital, _twin in ((nn.LSTM, AnalogLSTM), (nn.GRU, AnalogGRU), (nn.RNN, AnalogRNN)):
@@ -126,3 +206,26 @@ for _digital, _twin in (
 register(
     nn.MultiheadAttention, weights=("in_proj_weight", "?_proj_weight", "out_proj.weight"), others=("bias_?",)
 )(AnalogMultiheadAttention)
+
+
+# Hugging Face transformers, which need not be installed.
+
+register_products("transformers.pytorch_utils.Conv1D", weights=("weight",), transposed=("weight",))
+register_products("transformers.models.*Router", weights=("weight",))
+_EXPERTS = ("gate_up_proj", "up_proj", "down_proj")
+
+
+@register("transformers.models.*Experts", weights=_EXPERTS, others=("*_bias",), whole=False)
+def _experts(module: nn.Module, hardware, key, name: str, backend: str) -> nn.Module:
+    """Weights of all experts in one tensor; decorators that would multiply all of them at once are taken off."""
+    lie_so = getattr(module, "is_transposed", False)
+    return own_forward(
+        module,
+        hardware,
+        key,
+        name,
+        backend,
+        weights=_EXPERTS,
+        transposed=_EXPERTS if lie_so else (),
+        unwrap=True,
+    )

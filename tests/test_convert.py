@@ -62,7 +62,6 @@ def test_refuses_to_leave_a_matrix_digital_and_names_it():
 @pytest.mark.parametrize(
     ("module", "named"),
     [
-        (nn.ConvTranspose2d(3, 4, 3), "weight"),
         (nn.Bilinear(3, 4, 5), "weight"),
         (Changed(2, 2), "weight"),
     ],
@@ -317,3 +316,57 @@ def test_a_subclass_that_multiplies_with_an_embedding_is_no_table():
     with pytest.raises(aimc.AimcError, match=r"0\.weight"):
         aimc.convert(net, aimc.presets.ideal())
     assert "excluded" in str(aimc.summary(aimc.convert(net, aimc.presets.ideal(), digital=["0"])))
+
+
+def test_the_report_says_how_many_groups_share_a_tile():
+    net = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3)
+    )
+    report = aimc.coverage(aimc.convert(net, IDEAL.replace(**{"tile.rows": 40, "tile.columns": 40})))
+    assert [(r.tiles, r.size) for r in report.rows] == [
+        (2, "40x40, 4 groups each"),  # 9 rows a group
+        (2, "40x40, 2 groups each"),  # 18 rows a group
+        (2, "40x40"),
+    ]
+    assert "4 groups each" in str(report)
+
+
+def test_the_way_back_keeps_ties_unless_a_gain_was_trained():
+    embedding, head, second = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False), nn.Linear(4, 7)
+    head.weight = second.weight = embedding.weight
+    net = nn.ModuleDict({"embedding": embedding, "head": head, "second": second})
+    for hardware in (IDEAL, aimc.presets.pcm()):
+        analog = aimc.convert(net, hardware)
+        digital = aimc.to_digital(analog)
+        assert digital["embedding"].weight is digital["head"].weight is digital["second"].weight
+        assert digital["head"].weight is not analog["head"].weight
+    with torch.no_grad():
+        analog["head"].output_gain[0] = 2.0
+    digital = aimc.to_digital(analog)
+    assert digital["embedding"].weight is digital["second"].weight is not digital["head"].weight
+    assert_close("gain", digital["head"].weight[0], 2 * digital["second"].weight[0])
+
+
+def test_tied_look_up_and_head_learn_together_and_share_a_file(tmp_path):
+    torch.manual_seed(0)
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens):
+            return self.head(self.embed(tokens))
+
+    net, tokens = Tied(), torch.tensor([1, 2, 2])
+    analog = aimc.convert(net, IDEAL)
+    for module in (net, analog):
+        module(tokens).sin().sum().backward()
+    assert_close("gradient", analog.embed.weight.grad, net.embed.weight.grad, atol=1e-5)
+    assert [p for p, _ in analog.named_parameters()] == ["embed.weight"]
+    torch.save(analog.state_dict(), tmp_path / "net.pt")
+    again = aimc.convert(Tied(), IDEAL)
+    again.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    assert again.head.weight is again.embed.weight
+    assert_close("output", again(tokens), net(tokens), atol=1e-6)

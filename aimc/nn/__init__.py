@@ -4,7 +4,9 @@ from aimc.nn.attention import AnalogMultiheadAttention
 from aimc.nn.base import AnalogLayer, ProgrammedWeights, analog_layers, saved_hardware
 from aimc.nn.composite import AnalogMatrix, Composite, Piece
 from aimc.nn.conv import AnalogConv1d, AnalogConv2d, AnalogConv3d
+from aimc.nn.conv_transposed import AnalogConvTranspose1d, AnalogConvTranspose2d, AnalogConvTranspose3d
 from aimc.nn.linear import AnalogLinear
+from aimc.nn.own_forward import OwnForward, digital_copy, own_forward
 from aimc.nn.pulsed import (
     CellWeight,
     PulsedConv1d,
@@ -20,6 +22,9 @@ __all__ = [
     "AnalogConv1d",
     "AnalogConv2d",
     "AnalogConv3d",
+    "AnalogConvTranspose1d",
+    "AnalogConvTranspose2d",
+    "AnalogConvTranspose3d",
     "AnalogGRU",
     "AnalogGRUCell",
     "AnalogLSTM",
@@ -32,6 +37,7 @@ __all__ = [
     "AnalogRNNCell",
     "CellWeight",
     "Composite",
+    "OwnForward",
     "Piece",
     "ProgrammedWeights",
     "PulsedConv1d",
@@ -40,6 +46,8 @@ __all__ = [
     "PulsedLayer",
     "PulsedLinear",
     "analog_layers",
+    "digital_copy",
+    "own_forward",
     "pulsed_layers",
     "saved_hardware",
 ]

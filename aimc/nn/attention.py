@@ -55,7 +55,7 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
                 rows if packed else None,
                 rows,
             )
-        self._set_up(digital, pieces, hardware, key, name, backend)
+        self._analog_set_up(digital, pieces, hardware, key, name, backend)
         if digital.bias_k is None:
             self.bias_k = self.bias_v = None
         kind: Any = PulsedLinear if isinstance(hardware, PulsedHardware) else AnalogLinear
@@ -78,28 +78,30 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
         ``is_causal`` is a hint that ``attn_mask`` is causal, and needs the mask as in torch.
         """
         if query.is_nested or key.is_nested or value.is_nested:
-            raise AimcError("takes no nested tensors; pad them and give a key_padding_mask", layer=self.name)
+            raise AimcError(
+                "takes no nested tensors; pad them and give a key_padding_mask", layer=self.analog_name
+            )
         if query.dim() not in (2, 3) or {key.dim(), value.dim()} != {query.dim()}:
             raise AimcError(
                 f"expects query, key and value of 2 or of 3 dimensions, got {query.dim()}, {key.dim()} and "
                 f"{value.dim()}",
-                layer=self.name,
+                layer=self.analog_name,
             )  # fmt: skip
         if is_causal and attn_mask is None:
-            raise AimcError("needs attn_mask with is_causal", layer=self.name, field="attn_mask")
+            raise AimcError("needs attn_mask with is_causal", layer=self.analog_name, field="attn_mask")
         single, swapped = query.dim() == 2, query.dim() == 3 and not self.batch_first
 
         def batched(x: Tensor) -> Tensor:
             return x[None] if single else x.transpose(0, 1) if swapped else x
 
+        matrices: Any = self._modules
         q, k, v = (
-            project(batched(x))  # pyright: ignore[reportCallIssue]  (typed as a tensor or module)
-            for project, x in zip((self.q_proj, self.k_proj, self.v_proj), (query, key, value))
+            matrices[f"{kind}_proj"](batched(x)) for kind, x in zip("qkv", (query, key, value), strict=True)
         )
         if k.shape[:2] != v.shape[:2] or len(q) != len(k):
             raise AimcError(
                 f"batch and length of query {list(query.shape)}, key {list(key.shape)} and value "
-                f"{list(value.shape)} do not fit", layer=self.name,
+                f"{list(value.shape)} do not fit", layer=self.analog_name,
             )  # fmt: skip
         batch, length, _ = q.shape
         mask = self._mask(attn_mask, key_padding_mask, batch, length, k.shape[1], q.dtype)
@@ -141,7 +143,7 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
             shapes = {(length, keys): (1, 1), (batch * self.num_heads, length, keys): (batch, self.num_heads)}
             if tuple(attn_mask.shape) not in shapes:
                 raise AimcError(
-                    f"expects {' or '.join(str(list(s)) for s in shapes)}", layer=self.name, field="attn_mask",
+                    f"expects {' or '.join(str(list(s)) for s in shapes)}", layer=self.analog_name, field="attn_mask",
                     shape=attn_mask.shape,
                 )  # fmt: skip
             found.append(attn_mask.view(*shapes[tuple(attn_mask.shape)], length, keys))
@@ -149,7 +151,7 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
             if key_padding_mask.numel() != batch * keys:
                 raise AimcError(
                     f"expects {[batch, keys]}",
-                    layer=self.name,
+                    layer=self.analog_name,
                     field="key_padding_mask",
                     shape=key_padding_mask.shape,
                 )
@@ -162,10 +164,10 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
         ]
         return sum(added[1:], added[0]) if added else None
 
-    def _blank(self) -> nn.MultiheadAttention:
+    def _analog_blank(self) -> nn.MultiheadAttention:
         digital = nn.MultiheadAttention(
-            self.embed_dim, self.num_heads, self.dropout, self._pieces["q_proj"].bias is not None,
-            self.bias_k is not None, self.add_zero_attn, self.kdim, self.vdim, self.batch_first, **self.like(),
+            self.embed_dim, self.num_heads, self.dropout, self._analog_pieces["q_proj"].bias is not None,
+            self.bias_k is not None, self.add_zero_attn, self.kdim, self.vdim, self.batch_first, **self.analog_like(),
         )  # fmt: skip
         out: Any = self.out_proj.to_digital()
         digital.out_proj.weight, digital.out_proj.bias = out.weight, out.bias

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import types
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -35,8 +34,7 @@ class Piece:
         transposed: whether the weight lies as ``[in, out]``.
 
     Example:
-        >>> lstm = nn.LSTM(3, 4)
-        >>> Piece("weight_ih_l0", index=slice(0, 4)).of(lstm).shape
+        >>> Piece("weight_ih_l0", index=slice(0, 4)).of(nn.LSTM(3, 4)._parameters).shape
         torch.Size([4, 3])
     """
 
@@ -46,20 +44,20 @@ class Piece:
     bias_index: int | slice | None = None
     transposed: bool = False
 
-    def of(self, module: Any) -> Tensor:
-        """The matrix in a module's parameter, ``[out, in]``; a view."""
-        value = getattr(module, self.weight)
+    def of(self, parameters: Mapping[str, Any]) -> Tensor:
+        """The matrix in the parameters of a module, ``[out, in]``; a view."""
+        value = parameters[self.weight]
         value = value if self.index is None else value[self.index]
         return value.t() if self.transposed else value
 
-    def bias_of(self, module: Any) -> Tensor | None:
-        """The bias ``[out]`` in a module's parameter; a view."""
-        value = None if self.bias is None else getattr(module, self.bias)
+    def bias_of(self, parameters: Mapping[str, Any]) -> Tensor | None:
+        """The bias ``[out]`` in the parameters of a module; a view."""
+        value = None if self.bias is None else parameters[self.bias]
         return value if value is None or self.bias_index is None else value[self.bias_index]
 
 
 class AnalogMatrix(AnalogLinear):
-    """One matrix of a :class:`Composite`, which holds the weight and the bias; arguments as for :class:`AnalogLinear`.
+    """One matrix of a :class:`Composite`, which holds weight and bias; further arguments as for :class:`AnalogLinear`.
 
     Args:
         owner: the module around it.
@@ -79,9 +77,8 @@ class AnalogMatrix(AnalogLinear):
         self.piece, self.training = piece, owner.training
         self.belongs_to(owner)
         self.out_features, self.in_features = self.weight.shape
-        self._set_up(
-            hardware, Layout.of(hardware.tile, self.out_features, self.in_features), key, name, backend
-        )
+        layout = Layout.of(hardware.tile, self.out_features, self.in_features)
+        self._set_up(hardware, layout, key, name, backend)
 
     def belongs_to(self, owner: Composite) -> None:
         """Find the parameters there; a copied matrix has to be told where the copied owner is."""
@@ -97,15 +94,18 @@ class AnalogMatrix(AnalogLinear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self.piece.of(self.owner)
+        return self.piece.of(self.owner._parameters)
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        return self.piece.bias_of(self.owner)
+        return self.piece.bias_of(self.owner._parameters)
+
+    def _outputs_first(self) -> Tensor:
+        return self.piece.of(self.owner.analog_parameters())
 
     def _parameter(self) -> nn.Parameter | None:
         owner = self._owner() if self._owner is not None else None
-        return getattr(owner, self.piece.weight) if owner is not None else None
+        return owner._parameters[self.piece.weight] if owner is not None else None
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -113,7 +113,7 @@ class AnalogMatrix(AnalogLinear):
         super().constrain()
         after = self.weight._version
         # Matrices in one parameter have one version; what was clipped here leaves the others as they were.
-        for other in self.owner.matrices().values():
+        for other in self.owner.analog_matrices().values():
             if other.piece.weight == self.piece.weight and other._clipped_version == before:
                 other._clipped_version = after
 
@@ -133,13 +133,17 @@ class Composite(nn.Module):
     checkpoints and ties see no difference. In memory a matrix has cells of its own, so its parameter is the child's;
     a digital checkpoint loads all the same.
 
-    A leaf copies what else torch's module knows, calls :meth:`_set_up` in its constructor, and in its forward pass
-    computes with the children where torch multiplies.
+    A leaf copies what else torch's module knows, calls :meth:`_analog_set_up` in its constructor, and in its forward
+    pass computes with the children where torch multiplies. Names begin with ``analog``, for torch's module may be
+    anybody's.
+
+    Attributes:
+        analog_name: name used in messages.
     """
 
-    _pieces: dict[str, Piece]
+    _analog_pieces: dict[str, Piece]
 
-    def _set_up(
+    def _analog_set_up(
         self,
         digital: nn.Module,
         pieces: Mapping[str, Piece],
@@ -149,10 +153,10 @@ class Composite(nn.Module):
         backend: str,
     ) -> None:
         """Take over the parameters and make a child for each piece."""
-        self._pieces, self.name = dict(pieces), name
+        self._analog_pieces, self.analog_name = dict(pieces), name
         self.training = digital.training
         in_cells = isinstance(hardware, PulsedHardware)
-        taken = self.placed() if in_cells else set()
+        taken = self.analog_placed() if in_cells else set()
         for parameter, value in digital._parameters.items():
             self.register_parameter(parameter, None if parameter in taken else value)
         for child, piece in pieces.items():
@@ -164,88 +168,90 @@ class Composite(nn.Module):
             )
             self.add_module(child, made)
 
-    def matrices(self) -> dict[str, AnalogMatrix]:
+    def analog_matrices(self) -> dict[str, AnalogMatrix]:
         """The children on inference tiles by name."""
         return {n: m for n, m in self._modules.items() if isinstance(m, AnalogMatrix)}
 
-    def placed(self) -> set[str]:
+    def analog_placed(self) -> set[str]:
         """Names of the parameters here of which the tiles hold parts."""
-        return {n for p in self._pieces.values() for n in (p.weight, p.bias) if n is not None}
+        return {n for p in self._analog_pieces.values() for n in (p.weight, p.bias) if n is not None}
 
-    def _blank(self) -> nn.Module:
+    def analog_parameters(self) -> Mapping[str, Any]:
+        """The parameters that products differentiate."""
+        return self._parameters
+
+    def analog_like(self) -> dict[str, Any]:
+        """Device and type of the weights, for factories."""
+        child: Any = self._modules[next(iter(self._analog_pieces))]
+        return {"device": child.weight.device, "dtype": child.weight.dtype}
+
+    def _analog_blank(self) -> nn.Module:
         """A module of torch's type and of this shape; its parameters will be written."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def to_digital(self) -> Any:
         """The torch module with copies of the weights, output gains multiplied in."""
-        digital = self._blank().train(self.training)
+        return self.analog_export(self._analog_blank())
+
+    @torch.no_grad()
+    def analog_export(self, digital: nn.Module) -> nn.Module:
+        """Write parameters, weights and mode into a digital module."""
+        digital.train(self.training)
         for name, mine in self._parameters.items():
             there: Any = digital._parameters.get(name)
             if mine is not None:
                 there.copy_(mine)
                 there.requires_grad_(mine.requires_grad)
-        for name, piece in self._pieces.items():
+        for name, piece in self._analog_pieces.items():
             child: Any = self._modules[name]
             gain = getattr(child, "output_gain", None)
-            piece.of(digital).copy_(child.weight if gain is None else child.weight * gain[:, None])
+            piece.of(digital._parameters).copy_(
+                child.weight if gain is None else child.weight * gain[:, None]
+            )
             if isinstance(child, PulsedLinear):
-                bias = piece.bias_of(digital)
+                bias = piece.bias_of(digital._parameters)
                 if bias is not None and child.bias is not None:
                     bias.copy_(child.bias)
-                getattr(digital, piece.weight).requires_grad_(child.weight.requires_grad)
+                there = digital._parameters[piece.weight]
+                there.requires_grad_(child.weight.requires_grad)
         return digital
-
-    def like(self) -> dict[str, Any]:
-        """Device and type of the weights, for factories."""
-        child: Any = self._modules[next(iter(self._pieces))]
-        return {"device": child.weight.device, "dtype": child.weight.dtype}
 
     # State ---------------------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         """Cells take their weights from the names of torch as well."""
-        for name, piece in self._pieces.items():
-            child = self._modules[name]
-            if not isinstance(child, PulsedLinear):
+        saved = {n: state_dict.get(f"{prefix}{n}") for n in self.analog_placed()}
+        for name, piece in self._analog_pieces.items():
+            if not isinstance(self._modules[name], PulsedLinear):
                 continue
-            saved = types.SimpleNamespace(
-                **{
-                    source: state_dict.get(f"{prefix}{source}")
-                    for source in (piece.weight, piece.bias)
-                    if source
-                }
-            )
             for field, source, find in (
                 ("weight", piece.weight, piece.of),
                 ("bias", piece.bias, piece.bias_of),
             ):
-                if source is not None and getattr(saved, source) is not None:
+                if source is not None and saved[source] is not None:
                     state_dict.setdefault(f"{prefix}{name}.{field}", find(saved))
-        for source in self.placed():
+        for source in saved:
             if self._parameters.get(source) is None:
                 state_dict.pop(f"{prefix}{source}", None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        for child in self.matrices().values():
+        for child in self.analog_matrices().values():
             child.belongs_to(self)
             child._count_versions()
 
 
 def _linear(digital: nn.Module, piece: Piece) -> nn.Linear:
     """A layer of its own with one piece; a bias that is a whole parameter stays that parameter."""
-    weight, bias = piece.of(digital), piece.bias_of(digital)
+    whole: Any = digital._parameters[piece.weight]
+    weight, bias = piece.of(digital._parameters), piece.bias_of(digital._parameters)
     made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     # Only read, to be programmed.
-    made.weight = nn.Parameter(weight.detach().contiguous(), getattr(digital, piece.weight).requires_grad)
+    made.weight = nn.Parameter(weight.detach().contiguous(), whole.requires_grad)
     if bias is not None:
-        made.bias = (
-            bias
-            if isinstance(bias, nn.Parameter)
-            else nn.Parameter(bias.detach().clone(), bias.requires_grad)
-        )
+        shared = isinstance(bias, nn.Parameter)
+        made.bias = bias if shared else nn.Parameter(bias.detach().clone(), bias.requires_grad)
     return made.train(digital.training)
 
 

@@ -32,7 +32,7 @@ class ConvGeometry:
     contiguous_tiles = True
 
     def __init__(
-        self, layer: _AnalogConv, size: tuple[int, ...], padding: tuple[int, ...], channels_last: bool
+        self, layer: AnalogConv, size: tuple[int, ...], padding: tuple[int, ...], channels_last: bool
     ):
         self.size, self.padding, self.groups, self.channels_last = size, padding, layer.groups, channels_last
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
@@ -123,11 +123,12 @@ def _is_channels_last(x: Tensor) -> bool:
     )
 
 
-class _AnalogConv(AnalogLayer):
-    """What the three convolutions share."""
+class AnalogConv(AnalogLayer):
+    """What the convolutions share."""
 
     spatial: int
     in_channels: int
+    out_channels: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -151,7 +152,8 @@ class _AnalogConv(AnalogLayer):
         )  # fmt: skip
         self._set_up(hardware, layout, key, name, backend)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _batched(self, input: Tensor) -> tuple[Tensor, bool]:
+        """The input with a dimension of images, and whether that was added."""
         if input.dim() not in (self.spatial + 1, self.spatial + 2):
             raise AimcError(
                 f"expects {self.spatial + 1} or {self.spatial + 2} dimensions",
@@ -162,7 +164,10 @@ class _AnalogConv(AnalogLayer):
         if channels != self.in_channels:
             raise AimcError(f"expects {self.in_channels} channels", layer=self.name, shape=input.shape)
         single = input.dim() == self.spatial + 1
-        x = input[None] if single else input
+        return input[None] if single else input, single
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, single = self._batched(input)
         amounts = self._reversed_padding_repeated_twice
         symmetric = tuple(amounts[2 * i] for i in reversed(range(self.spatial)))
         if self.padding_mode != "zeros":
@@ -195,7 +200,7 @@ class _AnalogConv(AnalogLayer):
         return export(self, digital)
 
 
-class AnalogConv1d(_AnalogConv, nn.Conv1d):
+class AnalogConv1d(AnalogConv, nn.Conv1d):
     """``nn.Conv1d`` on crossbar tiles, split along the input channels; arguments as for :class:`AnalogLinear`.
 
     Example:
@@ -207,13 +212,13 @@ class AnalogConv1d(_AnalogConv, nn.Conv1d):
     spatial = 1
 
 
-class AnalogConv2d(_AnalogConv, nn.Conv2d):
+class AnalogConv2d(AnalogConv, nn.Conv2d):
     """``nn.Conv2d`` on crossbar tiles, split along the input channels; arguments as for :class:`AnalogLinear`."""
 
     spatial = 2
 
 
-class AnalogConv3d(_AnalogConv, nn.Conv3d):
+class AnalogConv3d(AnalogConv, nn.Conv3d):
     """``nn.Conv3d`` on crossbar tiles, split along the input channels; arguments as for :class:`AnalogLinear`."""
 
     spatial = 3

@@ -125,7 +125,7 @@ def export(layer: AnalogLayer, digital):
     digital = digital.to(layer.weight.device, layer.weight.dtype).train(layer.training)
     weight: Tensor = layer.weight
     if layer.output_gain is not None:
-        weight = weight * layer.output_gain.view(-1, *(1,) * (weight.dim() - 1))
+        weight = layer.shaped_like_weight(layer.matrix() * layer.output_gain[:, None])
     digital.weight.copy_(weight)
     digital.weight.requires_grad_(layer.weight.requires_grad)
     if layer.bias is not None:

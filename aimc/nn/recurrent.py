@@ -108,7 +108,7 @@ class _Recurrent(Composite):
                 pieces[f"{kind}_{suffix}"] = Piece(f"weight_{kind}_{suffix}", bias)
             if self.proj_size > 0:
                 pieces[f"hr_{suffix}"] = Piece(f"weight_hr_{suffix}")
-        self._set_up(digital, pieces, hardware, key, name, backend)
+        self._analog_set_up(digital, pieces, hardware, key, name, backend)
 
     def _suffixes(self) -> list[str]:
         """``l0``, ``l0_reverse``, ..., in the order of the hidden states."""
@@ -140,15 +140,15 @@ class _Recurrent(Composite):
             single = False
         else:
             if input.dim() not in (2, 3):
-                raise AimcError("expects 2 or 3 dimensions", layer=self.name, shape=input.shape)
+                raise AimcError("expects 2 or 3 dimensions", layer=self.analog_name, shape=input.shape)
             single, order, back = input.dim() == 2, None, None
             x = input[:, None] if single else input.transpose(0, 1) if self.batch_first else input
             sizes = [x.shape[1]] * x.shape[0]
             x = x.reshape(-1, x.shape[2])
         if x.shape[-1] != self.input_size:
-            raise AimcError(f"expects {self.input_size} features", layer=self.name, shape=x.shape)
+            raise AimcError(f"expects {self.input_size} features", layer=self.analog_name, shape=x.shape)
         if not sizes:
-            raise AimcError("the sequence has no steps", layer=self.name, shape=x.shape)
+            raise AimcError("the sequence has no steps", layer=self.analog_name, shape=x.shape)
         states = self._first_states(hx, x, sizes[0], single, order)
         directions, last = 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
@@ -178,7 +178,7 @@ class _Recurrent(Composite):
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: 1 + lstm]
         count = self.num_layers * (2 if self.bidirectional else 1)
         if hx is None:
-            like = self.like()
+            like = self.analog_like()
             return tuple(torch.zeros(count, batch, size, **like) for size in sizes)
         given = tuple(hx) if lstm else (hx,)
         if single:
@@ -187,7 +187,7 @@ class _Recurrent(Composite):
             if state.shape != (count, batch, size):
                 raise AimcError(
                     f"expects a hidden state {[count, batch, size]}",
-                    layer=self.name,
+                    layer=self.analog_name,
                     field="hx",
                     shape=state.shape,
                 )
@@ -239,8 +239,8 @@ class AnalogLSTM(_Recurrent, nn.LSTM):
         (torch.Size([7, 2, 5]), torch.Size([1, 2, 5]))
     """
 
-    def _blank(self) -> nn.LSTM:
-        return nn.LSTM(*_sizes(self), proj_size=self.proj_size, **self.like())
+    def _analog_blank(self) -> nn.LSTM:
+        return nn.LSTM(*_sizes(self), proj_size=self.proj_size, **self.analog_like())
 
 
 class AnalogGRU(_Recurrent, nn.GRU):
@@ -252,8 +252,8 @@ class AnalogGRU(_Recurrent, nn.GRU):
         torch.Size([7, 2, 5])
     """
 
-    def _blank(self) -> nn.GRU:
-        return nn.GRU(*_sizes(self), **self.like())
+    def _analog_blank(self) -> nn.GRU:
+        return nn.GRU(*_sizes(self), **self.analog_like())
 
 
 class AnalogRNN(_Recurrent, nn.RNN):
@@ -267,9 +267,9 @@ class AnalogRNN(_Recurrent, nn.RNN):
 
     nonlinearity: str
 
-    def _blank(self) -> nn.RNN:
+    def _analog_blank(self) -> nn.RNN:
         size, hidden, layers, *rest = _sizes(self)
-        return nn.RNN(size, hidden, layers, self.nonlinearity, *rest, **self.like())
+        return nn.RNN(size, hidden, layers, self.nonlinearity, *rest, **self.analog_like())
 
 
 def _sizes(layer: _Recurrent) -> tuple:
@@ -298,25 +298,25 @@ class _Cell(Composite):
         pieces = {
             kind: Piece(f"weight_{kind}", f"bias_{kind}" if self.bias else None) for kind in ("ih", "hh")
         }
-        self._set_up(digital, pieces, hardware, key, name, backend)
+        self._analog_set_up(digital, pieces, hardware, key, name, backend)
 
     reset_parameters = _Recurrent.reset_parameters
 
     def forward(self, input: Tensor, hx: Any = None):
         """Arguments and results as for the torch cell."""
         if input.dim() not in (1, 2):
-            raise AimcError("expects 1 or 2 dimensions", layer=self.name, shape=input.shape)
+            raise AimcError("expects 1 or 2 dimensions", layer=self.analog_name, shape=input.shape)
         single, lstm = input.dim() == 1, self.mode == "LSTM"
         x = input[None] if single else input
         if hx is None:
-            state = (torch.zeros(len(x), self.hidden_size, **self.like()),) * (1 + lstm)
+            state = (torch.zeros(len(x), self.hidden_size, **self.analog_like()),) * (1 + lstm)
         else:
             state = tuple(s[None] if single else s for s in (hx if lstm else (hx,)))
         for s in state:
             if s.shape != (len(x), self.hidden_size):
                 raise AimcError(
                     f"expects a hidden state {[len(x), self.hidden_size]}",
-                    layer=self.name,
+                    layer=self.analog_name,
                     field="hx",
                     shape=s.shape,
                 )
@@ -331,8 +331,8 @@ class AnalogLSTMCell(_Cell, nn.LSTMCell):
 
     mode = "LSTM"
 
-    def _blank(self) -> nn.LSTMCell:
-        return nn.LSTMCell(self.input_size, self.hidden_size, self.bias, **self.like())
+    def _analog_blank(self) -> nn.LSTMCell:
+        return nn.LSTMCell(self.input_size, self.hidden_size, self.bias, **self.analog_like())
 
 
 class AnalogGRUCell(_Cell, nn.GRUCell):
@@ -340,8 +340,8 @@ class AnalogGRUCell(_Cell, nn.GRUCell):
 
     mode = "GRU"
 
-    def _blank(self) -> nn.GRUCell:
-        return nn.GRUCell(self.input_size, self.hidden_size, self.bias, **self.like())
+    def _analog_blank(self) -> nn.GRUCell:
+        return nn.GRUCell(self.input_size, self.hidden_size, self.bias, **self.analog_like())
 
 
 class AnalogRNNCell(_Cell, nn.RNNCell):
@@ -349,5 +349,7 @@ class AnalogRNNCell(_Cell, nn.RNNCell):
 
     nonlinearity: str
 
-    def _blank(self) -> nn.RNNCell:
-        return nn.RNNCell(self.input_size, self.hidden_size, self.bias, self.nonlinearity, **self.like())
+    def _analog_blank(self) -> nn.RNNCell:
+        return nn.RNNCell(
+            self.input_size, self.hidden_size, self.bias, self.nonlinearity, **self.analog_like()
+        )

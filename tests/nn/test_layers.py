@@ -29,6 +29,17 @@ LAYERS = {
     "conv2d, unbatched": (lambda: nn.Conv2d(5, 7, 3), (5, 9, 8)),
     "conv2d, rectangular": (lambda: nn.Conv2d(3, 7, (1, 5), padding=(0, 2), stride=(2, 3)), (2, 3, 9, 8)),
     "conv3d": (lambda: nn.Conv3d(3, 4, (1, 2, 3), padding=(0, 1, 1), bias=False), (2, 3, 4, 5, 6)),
+    "transposed 1d": (lambda: nn.ConvTranspose1d(5, 7, 3, stride=2, padding=2, dilation=2), (2, 5, 9)),
+    "transposed 1d, unbatched": (lambda: nn.ConvTranspose1d(5, 7, 3, bias=False), (5, 9)),
+    "transposed 2d": (
+        lambda: nn.ConvTranspose2d(8, 6, (3, 2), stride=(2, 3), padding=1, output_padding=(1, 2), groups=2),
+        (2, 8, 5, 4),
+    ),
+    "transposed 2d, depthwise": (lambda: nn.ConvTranspose2d(4, 8, 3, stride=2, groups=4), (2, 4, 5, 4)),
+    "transposed 3d": (
+        lambda: nn.ConvTranspose3d(6, 4, (1, 2, 3), stride=2, dilation=(1, 2, 1)),
+        (2, 6, 3, 2, 3),
+    ),
     **{
         f"conv{n}d, {mode}": (
             lambda n=n, mode=mode: getattr(nn, f"Conv{n}d")(

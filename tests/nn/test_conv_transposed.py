@@ -1,0 +1,69 @@
+"""What is particular to transposed convolutions; tests/nn/test_layers.py compares them with torch."""
+
+import pytest
+import torch
+from torch import nn
+
+import aimc
+from tests.helpers import assert_close
+
+IDEAL = aimc.presets.ideal()
+
+
+def test_the_size_of_the_output_may_be_asked_for():
+    torch.manual_seed(0)
+    layer, x = nn.ConvTranspose2d(4, 6, 3, stride=3, padding=1), torch.randn(2, 4, 5, 4)
+    analog = aimc.convert(nn.ModuleDict({"up": layer}), IDEAL)["up"]
+    for size in ([13, 12], [15, 10], [2, 6, 14, 11]):
+        assert_close("output", analog(x, output_size=size), layer(x, output_size=size), atol=1e-5)
+    with pytest.raises(
+        aimc.AimcError, match=r"layer 'up', field 'output_size': requested an output size of \[99, 9\]"
+    ):
+        analog(x, output_size=[99, 9])
+    with pytest.raises(aimc.AimcError, match="layer 'up'.*expects 4 channels"):
+        analog(x[:, :3])
+    with pytest.raises(aimc.AimcError, match="layer 'up'.*the padding leaves no output"):
+        aimc.convert(nn.ModuleDict({"up": nn.ConvTranspose2d(4, 6, 1, padding=3)}), IDEAL)["up"](x)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_split_layer_in_double_precision_passes_a_gradient_check(groups):
+    layer = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=groups).double()
+    analog = aimc.convert(layer, IDEAL.replace(**{"tile.rows": 9, "mapping.learned_gain": True}))
+    assert analog.layout.row_tiles == 4 // groups
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(analog, (x,))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gains_scales_and_devices_belong_to_output_channels(groups):
+    torch.manual_seed(0)
+    layer, x = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups), torch.randn(2, 4, 5, 4)
+    with torch.no_grad():
+        layer.weight[:, 0] *= 100
+    analog = aimc.convert(layer, IDEAL.replace(**{"mapping.learned_gain": True, "tile.rows": 18})).eval()
+    nn.init.uniform_(analog.output_gain, 0.5, 2.0)
+    assert_close("exported", aimc.to_digital(analog)(x), analog(x), atol=1e-4)
+    scale = layer.weight.detach().view(groups, 4 // groups, 6 // groups, -1).abs().amax((1, 3)).flatten()
+    assert_close("scale", analog.present_scale().amax(0), scale)
+    chip = aimc.program(analog, seed=0)
+    assert_close("weights", chip.weights()[""], analog.weight, rtol=1e-5)
+    with chip.at(0.0):
+        assert_close("on a chip", analog(x), aimc.to_digital(analog)(x), atol=1e-3)
+
+
+def test_with_a_kernel_of_one_it_is_a_convolution_on_the_same_devices():
+    torch.manual_seed(0)
+    layer, same, x = nn.ConvTranspose2d(5, 3, 1), nn.Conv2d(5, 3, 1), torch.randn(2, 5, 9, 4)
+    with torch.no_grad():
+        same.weight.copy_(layer.weight.transpose(0, 1))
+        same.bias.copy_(layer.bias)
+    hardware = aimc.presets.pcm().replace(**{"input_range.value": 2.0, "input_range.init_batches": 0})
+    found = []
+    for net in (layer, same):
+        analog = aimc.convert(net, hardware, seed=0)
+        trained = analog(x)
+        with aimc.program(analog.eval(), seed=0).at("1d"):
+            found.append((trained, analog(x)))
+    for name, a, e in zip(("in training", "on a chip"), *found, strict=True):
+        assert_close(name, a, e, atol=1e-5)

@@ -1,0 +1,198 @@
+"""Models of Hugging Face transformers, randomly initialised: every matrix on tiles, and nothing of the library lost."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import aimc
+from tests.helpers import assert_close
+
+transformers = pytest.importorskip(
+    "transformers", reason="needs transformers: pip install 'aimc[transformers]'"
+)
+transformers.logging.set_verbosity_error()
+
+IDEAL = aimc.presets.ideal()
+PCM = aimc.presets.pcm().replace(**{"input_range.value": 2.0, "input_range.init_batches": 0})
+CELLS = aimc.presets.reram(1000, w_max_dtod=0.0, w_min_dtod=0.0)
+VOCABULARY = 50
+TEXT = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "max_position_embeddings": 32, "initializer_range": 0.2,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+GROUPED = {**TEXT, "num_key_value_heads": 1}
+
+
+def configured(name, config, **settings):
+    return lambda: getattr(transformers, name)(getattr(transformers, config)(**settings))
+
+
+MODELS = {
+    "BERT": (configured("BertForSequenceClassification", "BertConfig", **TEXT), 14),
+    "BERT, masked": (configured("BertForMaskedLM", "BertConfig", **TEXT), 14),
+    "GPT-2": (
+        configured(
+            "GPT2LMHeadModel", "GPT2Config", vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=32,
+            initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        ), 9,
+    ),
+    "Llama": (configured("LlamaForCausalLM", "LlamaConfig", **GROUPED), 15),
+    "Llama, tied": (configured("LlamaForCausalLM", "LlamaConfig", **GROUPED, tie_word_embeddings=True), 15),
+    "Phi-3": (configured("Phi3ForCausalLM", "Phi3Config", **GROUPED), 9),
+    "Mixtral": (configured("MixtralForCausalLM", "MixtralConfig", **GROUPED, num_local_experts=4), 2 * (4 + 1 + 8) + 1),
+    "GPT-OSS": (
+        configured(
+            "GptOssForCausalLM", "GptOssConfig", **GROUPED, num_local_experts=4, num_experts_per_tok=2, head_dim=8,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        ), 2 * (4 + 1 + 8) + 1,
+    ),
+    "ViT": (
+        configured(
+            "ViTForImageClassification", "ViTConfig", hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, image_size=8, patch_size=4, initializer_range=0.2,
+        ), 14,
+    ),
+}  # fmt: skip
+TIED = ["BERT, masked", "GPT-2", "Llama, tied"]
+GENERATORS = ["GPT-2", "Llama", "Phi-3", "Mixtral", "GPT-OSS"]
+
+
+@pytest.fixture(params=MODELS, ids=str)
+def name(request):
+    return request.param
+
+
+def made(name):
+    torch.manual_seed(0)
+    return MODELS[name][0]().eval()
+
+
+def inputs(name):
+    torch.manual_seed(1)
+    return (
+        {"pixel_values": torch.randn(2, 3, 8, 8)}
+        if name == "ViT"
+        else {"input_ids": torch.randint(3, 50, (2, 7))}
+    )
+
+
+def test_every_matrix_is_analog_and_ideal_hardware_is_digital(name):
+    net, x = made(name), inputs(name)
+    analog = aimc.convert(net, IDEAL)
+    report = aimc.coverage(analog)
+    assert report.analog_share == 1.0 and len(aimc.analog_layers(analog)) == MODELS[name][1]
+    assert not [row for row in report.rows if row.where in ("unsupported", "excluded")]
+    expected = net(**x).logits
+    assert float(expected.detach().std()) > 0.05
+    for module in (analog, aimc.to_digital(analog)):
+        assert_close("logits", module(**x).logits, expected, atol=1e-5)
+    if name not in TIED:  # cells are one layer's
+        assert_close("in cells", aimc.convert(net, CELLS)(**x).logits, expected, atol=1e-5)
+
+
+def test_gradients_are_the_digital_ones(name):
+    net, x = made(name), inputs(name)
+    analog = aimc.convert(net, IDEAL)
+    for module in (net, analog):
+        (module(**x).logits ** 2).mean().backward()
+    found = dict(analog.named_parameters())
+    for parameter, value in net.named_parameters():
+        assert (value.grad is None) == (found[parameter].grad is None), parameter
+        if value.grad is not None:
+            size = float(value.grad.abs().max())
+            assert_close(parameter, found[parameter].grad, value.grad, atol=1e-5 * max(1.0, size))
+
+
+def test_drift_changes_the_output(name):
+    net, x = made(name), inputs(name)
+    analog = aimc.convert(net, PCM, seed=0).eval()
+    clean = net(**x).logits
+    chip = aimc.program(analog, seed=0, compensation=None)
+    errors = []
+    for time in (0.0, "1y"):
+        with torch.no_grad(), chip.at(time):
+            errors.append(float((analog(**x).logits - clean).std()))
+    assert 0 < errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_text_is_generated(name):
+    net, prompt = made(name), inputs(name)["input_ids"]
+    analog = aimc.convert(net, IDEAL)
+    settings = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    assert torch.equal(analog.generate(prompt, **settings), net.generate(prompt, **settings))
+    noisy = aimc.convert(net, PCM, seed=0).eval()
+    with aimc.program(noisy, seed=0).at("1d"):
+        assert noisy.generate(prompt, **settings).shape[1] > prompt.shape[1]
+
+
+def test_saved_and_loaded(name, tmp_path):
+    """Into a digital model of the library by its own means, and from there back onto the same tiles, to the bit.
+
+    By default the library saves under the names that its older versions had; tiles are found under today's.
+    """
+    from safetensors.torch import load_file
+
+    net, x = made(name), inputs(name)
+    analog = aimc.convert(net, PCM.replace(**{"mapping.learned_gain": False}), seed=0)
+    with torch.no_grad():
+        for layer in aimc.analog_layers(analog).values():
+            layer.input_range *= 1.5
+    analog.eval()
+    analog.save_pretrained(tmp_path / "older")
+    older = type(net).from_pretrained(tmp_path / "older").eval()
+    assert_close("digital", older(**x).logits, net(**x).logits, atol=1e-6)
+    analog.save_pretrained(tmp_path, save_original_format=False)
+    loaded = type(net).from_pretrained(tmp_path).eval()
+    assert_close("digital", loaded(**x).logits, net(**x).logits, atol=1e-6)
+    again = aimc.convert(loaded, PCM.replace(**{"mapping.learned_gain": False}), seed=99)
+    missing, unexpected = again.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not unexpected and all(n.split(".")[-1] in ("weight", "bias") for n in missing)
+    assert not missing or name in TIED  # a head that is tied, and is in the file once
+    assert_close("analog", again.eval()(**x).logits, analog(**x).logits)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_tied_weights_stay_one(name):
+    net, x = made(name), inputs(name)
+    analog = aimc.convert(net, aimc.presets.pcm(), seed=0)
+    for module in (analog, copy.deepcopy(analog), aimc.to_digital(analog)):
+        module.tie_weights()
+        assert module.get_output_embeddings().weight is module.get_input_embeddings().weight
+    analog = aimc.convert(net, IDEAL)
+    for module in (net, analog):
+        logits = module(**x).logits
+        (logits * logits.detach().cos()).mean().backward()
+    both, found = net.get_input_embeddings().weight.grad, analog.get_input_embeddings().weight.grad
+    assert_close("gradient of look-up and head", found, both, atol=1e-5)
+    assert (
+        int((both.abs().sum(1) > 0).sum()) == VOCABULARY
+    )  # the head reaches every row, the look-up 14 of them
+
+
+def test_mixtrals_experts_are_analog():
+    analog = aimc.convert(made("Mixtral"), IDEAL, digital=("*.gate", "lm_head"))
+    rows = aimc.coverage(analog).rows
+    assert sum("experts" in r.name and r.where == "analog" for r in rows) == 16
+    assert {r.name.split(".")[-1] for r in rows if r.where == "excluded"} == {"gate", "lm_head"}
+    experts = analog.model.layers[0].mlp.experts
+    assert isinstance(experts, type(made("Mixtral").model.layers[0].mlp.experts))
+    assert isinstance(experts.gate_up_proj, nn.Parameter) and experts.gate_up_proj.dim() == 3
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+def test_no_implementation_of_experts_bypasses_the_tiles(implementation):
+    net, x = made("Mixtral"), inputs("Mixtral")
+    net.set_experts_implementation(implementation)
+    coarse = IDEAL.replace(
+        dac=aimc.periphery.DAC(bits=2), input_range=aimc.periphery.InputRange(mode="static", value=1.0)
+    )
+    analog = aimc.convert(net, coarse, digital=("*.self_attn", "*.gate", "lm_head")).eval()
+    assert len(aimc.analog_layers(analog)) == 16
+    with torch.no_grad():
+        assert float((analog(**x).logits - net(**x).logits).abs().max()) > 0.01
