@@ -77,6 +77,8 @@ def read_config(path: str | os.PathLike[str], kind: type[Config] = Config) -> An
         text = place.read_text()
     except OSError:
         raise AimcError(f"{path} is no run directory (it has no config.yaml)", field="run") from None
+    except ValueError:
+        raise AimcError(f"{place} is damaged: it is no text", field="run") from None
     try:
         return kind.from_yaml(text)
     except AimcError as error:
@@ -96,15 +98,21 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            raise AimcError(f"line {number} of {place} is damaged", field="run") from None
+            record = None
+        if not isinstance(record, dict) or "kind" not in record:
+            raise AimcError(f"line {number} of {place} is damaged", field="run")
+        found.append(record)
     return found
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON file of a run."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        content = json.loads(pathlib.Path(path).read_text())
     except (OSError, ValueError) as error:
         raise AimcError(f"{path} is not readable: {error}", field="run") from None
+    if not isinstance(content, dict):
+        raise AimcError(f"{path} is damaged: it holds no names and values", field="run")
+    return content

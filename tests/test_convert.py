@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import aimc
 from aimc.nn import AnalogConv2d, AnalogLinear
@@ -370,3 +371,19 @@ def test_tied_look_up_and_head_learn_together_and_share_a_file(tmp_path):
     again.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     assert again.head.weight is again.embed.weight
     assert_close("output", again(tokens), net(tokens), atol=1e-6)
+
+
+class _Double(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("how", ["parametrized", "pruned"])
+def test_a_bias_that_is_made_anew_is_refused(how):
+    layer = nn.Linear(4, 2)
+    if how == "parametrized":
+        nn.utils.parametrize.register_parametrization(layer, "bias", _Double())
+    else:
+        prune.l1_unstructured(layer, "bias", amount=1)
+    with pytest.raises(aimc.AimcError, match="would stay digital"):
+        aimc.convert(nn.Sequential(layer), aimc.presets.ideal())

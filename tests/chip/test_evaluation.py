@@ -59,6 +59,7 @@ def test_normalised_accuracy():
     # in terms of errors, as it is usually written: 1 - (e - e_fp) / (e_chance - e_fp)
     errors = 1 - VALUES.mean(1)
     np.testing.assert_allclose(RESULT.normalised, 1 - (errors - 0.09) / (0.9 - 0.09))
+    assert RESULT.interval is not None
     np.testing.assert_allclose(RESULT.normalised_interval, (RESULT.interval - 0.1) / 0.81)
     published = DriftResult(
         times=(3600.0,), values=np.array([[1 - 0.2483]]), seed=0, reference=1 - 0.2387, chance=0.001

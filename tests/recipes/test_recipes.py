@@ -148,6 +148,20 @@ def test_the_mapped_baseline_keeps_the_teachers_weights(straight):
     assert mapped.state_dict()["layers.0.input_range"].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hardware.cell": presets.ideal().cell}, "evaluation.times"),
+        ({"evaluation.times": ("1s", "100000000y")}, "e-folds"),
+        ({"digital": ("nothing*",)}, "no module or parameter matches"),
+    ],
+)
+def test_what_the_hardware_cannot_do_is_said_before_training(tmp_path, changes, message):
+    with pytest.raises(AimcError, match=message):
+        run_experiment(TINY.replace(**changes), tmp_path, tensorboard=False)
+    assert not read_records(tmp_path)
+
+
 def test_the_teacher_is_plain_torch(straight):
     """Its recorded accuracy is that of its saved weights in two products and a ReLU of torch's own."""
     weights, _ = load_checkpoint(straight[0] / "checkpoints" / "teacher.safetensors")
