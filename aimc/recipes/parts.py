@@ -50,6 +50,9 @@ class Task(abc.ABC):
     def metric(self, split: str, batch_size: int = 1000) -> Accuracy | Perplexity:
         """What a network is judged by on ``validation`` or ``test``; the batch size changes memory and time only."""
 
+    def initialise(self, net: nn.Module) -> None:  # noqa: B027  (most have nothing to add)
+        """Set what initial weights owe to the training data; the network has just been built."""
+
     @abc.abstractmethod
     def calibration(self, count: int) -> Iterable[Any]:
         """So much training data, as :func:`aimc.calibrate` takes it."""
@@ -177,4 +180,6 @@ def fresh_network(network: Network, task: Task, seed: int) -> nn.Module:
     """The digital network with initial weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Key(seed).fold("initial weights").seed)
-        return network.build(task.shape, task.classes)
+        net = network.build(task.shape, task.classes)
+    task.initialise(net)
+    return net
