@@ -13,6 +13,7 @@ from .cifar_resnet import ThinResNet
 from .language import AdaptiveSoftmax, LSTMLanguageModel
 from .lenet import LeNet5
 from .mlp import MLP
+from .sentence import SentenceClassifier
 from .wideresnet import WideResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -24,4 +25,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name to builder; a recipe names a network and gives its keyword arguments."""
 
-__all__ = ["MLP", "MODELS", "AdaptiveSoftmax", "LSTMLanguageModel", "LeNet5", "ThinResNet", "WideResNet"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "AdaptiveSoftmax",
+    "LSTMLanguageModel",
+    "LeNet5",
+    "SentenceClassifier",
+    "ThinResNet",
+    "WideResNet",
+]

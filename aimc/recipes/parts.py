@@ -65,8 +65,13 @@ class Data(Config):
     """
 
     @abc.abstractmethod
-    def load(self, root: str | os.PathLike[str] | None) -> Task:
-        """Read what the configuration names, from a folder of data sets; None as for :func:`aimc.data.load`."""
+    def load(self, root: str | os.PathLike[str] | None, network: Network) -> Task:
+        """Read what the configuration names, for a network that may have a tokenizer of its own.
+
+        Args:
+            root: folder of data sets; None as for :func:`aimc.data.load`.
+            network: which will learn it.
+        """
 
 
 class Dataset(Data):
@@ -91,7 +96,7 @@ class Dataset(Data):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, f"must be at least 1, got {value}")
 
-    def load(self, root: str | os.PathLike[str] | None) -> Images:
+    def load(self, root: str | os.PathLike[str] | None, network: Network) -> Images:
         return load_images(self, root)
 
 
