@@ -16,7 +16,7 @@ from aimc.recipes.parts import fresh_network
 from aimc.recipes.texts import RunningText, Windows, unigram_perplexity
 from tests.recipes.tasks import running_text, sentences, tiny_encoder
 
-TOKENS = words(Key(1), 301) % 7
+TOKENS = (words(Key(1), 602) % 7).view(2, 301).prod(0) % 7  # nought is far the commonest
 
 
 def _task(**options):
@@ -79,16 +79,18 @@ def encoder(tmp_path):
 
 def test_sentences_are_read_by_the_networks_tokenizer(tmp_path, encoder):
     sentences(tmp_path, "sst2")
-    config = Sentences(train_sentences=20, validation_sentences=6, test_sentences=10, longest=5)
+    config = Sentences(train_sentences=20, validation_sentences=6, test_sentences=10)
     task = config.load(tmp_path, Encoder(name=encoder))
     tokens, mask = task.train.inputs
-    assert tokens.shape == mask.shape and tokens.shape[0] == 20 and tokens.shape[1] <= 5
+    assert tokens.shape == mask.shape == (20, 8)  # [CLS], six words at most, [SEP]
     assert (tokens[:, 0] == 2).all() and tokens[mask == 0].sum() == 0  # [CLS], [PAD]
     assert task.classes == 2 and len(set(task.hashes.values())) == 3
     metric = task.metric("test", 4)
     lengths = metric.inputs[1].sum(1)
     assert (lengths.diff() >= 0).all() and len(metric.targets) == 10
     order = task.test.inputs[1].sum(1).argsort(stable=True)
+    assert not torch.equal(task.test.targets[order], task.test.targets)
+    assert config.replace(longest=5).load(tmp_path, Encoder(name=encoder)).train.inputs[0].shape == (20, 5)
     assert torch.equal(metric.targets, task.test.targets[order])
     assert torch.equal(metric.inputs[0], task.test.inputs[0][order])
     assert [tuple(len(x) for x in parts) for parts in task.calibration(20)] == [(20, 20)]

@@ -140,6 +140,13 @@ def test_a_language_model_interrupted_within_an_epoch_ends_the_same(tmp_path, ki
         assert torch.equal(net.state_dict()[name], value), name
 
 
+def test_an_epoch_begins_without_a_state():
+    stage = Stage(epochs=2, optimizer=Optimizer(kind="adamw", lr=1e-30, weight_decay=0.0))
+    metric = aimc.Perplexity(TEXT[:100])
+    done = fit(_model(), stage, Windows(TEXT, 4, 20), metric, objective=LanguageModelling())
+    assert done.history[0]["loss"] == done.history[1]["loss"]
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_of_a_perplexity_the_lowest_is_kept(wrapped):
     class Falling:
