@@ -118,7 +118,8 @@ class Images(Task):
 
     def to(self, device: torch.device) -> Images:
         """The same images on another device."""
-        return Images(self.train.to(device), self.validation.to(device), self.test.to(device))
+        parts = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **parts)
 
     @property
     def hashes(self) -> dict[str, str]:

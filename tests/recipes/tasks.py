@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from aimc.data import DATASETS
-from aimc.recipes import LSTM, Dataset, Encoder, HwaExperiment, Sentences, Text
+from aimc.recipes import LSTM, Dataset, Encoder, Sentences, Text
 
 _GOOD, _BAD = ("good", "great", "fine"), ("bad", "poor", "dull")
 _WORDS = (*_GOOD, *_BAD, "the", "film", "is", "plot", "and")
 
 
-def shrunk(config: HwaExperiment, folder, images: int = 16) -> HwaExperiment:
+def shrunk(config: Any, folder, images: int = 16) -> Any:
     """The experiment on data for seconds, made in a folder; language models and encoders get small, and begin anew."""
     dataset, network = config.dataset, config.network
     if isinstance(dataset, Dataset):

@@ -5,7 +5,18 @@ import json
 import pytest
 
 from aimc.files import read_records
-from aimc.recipes import LSTM, RECIPES, Encoder, Evaluation, HwaExperiment, Text, evaluate_run, run_experiment
+from aimc.recipes import (
+    LSTM,
+    RECIPES,
+    Encoder,
+    Evaluation,
+    HwaExperiment,
+    InSituExperiment,
+    ResNet,
+    Text,
+    evaluate_run,
+    run_experiment,
+)
 from aimc.recipes.hwa import VARIANTS, _analog
 from aimc.recipes.parts import fresh_network
 from aimc.report import load_run, markdown
@@ -33,6 +44,25 @@ def test_a_few_steps_lower_the_loss(name, tmp_path):
         batches = loaded.batches(stage.batch_size, 0)
         done = fit(net, stage, batches, loaded.metric("validation"), objective=loaded.objective())
         assert done.history[-1]["loss"] < 0.9 * done.history[0]["loss"]
+
+
+IN_MEMORY = [name for name, recipe in RECIPES.items() if isinstance(recipe.config(), InSituExperiment)]
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_a_few_steps_in_memory_lower_the_loss(name, tmp_path):
+    """In cells and in the baseline. Residual networks have few channels, and images as they are: through AutoAugment
+    it takes more than a few steps."""
+    config = shrunk(RECIPES[name].config(), tmp_path, images=24)
+    if isinstance(config.network, ResNet):
+        config = config.replace(**{"network.width": 4})
+    few = {"epochs": 5, "batch_size": 8, "label_smoothing": 0.0, "dataset.augment": "none"}
+    config = config.replace(**few)
+    run_experiment(config, tmp_path / "run", data=tmp_path, tensorboard=False)
+    losses = load_run(tmp_path / "run").curves
+    for stage in ("digital", "analog"):
+        first, *_, last = (row["loss"] for row in losses[stage])
+        assert last < 0.9 * first, (stage, first, last)
 
 
 @pytest.mark.parametrize("name", ["lstm_wikitext2_small", "bert_sst2_small"])
