@@ -1,4 +1,4 @@
-"""Batches whose order is a pure function of (seed, epoch)."""
+"""Batches whose order and augmentation are a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aimc.data.augmentation import AUGMENTATIONS
 from aimc.data.loading import TensorData
-from aimc.errors import AimcError
+from aimc.errors import AimcError, suggest
+from aimc.random import Key, words
 
 
 def batches(
-    data: TensorData, batch_size: int, shuffle_seed: int | None = None, epoch: int = 0
+    data: TensorData,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    epoch: int = 0,
+    augment: str = "none",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over ``(inputs, targets)``; the last batch holds what is left.
 
@@ -23,6 +29,11 @@ def batches(
         shuffle_seed: None keeps the order of the data. A seed permutes it, anew for every epoch, and the same for
             the same seed and epoch whatever was drawn before: a resumed run sees the batches it would have seen.
         epoch: counts from 0.
+        augment: ``none``, or ``crop_flip`` for training images. What happens to an image follows from the seed, the
+            epoch and its position in the data alone, not from the batch it is in.
+
+    Raises:
+        AimcError: a batch size below 1, an unknown augmentation, or one without a seed.
 
     Example:
         >>> from aimc.data import load
@@ -31,7 +42,16 @@ def batches(
     """
     if batch_size < 1:
         raise AimcError(f"must be at least 1, got {batch_size}", field="batch_size")
-    return _iterate(data, batch_size, _order(len(data), shuffle_seed, epoch))
+    if augment != "none":
+        if augment not in AUGMENTATIONS:
+            raise AimcError(
+                f"no augmentation is called {augment!r}; {suggest(augment, ('none', *AUGMENTATIONS))}",
+                field="augment",
+            )
+        if shuffle_seed is None:
+            raise AimcError(f"{augment!r} draws at random; give a shuffle_seed", field="augment")
+    order = _order(len(data), shuffle_seed, epoch)
+    return _iterate(data, batch_size, order, augment, Key(shuffle_seed or 0).fold(augment, epoch).at("data"))
 
 
 def _order(count: int, seed: int | None, epoch: int) -> Tensor | None:
@@ -44,9 +64,18 @@ def _order(count: int, seed: int | None, epoch: int) -> Tensor | None:
     return torch.from_numpy(generator.permutation(count))
 
 
-def _iterate(data: TensorData, batch_size: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def _iterate(
+    data: TensorData, batch_size: int, order: Tensor | None, augment: str, key: Key
+) -> Iterator[tuple[Tensor, Tensor]]:
+    change, draws = None, None
+    if augment != "none":
+        change, count = AUGMENTATIONS[augment]
+        draws = words(key, count * len(data)).view(-1, count).to(data.targets.device)
     if order is not None:
         order = order.to(data.targets.device)
     for start in range(0, len(data), batch_size):
         rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-        yield data.inputs[rows], data.targets[rows]
+        inputs = data.inputs[rows]
+        if change is not None and draws is not None:
+            inputs = change(inputs, draws[rows])
+        yield inputs, data.targets[rows]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from .cifar_resnet import ThinResNet
 from .lenet import LeNet5, TanhLeNet5
 from .mlp import MLP
 from .resnet import ResNet
@@ -19,8 +20,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5_tanh": TanhLeNet5,
     "mlp": MLP,
     "resnet": ResNet,
+    "thin_resnet": ThinResNet,
     "wideresnet": WideResNet,
 }
 """Name to builder; a recipe names a network and gives its keyword arguments."""
 
-__all__ = ["MLP", "MODELS", "LeNet5", "ResNet", "TanhLeNet5", "WideResNet"]
+__all__ = ["MLP", "MODELS", "LeNet5", "ResNet", "TanhLeNet5", "ThinResNet", "WideResNet"]

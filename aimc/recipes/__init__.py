@@ -11,10 +11,12 @@ from aimc.recipes.hwa import HwaExperiment
 from aimc.recipes.in_memory import InSituExperiment, OntoChips
 from aimc.recipes.lenet_insitu import lenet_mnist_insitu
 from aimc.recipes.lenet_mnist import lenet_mnist_hwa
-from aimc.recipes.networks import MLP, LeNet5, Network, WideResNet
+from aimc.recipes.networks import MLP, LeNet5, Network, ThinResNet, WideResNet
 from aimc.recipes.parts import Dataset
 from aimc.recipes.recipe import Recipe
+from aimc.recipes.resnet32_cifar10 import resnet32_cifar10, resnet32_cifar10_small
 from aimc.recipes.running import evaluate_run, run_experiment
+from aimc.recipes.wideresnet_cifar100 import wideresnet_cifar100, wideresnet_cifar100_small
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -23,6 +25,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(demo_insitu),
         Recipe(lenet_mnist_hwa),
         Recipe(lenet_mnist_insitu),
+        Recipe(wideresnet_cifar100),
+        Recipe(wideresnet_cifar100_small),
+        Recipe(resnet32_cifar10),
+        Recipe(resnet32_cifar10_small),
     )
 }
 """Every recipe by name."""
@@ -39,6 +45,7 @@ __all__ = [
     "Network",
     "OntoChips",
     "Recipe",
+    "ThinResNet",
     "WideResNet",
     "evaluate_run",
     "run_experiment",

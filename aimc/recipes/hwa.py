@@ -127,7 +127,10 @@ class _Experiment:
                 self.evaluate(variant, net, compensation, reference)
 
     def fit(self, name: str, net: nn.Module, stage: Stage, metric, teacher: nn.Module | None) -> None:
-        batches = Shuffled(self.data.train, stage.batch_size, Key(self.config.seed).fold("order", name).seed)
+        batches = Shuffled(
+            self.data.train, stage.batch_size, Key(self.config.seed).fold("order", name).seed,
+            self.config.dataset.augment,
+        )  # fmt: skip
         fit(
             net, stage, batches, metric, teacher=teacher, seed=self.config.seed, run=self.run, name=name,
             progress=self.progress,

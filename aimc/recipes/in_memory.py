@@ -157,7 +157,9 @@ def _train(
     progress: Progress,
 ) -> float:
     """Train one network and return its test accuracy after the last epoch."""
-    batches = Shuffled(images.train, config.batch_size, Key(config.seed).fold("order").seed)
+    batches = Shuffled(
+        images.train, config.batch_size, Key(config.seed).fold("order").seed, config.dataset.augment
+    )
     done = fit_in_memory(
         net, batches, images.metric("validation"), images.metric("test"), epochs=config.epochs, lr=lr,
         schedule=config.schedule, momentum=config.momentum, weight_decay=config.weight_decay,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import abc
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.models import MODELS
-from aimc.models.resnet import FOUR_STAGES
+from aimc.models.resnet import STAGES
 
 
 class Network(Config):
@@ -82,19 +82,18 @@ class WideResNet(Network):
         self.require(self.width >= 1, "width", f"must be at least 1, got {self.width}")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        if len(shape) != 3:
-            raise AimcError(f"takes images, the data has shape {list(shape)}", field="network")
+        _need_images(shape)
         return MODELS["wideresnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
 
 
 class ResNet(Network):
-    """Residual network for 32x32 images; see :class:`aimc.models.ResNet`.
+    """Residual network of four stages for 32x32 images, such as ResNet-18.
 
-    Its parts are called ``stem``, ``stages.0`` to ``stages.3`` (to ``stages.2`` where depth is 6 n + 2) and ``head``.
+    Its parts are called ``stem``, ``stages.0`` to ``stages.3`` and ``head``.
 
     Fields:
-        depth: 10, 18 or 34 with four stages; 6 n + 2, such as 20, 32 or 56, with three.
-        width: channels of the first stage, or null for 64 with four stages and 16 with three.
+        depth: 10, 18 or 34.
+        width: channels of the first stage.
 
     Example:
         >>> sum(p.numel() for p in ResNet(depth=18).build((3, 32, 32), 10).parameters())
@@ -102,24 +101,47 @@ class ResNet(Network):
     """
 
     depth: int = 18
-    width: int | None = None
+    width: int = 64
+
+    PARTS: ClassVar[tuple[str, ...]] = ("stem", "stages.0", "stages.1", "stages.2", "stages.3", "head")
 
     def validate(self):
         self.require(
-            self.depth in FOUR_STAGES or (self.depth >= 8 and (self.depth - 2) % 6 == 0),
-            "depth",
-            f"is {', '.join(map(str, FOUR_STAGES))}, or 6 n + 2 (8, 14, 20, ..., 32, ...), got {self.depth}",
+            self.depth in STAGES, "depth", f"is one of {', '.join(map(str, STAGES))}, got {self.depth}"
         )
-        self.require(self.width is None or self.width >= 1, "width", f"must be at least 1, got {self.width}")
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The parts in the order of the signal."""
-        stages = len(FOUR_STAGES.get(self.depth, (0, 0, 0)))
-        return ("stem", *(f"stages.{i}" for i in range(stages)), "head")
+        self.require(self.width >= 1, "width", f"must be at least 1, got {self.width}")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        self.require(
-            tuple(shape[1:]) == (32, 32), "type", f"takes images of 32x32, the data has {list(shape)}"
-        )
+        _need_images(shape)
         return MODELS["resnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
+
+
+class ThinResNet(Network):
+    """Thin residual network for 32x32 images, such as ResNet-32.
+
+    Fields:
+        depth: 6 n + 2.
+        widths: channels at 32x32, 16x16 and 8x8; 16, 28, 56 is what Joshi et al. put on hardware.
+    """
+
+    depth: int = 32
+    widths: tuple[int, ...] = (16, 32, 64)
+
+    def validate(self):
+        self.require(
+            self.depth >= 8 and (self.depth - 2) % 6 == 0, "depth", f"is 8, 14, 20, ..., got {self.depth}"
+        )
+        self.require(
+            len(self.widths) == 3 and all(w >= 1 for w in self.widths),
+            "widths",
+            f"are three numbers of channels, got {self.widths}",
+        )
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        _need_images(shape)
+        return MODELS["thin_resnet"](self.depth, self.widths, num_classes=classes, in_channels=shape[0])
+
+
+def _need_images(shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise AimcError(f"takes images, the data has shape {list(shape)}", field="network")

@@ -25,6 +25,7 @@ class Dataset(Config):
         name: as :func:`aimc.data.load` knows it.
         train_images, validation_images, test_images: at most so many, or null for all.
         pixels: ``standardised``, mean 0 and deviation 1 over the training images; or ``unit``, from 0 to 1.
+        augment: of the training images only: ``none``, or ``crop_flip``, see :func:`aimc.data.crop_flip`.
     """
 
     name: str = "mnist"
@@ -32,6 +33,7 @@ class Dataset(Config):
     validation_images: int | None = None
     test_images: int | None = None
     pixels: Literal["standardised", "unit"] = "standardised"
+    augment: Literal["none", "crop_flip"] = "none"
 
     def validate(self):
         for name in ("train_images", "validation_images", "test_images"):
@@ -77,16 +79,18 @@ def load_images(config: Dataset, root: str | os.PathLike[str] | None) -> Images:
 
 
 class Shuffled:
-    """Training batches in an order given by (seed, epoch)."""
+    """Training batches in an order, and with an augmentation, given by (seed, epoch)."""
 
-    def __init__(self, data: datasets.TensorData, batch_size: int, seed: int):
-        self._data, self._batch_size, self._seed = data, batch_size, seed
+    def __init__(self, data: datasets.TensorData, batch_size: int, seed: int, augment: str = "none"):
+        self._data, self._batch_size, self._seed, self._augment = data, batch_size, seed, augment
 
     def __len__(self) -> int:
         return -(-len(self._data) // self._batch_size)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return datasets.batches(self._data, self._batch_size, shuffle_seed=self._seed, epoch=epoch)
+        return datasets.batches(
+            self._data, self._batch_size, shuffle_seed=self._seed, epoch=epoch, augment=self._augment
+        )
 
 
 def available_cores() -> int:

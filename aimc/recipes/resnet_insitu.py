@@ -14,34 +14,31 @@ BLOCKS = ("D", "D", "D", "A", "A", "A")
 arXiv:2510.02516)."""
 
 
-def digital_parts(network: ResNet, blocks: Sequence[str]) -> tuple[str, ...]:
-    """The parts of a network that stay digital, as patterns for :func:`aimc.convert`.
+def digital_parts(blocks: Sequence[str]) -> tuple[str, ...]:
+    """The parts of a ResNet that stay digital, as patterns for :func:`aimc.convert`.
 
     Args:
-        network: its parts are stem, stages and head.
-        blocks: ``A`` (analog) or ``D`` (digital) for each part.
+        blocks: ``A`` (analog) or ``D`` (digital) for the stem, the four stages and the head.
 
     Raises:
         AimcError: another number of letters, other letters, or no ``A``.
 
     Example:
-        >>> digital_parts(ResNet(depth=18), ["D", "D", "D", "A", "A", "A"])
+        >>> digital_parts(["D", "D", "D", "A", "A", "A"])
         ('stem', 'stages.0', 'stages.1')
     """
-    parts = network.parts
-    names = f"{parts[0]}, {len(parts) - 2} stages, {parts[-1]}"
-    if len(blocks) != len(parts) or any(kind not in ("A", "D") for kind in blocks):
+    if len(blocks) != len(ResNet.PARTS) or any(kind not in ("A", "D") for kind in blocks):
         raise AimcError(
-            f"takes A (analog) or D (digital) for each of {len(parts)} parts ({names}), got {' '.join(blocks)!r}",
+            "are A (analog) or D (digital) for each of 6: the stem, the four stages and the head, such as D D D A A A; "
+            f"got {' '.join(blocks)!r}",
             field="blocks",
         )
     if "A" not in blocks:
         raise AimcError(
-            "leaves nothing in cells; give an A, or for the digital baseline alone leave blocks out and set hardware: "
-            "null",
+            "leave nothing in cells; for the digital baseline alone set hardware to null instead",
             field="blocks",
         )
-    return tuple(part for part, kind in zip(parts, blocks) if kind == "D")
+    return tuple(part for part, kind in zip(ResNet.PARTS, blocks) if kind == "D")
 
 
 def _resnet(
@@ -67,6 +64,6 @@ def _resnet(
         momentum=0.9,
         weight_decay=5e-4,
         label_smoothing=0.1,
-        digital=digital_parts(network, blocks),
+        digital=digital_parts(blocks),
         threads=1,
     )

@@ -1,9 +1,10 @@
-"""One classification stage: digital, or hardware-aware with a teacher. Resumable after any epoch, to the bit."""
+"""One classification stage: digital, or hardware-aware with a teacher. Resumable at any step, to the bit."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,25 @@ class Fitted:
     def seconds(self) -> float:
         """Wall time of all epochs, over every session that worked on them."""
         return sum(h["seconds"] for h in self.history)
+
+
+@dataclasses.dataclass
+class _Epoch:
+    """What an epoch under way has gathered; a part of the checkpoint.
+
+    Attributes:
+        batches: done so far.
+        seen: samples.
+        right: of them answered correctly in training.
+        total: sum of their losses.
+        seconds: spent, over every session that worked on the epoch.
+    """
+
+    batches: int = 0
+    seen: int = 0
+    right: int = 0
+    total: float = 0.0
+    seconds: float = 0.0
 
 
 def noisy(metric: Metric, repeats: int = 3) -> Metric:
@@ -133,12 +153,14 @@ def fit(
     seed: int = 0,
     run: Run | None = None,
     name: str = "model",
+    save_every: float = 300.0,
     progress: Progress | None = None,
 ) -> Fitted:
     """Train a classifier in place; on return it holds the weights of the chosen epoch.
 
-    With a ``run``, every epoch is recorded and saved. A stage that the run has finished is loaded instead, and one
-    that was interrupted goes on after its last epoch and ends bit for bit where it would have ended.
+    With a ``run``, every epoch is recorded, and the stage is saved after it and every few minutes within it. A stage
+    that the run has finished is loaded instead, and one that was interrupted goes on after the last step that was
+    saved and ends bit for bit where it would have ended.
 
     Args:
         net: digital or analog; an analog one feels its hardware's noise, clipping and converters by itself.
@@ -149,6 +171,7 @@ def fit(
         seed: of torch's generator during the stage (dropout); the caller's generator is not touched.
         run: run directory.
         name: of the stage in records and checkpoints.
+        save_every: seconds between two checkpoints within an epoch; the result does not depend on it.
         progress: where lines and bars go.
 
     Raises:
@@ -174,51 +197,13 @@ def fit(
         progress.line(f"{name}: finished earlier, kept epoch {details['chosen']}")
         return Fitted(tuple(details["history"]), details["chosen"])
 
-    steps = stage.epochs * len(batches)
-    optimizer = build_optimizer(net, stage.optimizer)
-    history: list[dict[str, Any]] = []
-    chosen, best = 0, {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Key(seed).fold("torch", name).seed)
-        if run is not None and run.checkpoint(f"{name}.epoch").exists():
-            tensors, details = load_checkpoint(run.checkpoint(f"{name}.epoch"))
-            load_state(net, under("model", tensors), str(run.checkpoint(f"{name}.epoch")))
-            load_moments(optimizer, under("optimizer", tensors))
-            torch.set_rng_state(tensors["generator"])
-            history, chosen, best = details["history"], details["chosen"], under("best", tensors)
-            run.settle(name, history)
-            progress.line(f"{name}: goes on after epoch {len(history)} of {stage.epochs}")
-        elif run is not None:
-            run.settle(name, [])
-        if teacher is not None:
-            teacher.eval()
-        ramped = stage.noise_ramp > 0 and bool(analog_layers(net))
-        try:
-            for epoch in range(len(history), stage.epochs):
-                with progress.bar(f"{name} {epoch + 1}/{stage.epochs}") as advance:
-                    row = _epoch(
-                        net, stage, batches, optimizer, teacher, epoch, steps, ramped, name, advance, validate
-                    )
-                history.append(row)
-                if (
-                    stage.selection == "last"
-                    or not best
-                    or row["validation"] > history[chosen - 1]["validation"]
-                ):
-                    chosen, best = epoch + 1, copy.deepcopy(net.state_dict())
-                if run is not None:
-                    _save_epoch(run, name, net, optimizer, best, history, chosen)
-                    run.settle(name, history)
-                    for key in ("loss", "accuracy", "validation", "lr"):
-                        run.scalar(f"{name}/{key}", row[key], epoch + 1)
-                progress.line(
-                    f"{name} epoch {epoch + 1}/{stage.epochs}: loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}, "
-                    f"validation {row['validation']:.4f}, {row['seconds']:.1f} s"
-                )
-        finally:
-            if ramped:
-                set_noise_strength(net, None)
-    load_state(net, best, name)
+        training = _Training(net, stage, batches, validate, teacher, run, name, save_every, progress)
+        training.resume()
+        training.all()
+    load_state(net, training.best, name)
+    history, chosen = training.history, training.chosen
     if run is not None:
         details = {"name": name, "history": history, "chosen": chosen, "stage": stage.to_dict()}
         save_checkpoint(run.checkpoint(name), prefixed("model", net.state_dict()), details)
@@ -226,76 +211,151 @@ def fit(
     return Fitted(tuple(history), chosen)
 
 
-def _epoch(
-    net: nn.Module,
-    stage: Stage,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    teacher: nn.Module | None,
-    epoch: int,
-    steps: int,
-    ramped: bool,
-    name: str,
-    advance: Callable[[int, int], None],
-    validate: Metric,
-) -> dict[str, Any]:
-    """Train for one epoch, validate, and describe it."""
-    started, seen, right, total, rate = time.perf_counter(), 0, 0, 0.0, 0.0
-    per_epoch = steps // stage.epochs
-    net.train()
-    for number, (inputs, targets) in enumerate(batches(epoch)):
-        step = epoch * per_epoch + number
-        rate = stage.optimizer.rate(step, steps, per_epoch)
-        for group in optimizer.param_groups:
+class _Training:
+    """A stage under way. Arguments as for :func:`fit`."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        stage: Stage,
+        batches: Batches,
+        validate: Metric,
+        teacher: nn.Module | None,
+        run: Run | None,
+        name: str,
+        save_every: float,
+        progress: Progress,
+    ):
+        self.net, self.stage, self.batches, self.validate, self.teacher = (
+            net,
+            stage,
+            batches,
+            validate,
+            teacher,
+        )
+        self.run, self.name, self.save_every, self.progress = run, name, save_every, progress
+        self.optimizer = build_optimizer(net, stage.optimizer)
+        self.history: list[dict[str, Any]] = []
+        self.chosen, self.best = 0, {}
+        self.current = _Epoch()
+        self.ramped = stage.noise_ramp > 0 and bool(analog_layers(net))
+
+    def resume(self) -> None:
+        """Go on from the run's checkpoint, if there is one; the records follow it."""
+        if self.run is None:
+            return
+        place = self.run.checkpoint(f"{self.name}.epoch")
+        if place.exists():
+            tensors, details = load_checkpoint(place)
+            load_state(self.net, under("model", tensors), str(place))
+            load_moments(self.optimizer, under("optimizer", tensors))
+            torch.set_rng_state(tensors["generator"])
+            self.history, self.chosen = details["history"], details["chosen"]
+            self.best = under("best", tensors)
+            self.current = _Epoch(**details.get("current", {}))  # older runs saved after whole epochs only
+            within = f" and {self.current.batches} batches" if self.current.batches else ""
+            self.progress.line(
+                f"{self.name}: goes on after epoch {len(self.history)}{within} of {self.stage.epochs}"
+            )
+        self.run.settle(self.name, self.history)
+
+    def save(self) -> None:
+        """Write everything that the rest of the stage depends on."""
+        if self.run is None:
+            return
+        tensors = prefixed("model", self.net.state_dict()) | prefixed("best", self.best)
+        tensors |= prefixed("optimizer", moments(self.optimizer)) | {"generator": torch.get_rng_state()}
+        details = {
+            "name": self.name, "history": self.history, "chosen": self.chosen,
+            "current": dataclasses.asdict(self.current),
+        }  # fmt: skip
+        save_checkpoint(self.run.checkpoint(f"{self.name}.epoch"), tensors, details)
+
+    def all(self) -> None:
+        """Every epoch that is left."""
+        if self.teacher is not None:
+            self.teacher.eval()
+        try:
+            for epoch in range(len(self.history), self.stage.epochs):
+                label = f"{self.name} {epoch + 1}/{self.stage.epochs}"
+                with self.progress.bar(label) as advance:
+                    row = self.epoch(epoch, advance)
+                self.settle(row)
+        finally:
+            if self.ramped:
+                set_noise_strength(self.net, None)
+
+    def epoch(self, epoch: int, advance: Callable[[int, int], None]) -> dict[str, Any]:
+        """Train for what is left of one epoch, validate, and describe it."""
+        current, count, rate = self.current, len(self.batches), 0.0
+        before, started = current.seconds, time.perf_counter()
+        saved = started
+        self.net.train()
+        for inputs, targets in itertools.islice(self.batches(epoch), current.batches, None):
+            rate = self.step(epoch * count + current.batches, inputs, targets)
+            current.batches += 1
+            now = time.perf_counter()
+            current.seconds = before + now - started
+            if now - saved >= self.save_every and current.batches < count:
+                self.save()
+                saved = now
+            advance(current.batches, count)
+        with evaluating(self.net):
+            score = float(self.validate(self.net))
+        return {
+            "epoch": epoch + 1, "epochs": self.stage.epochs, "loss": current.total / current.seen,
+            "accuracy": current.right / current.seen, "validation": score, "lr": rate,
+            "seconds": before + time.perf_counter() - started,
+        }  # fmt: skip
+
+    def step(self, step: int, inputs: Tensor, targets: Tensor) -> float:
+        """One update; returns the learning rate it was made with."""
+        stage, net, per_epoch = self.stage, self.net, len(self.batches)
+        rate = stage.optimizer.rate(step, stage.epochs * per_epoch, per_epoch)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if ramped:
+        if self.ramped:
             set_noise_strength(net, min(1.0, step / (stage.noise_ramp * per_epoch)))
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         logits = net(inputs)
-        if teacher is None:
+        if self.teacher is None:
             loss = F.cross_entropy(logits, targets)
         else:
             with torch.no_grad():
-                hints = teacher(inputs)
+                hints = self.teacher(inputs)
             loss = distillation_loss(logits, hints, targets, stage.temperature, stage.distillation)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise AimcError(
-                f"the loss of stage {name!r} became {value} in epoch {epoch + 1}; lower the learning rate "
-                f"(--{name}.optimizer.lr) or limit the gradient (--{name}.optimizer.clip_norm)",
+                f"the loss of stage {self.name!r} became {value} in epoch {step // per_epoch + 1}; lower the learning "
+                f"rate (--{self.name}.optimizer.lr) or limit the gradient (--{self.name}.optimizer.clip_norm)",
                 field="loss",
             )
         loss.backward()
         if stage.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), stage.optimizer.clip_norm)
-        optimizer.step()
-        seen += len(targets)
-        right += int((logits.detach().argmax(-1) == targets).sum())
-        total += value * len(targets)
-        advance(number + 1, per_epoch)
-    with evaluating(net):
-        score = float(validate(net))
-    return {
-        "epoch": epoch + 1, "epochs": stage.epochs, "loss": total / seen, "accuracy": right / seen,
-        "validation": score, "lr": rate, "seconds": time.perf_counter() - started,
-    }  # fmt: skip
+        self.optimizer.step()
+        self.current.seen += len(targets)
+        self.current.right += int((logits.detach().argmax(-1) == targets).sum())
+        self.current.total += value * len(targets)
+        return rate
 
-
-def _save_epoch(
-    run: Run,
-    name: str,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    history: list[dict[str, Any]],
-    chosen: int,
-) -> None:
-    tensors = prefixed("model", net.state_dict()) | prefixed("best", best)
-    tensors |= prefixed("optimizer", moments(optimizer))
-    tensors["generator"] = torch.get_rng_state()
-    save_checkpoint(
-        run.checkpoint(f"{name}.epoch"), tensors, {"name": name, "history": history, "chosen": chosen}
-    )
+    def settle(self, row: dict[str, Any]) -> None:
+        """Take a finished epoch into the history, select, save and say it."""
+        self.history.append(row)
+        self.current = _Epoch()
+        better = not self.best or row["validation"] > self.history[self.chosen - 1]["validation"]
+        if self.stage.selection == "last" or better:
+            self.chosen, self.best = len(self.history), copy.deepcopy(self.net.state_dict())
+        if self.run is not None:
+            self.save()
+            self.run.settle(self.name, self.history)
+            for key in ("loss", "accuracy", "validation", "lr"):
+                self.run.scalar(f"{self.name}/{key}", row[key], row["epoch"])
+        self.progress.line(
+            f"{self.name} epoch {row['epoch']}/{row['epochs']}: loss {row['loss']:.4f}, "
+            f"accuracy {row['accuracy']:.4f}, validation {row['validation']:.4f}, {row['seconds']:.1f} s"
+        )
 
 
 def load_weights(net: nn.Module, run: Run | str, name: str) -> None:

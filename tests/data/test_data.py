@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aimc.data import DATASETS, SPLITS, TensorData, batches, load
+from aimc.data import DATASETS, SPLITS, TensorData, batches, crop_flip, load
 from aimc.data import cache as cache_module
 from aimc.data import loading as loading_module
 from aimc.data.cache import cache_folder
@@ -481,6 +481,62 @@ def test_order_is_the_same_on_every_machine():
 def test_batches_refuse_at_the_call(arguments):
     with pytest.raises(AimcError):
         batches(load("mnist_small", "test", limit=8), **arguments)
+
+
+# Augmentation
+
+
+def _augmented(data, size, seed=3, epoch=1):
+    """The images that the batches of an epoch hold, in the order of the data."""
+    order = sum(positions(data, size, shuffle_seed=seed, epoch=epoch), [])
+    images = torch.cat(
+        [x for x, _ in batches(data, size, shuffle_seed=seed, epoch=epoch, augment="crop_flip")]
+    )
+    return images[torch.tensor(order).argsort()]
+
+
+def test_augmentation_depends_on_seed_epoch_and_position_alone():
+    data = load("mnist_small", "train", limit=60)
+    first = _augmented(data, 7)
+    torch.manual_seed(9)
+    assert torch.equal(_augmented(data, 60), first)
+    assert torch.equal(_augmented(load("mnist_small", "train", limit=40), 7), first[:40])
+    assert not torch.equal(_augmented(data, 7, epoch=2), first)
+    assert not torch.equal(_augmented(data, 7, seed=4), first)
+    targets = torch.cat([y for _, y in batches(data, 7, shuffle_seed=3, epoch=1, augment="crop_flip")])
+    assert torch.equal(targets, torch.cat([y for _, y in batches(data, 7, shuffle_seed=3, epoch=1)]))
+
+
+def test_every_crop_and_mirror_is_as_likely():
+    """Of an image of distinct numbers the place and the mirror of every crop can be read off."""
+    count, size = 20_000, 9
+    image = torch.arange(1.0, size * size + 1).view(1, 1, size, size)
+    data = TensorData(
+        image.expand(count, 2, size, size), torch.zeros(count, dtype=torch.int64), ("a",), "x", "train", ""
+    )
+    images, _ = next(batches(data, count, shuffle_seed=0, augment="crop_flip"))
+    assert torch.equal(images[:, 0], images[:, 1])
+    padded = torch.zeros(size + 8, size + 8)
+    padded[4 : 4 + size, 4 : 4 + size] = image[0, 0]
+    seen = torch.zeros(9, 9, 2)
+    for top in range(9):
+        for left in range(9):
+            crop = padded[top : top + size, left : left + size]
+            for mirror, wanted in enumerate((crop, crop.flip(1))):
+                seen[top, left, mirror] = (images[:, 0] == wanted).flatten(1).all(1).sum()
+    assert seen.sum() == count  # nothing else occurs
+    mean = count / seen.numel()
+    assert (seen - mean).abs().max() < 4.5 * mean**0.5  # 162 counts of 123
+
+
+def test_augmentation_refuses_what_it_cannot_do():
+    data = load("mnist_small", "test", limit=8)
+    with pytest.raises(AimcError, match="did you mean 'crop_flip'"):
+        batches(data, 4, shuffle_seed=0, augment="cropflip")
+    with pytest.raises(AimcError, match="shuffle_seed"):
+        batches(data, 4, augment="crop_flip")
+    with pytest.raises(AimcError, match=r"shape \[2, 3\].*augment: none"):
+        crop_flip(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64))
 
 
 # The real sets

@@ -109,6 +109,69 @@ def test_an_interrupted_stage_ends_bit_for_bit_like_a_straight_one(tmp_path, kin
     assert batches.epochs == [] and _same(again, straight)
 
 
+class Interrupted(Shuffled):
+    """Ctrl-C at a batch, counted over all epochs."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.left = at
+
+    def __call__(self, epoch):
+        for batch in super().__call__(epoch):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield batch
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_a_stage_interrupted_within_an_epoch_loses_little_and_ends_the_same(tmp_path, kind):
+    student = kind == "student"
+    stage = Stage(epochs=3, batch_size=32, noise_ramp=1.5 if student else 0)
+    make = _student if student else _digital
+    options = {"teacher": _digital() if student else None, "seed": 7, "name": "s"}
+    straight = make()
+    expected = fit(straight, stage, Shuffled(), METRIC, **options)
+    with Run(tmp_path, stage, tensorboard=False) as run:
+        for at in (2, 4, 3, 1):  # trains 2 batches, passes over 2 and trains 2, over 1 and 2, 1
+            with pytest.raises(KeyboardInterrupt):
+                fit(make(), stage, Interrupted(at), METRIC, run=run, save_every=0, **options)
+            torch.manual_seed(at)
+        net, batches = make(), Interrupted(3)
+        done = fit(net, stage, batches, METRIC, run=run, save_every=0, **options)
+    assert batches.epochs == [2] and batches.left == 0
+    assert _same(net, straight) and done.chosen == expected.chosen
+    assert _without_time(done.history) == _without_time(expected.history)
+
+
+def test_checkpoints_within_an_epoch_are_made_at_times(tmp_path, monkeypatch):
+    import aimc.train.loop as loop
+
+    saved = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda path, tensors, details: saved.append(details))
+    for every, within in ((0, 2), (1e9, 0)):
+        saved.clear()
+        with Run(tmp_path / str(within), Stage(), tensorboard=False) as run:
+            fit(_digital(), Stage(epochs=1), Shuffled(), METRIC, run=run, save_every=every)
+        assert [d["current"]["batches"] for d in saved if "current" in d] == [*range(1, within + 1), 0]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path):
+    from aimc.train import load_checkpoint, save_checkpoint
+
+    stage = Stage(epochs=2, batch_size=32)
+    straight, net = _digital(), _digital()
+    expected = fit(straight, stage, Shuffled(), METRIC, name="s")
+    with Run(tmp_path, stage, tensorboard=False) as run:
+        with pytest.raises(KeyboardInterrupt):
+            fit(_digital(), stage, Shuffled(), METRIC, run=run, name="s", progress=Stop("s epoch 1/"))
+        tensors, details = load_checkpoint(run.checkpoint("s.epoch"))
+        del details["current"]
+        save_checkpoint(run.checkpoint("s.epoch"), tensors, details)
+        done = fit(net, stage, Shuffled(), METRIC, run=run, name="s")
+    assert _same(net, straight) and done.chosen == expected.chosen
+
+
 def test_a_run_directory_changes_nothing(tmp_path):
     stage = Stage(epochs=2, batch_size=32)
     bare, kept = _digital(), _digital()

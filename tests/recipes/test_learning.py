@@ -1,0 +1,47 @@
+"""Every recipe learns: a few steps of teacher and student lower the loss. Data is made here or embedded."""
+
+import numpy as np
+import pytest
+
+from aimc.data import DATASETS
+from aimc.recipes import RECIPES, HwaExperiment
+from aimc.recipes.hwa import _analog
+from aimc.recipes.parts import Shuffled, fresh_network, load_images
+from aimc.train import fit
+
+
+def _patterns(folder, name):
+    """A data set of that name with one noisy pattern per class, as npz files."""
+    about = DATASETS[name]
+    generator = np.random.default_rng(0)
+    kinds = generator.integers(0, 256, (4, *about.shape))
+    for part in ("train", "test"):
+        labels = np.arange(40) % 4
+        pixels = np.clip(kinds[labels] + generator.normal(0, 20, (40, *about.shape)), 0, 255)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        np.savez(folder / name / f"{part}.npz", x=pixels.astype(np.uint8), y=labels)
+
+
+HWA = [name for name, recipe in RECIPES.items() if isinstance(recipe.config(), HwaExperiment)]
+
+
+@pytest.mark.parametrize("name", HWA)
+def test_a_few_steps_lower_the_loss(name, tmp_path):
+    """The student starts from fresh weights and learns from the labels here: from the teacher's weights there is
+    little left to learn."""
+    config = RECIPES[name].config()
+    if config.dataset.name != "mnist_small":
+        _patterns(tmp_path, config.dataset.name)
+    few = {"epochs": 4, "batch_size": 4, "distillation": 0.0, "noise_ramp": 0.0, "optimizer.warmup": 0.0}
+    config = config.replace(
+        dataset=config.dataset.replace(train_images=16, validation_images=4, test_images=4),
+        teacher=config.teacher.replace(**few),
+        student=config.student.replace(**few),
+    )
+    loaded = load_images(config.dataset, tmp_path)
+    teacher = fresh_network(config.network, loaded, seed=0)
+    student = _analog(config, fresh_network(config.network, loaded, seed=1), loaded, aware=True)
+    for stage, net in ((config.teacher, teacher), (config.student, student)):
+        batches = Shuffled(loaded.train, stage.batch_size, 0, config.dataset.augment)
+        done = fit(net, stage, batches, loaded.metric("validation"))
+        assert done.history[-1]["loss"] < 0.9 * done.history[0]["loss"]
