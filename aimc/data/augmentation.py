@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aimc.data.auto_augment import apply_policy, cutout
 from aimc.errors import AimcError
 
 _PADDING = 4
@@ -51,5 +52,38 @@ def crop_flip(images: Tensor, words: Tensor) -> Tensor:
     return padded[number, channel, rows, columns]
 
 
-AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {"crop_flip": (crop_flip, 3)}
+def auto_augment(images: Tensor, words: Tensor) -> Tensor:
+    """Crop and flip, cutout, and a sub-policy of AutoAugment.
+
+    See :func:`crop_flip`, :func:`aimc.data.auto_augment.cutout` and :func:`aimc.data.auto_augment.apply_policy`.
+
+    Args:
+        images: ``[n, 3, height, width]``, pixels from 0 to 1.
+        words: random 32-bit words, int64 ``[n, 14]``.
+
+    Raises:
+        AimcError: images without three channels, or with pixels outside of 0 to 1.
+
+    Example:
+        >>> auto_augment(torch.rand(2, 3, 8, 8), torch.randint(2**32, (2, 14))).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise AimcError(
+            "auto_augment changes colours of images [n, 3, height, width]; take crop_flip for others",
+            field="augment", shape=images.shape,
+        )  # fmt: skip
+    if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
+        raise AimcError(
+            "auto_augment changes colours between 0 and 1, the pixels reach beyond; set pixels: unit",
+            field="augment",
+        )
+    words = words.to(images.device)
+    return apply_policy(cutout(crop_flip(images, words[:, :3]), words[:, 3:9]), words[:, 9:])
+
+
+AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {
+    "crop_flip": (crop_flip, 3),
+    "auto_augment": (auto_augment, 14),
+}
 """Name to function and the words that it takes for an image."""

@@ -29,8 +29,8 @@ def batches(
         shuffle_seed: None keeps the order of the data. A seed permutes it, anew for every epoch, and the same for
             the same seed and epoch whatever was drawn before: a resumed run sees the batches it would have seen.
         epoch: counts from 0.
-        augment: ``none``, or ``crop_flip`` for training images. What happens to an image follows from the seed, the
-            epoch and its position in the data alone, not from the batch it is in.
+        augment: ``none``, or for training images one of :data:`aimc.data.AUGMENTATIONS`. What happens to an image
+            follows from the seed, the epoch and its position in the data alone, not from the batch it is in.
 
     Raises:
         AimcError: a batch size below 1, an unknown augmentation, or one without a seed.

@@ -25,7 +25,8 @@ class Dataset(Config):
         name: as :func:`aimc.data.load` knows it.
         train_images, validation_images, test_images: at most so many, or null for all.
         pixels: ``standardised``, mean 0 and deviation 1 over the training images; or ``unit``, from 0 to 1.
-        augment: of the training images only: ``none``, or ``crop_flip``, see :func:`aimc.data.crop_flip`.
+        augment: of the training images only: ``none``; ``crop_flip``, see :func:`aimc.data.crop_flip`; or
+            ``auto_augment``, see :func:`aimc.data.auto_augment`, with pixels from 0 to 1.
     """
 
     name: str = "mnist"
@@ -33,12 +34,17 @@ class Dataset(Config):
     validation_images: int | None = None
     test_images: int | None = None
     pixels: Literal["standardised", "unit"] = "standardised"
-    augment: Literal["none", "crop_flip"] = "none"
+    augment: Literal["none", "crop_flip", "auto_augment"] = "none"
 
     def validate(self):
         for name in ("train_images", "validation_images", "test_images"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, f"must be at least 1, got {value}")
+        self.require(
+            self.augment != "auto_augment" or self.pixels == "unit",
+            "augment",
+            "auto_augment changes colours between 0 and 1; set pixels to unit with it",
+        )
 
 
 @dataclasses.dataclass
