@@ -11,10 +11,16 @@ from aimc.recipes.hwa import HwaExperiment
 from aimc.recipes.in_memory import InSituExperiment, OntoChips
 from aimc.recipes.lenet_insitu import lenet_mnist_insitu
 from aimc.recipes.lenet_mnist import lenet_mnist_hwa
-from aimc.recipes.networks import MLP, LeNet5, Network, ThinResNet, WideResNet
+from aimc.recipes.networks import MLP, LeNet5, Network, ResNet, ThinResNet, WideResNet
 from aimc.recipes.parts import Dataset
 from aimc.recipes.recipe import Recipe
 from aimc.recipes.resnet32_cifar10 import resnet32_cifar10, resnet32_cifar10_small
+from aimc.recipes.resnet_insitu import (
+    resnet18_insitu,
+    resnet18_insitu_small,
+    resnet34_insitu,
+    resnet34_insitu_small,
+)
 from aimc.recipes.running import evaluate_run, run_experiment
 from aimc.recipes.wideresnet_cifar100 import wideresnet_cifar100, wideresnet_cifar100_small
 
@@ -29,6 +35,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(wideresnet_cifar100_small),
         Recipe(resnet32_cifar10),
         Recipe(resnet32_cifar10_small),
+        Recipe(resnet18_insitu),
+        Recipe(resnet18_insitu_small),
+        Recipe(resnet34_insitu),
+        Recipe(resnet34_insitu_small),
     )
 }
 """Every recipe by name."""
@@ -45,6 +55,7 @@ __all__ = [
     "Network",
     "OntoChips",
     "Recipe",
+    "ResNet",
     "ThinResNet",
     "WideResNet",
     "evaluate_run",
