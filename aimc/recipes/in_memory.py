@@ -21,7 +21,15 @@ from aimc.ops import check_backend
 from aimc.random import Key
 from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measure_ranges
 from aimc.recipes.networks import Network
-from aimc.recipes.parts import Dataset, Images, Shuffled, fresh_network, limited_threads, load_images
+from aimc.recipes.parts import (
+    Dataset,
+    Images,
+    Shuffled,
+    find_device,
+    fresh_network,
+    limited_threads,
+    load_images,
+)
 from aimc.report import Table, draw, draw_accuracy, draw_telemetry, load_run, transfer_table
 from aimc.train import (
     Progress,
@@ -76,6 +84,8 @@ class InSituExperiment(Config):
         chips: afterwards, onto chips for inference; null for no.
         seed: of initial weights, data order, devices and pulses.
         threads: of torch, or null for torch's choice.
+        torch_device: where torch computes, such as ``cpu`` or ``cuda``; pulses have no body for GPUs yet and are slow
+            there.
         backend: body of the operations.
 
     Example:
@@ -100,6 +110,7 @@ class InSituExperiment(Config):
     chips: OntoChips | None = None
     seed: int = 0
     threads: int | None = None
+    torch_device: str = "cpu"
     backend: str = "auto"
 
     def validate(self):
@@ -133,10 +144,10 @@ def run_in_situ(
     """Run an experiment, or what is left of it; arguments and errors as for :func:`aimc.recipes.run_experiment`."""
     progress = progress or Progress()
     with limited_threads(config.threads):
-        images = load_images(config.dataset, data)
+        images = _images(config, data)
         with Run(output, config, data=images.hashes, backend=config.backend, tensorboard=tensorboard) as run:
             if config.baseline:
-                net = fresh_network(config.network, images, config.seed)
+                net = _fresh(config, images)
                 value = _train(BASELINE, net, config.baseline_lr, config, images, run, progress)
                 _note(run, "digital baseline", value)
             if config.hardware is not None:
@@ -145,6 +156,17 @@ def run_in_situ(
                 if config.chips is not None:
                     onto_chips(net, config.chips, "onto chips", config, images, run, progress)
             return _finish(run)
+
+
+def _images(config: InSituExperiment, data: str | os.PathLike[str] | None) -> Images:
+    """The run's images, where torch computes."""
+    device = find_device(config.torch_device)
+    return load_images(config.dataset, data).to(device)
+
+
+def _fresh(config: InSituExperiment, images: Images) -> nn.Module:
+    """The run's digital network with its initial weights, where the images are; the same for every device."""
+    return fresh_network(config.network, images, config.seed).to(images.train.inputs.device)
 
 
 def _train(
@@ -172,12 +194,12 @@ def _in_cells(
     config: InSituExperiment, hardware: PulsedHardware, images: Images, run: Run, progress: Progress
 ) -> nn.Module:
     """The fresh network with its weights written into cells; what there is to warn of is said and recorded."""
-    digital = fresh_network(config.network, images, config.seed)
+    digital = _fresh(config, images)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         net = convert(digital, hardware, digital=config.digital, seed=config.seed, backend=config.backend)
     batches = Shuffled(images.train, config.batch_size, 0)
-    lines = [str(w.message) for w in caught] + schedule_warnings(
+    lines = list(dict.fromkeys(str(w.message) for w in caught)) + schedule_warnings(
         net, digital, images.train.inputs[: config.batch_size], len(batches), config.lr
     )
     for line in lines:
@@ -199,8 +221,8 @@ def planned_transfers(config: InSituExperiment, data: str | os.PathLike[str] | N
     """
     if config.hardware is None:
         raise AimcError("is null: a digital baseline has no transfers", field="hardware")
-    images = load_images(config.dataset, data)
-    digital = fresh_network(config.network, images, config.seed)
+    images = _images(config, data)
+    digital = _fresh(config, images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights beyond their devices: the run says it
         net = convert(
@@ -311,7 +333,7 @@ def evaluate_in_situ(
             field=next(iter(changes), "compensation"),
         )
     with limited_threads(config.threads):
-        images = load_images(config.dataset, data)
+        images = _images(config, data)
         with Run(path, config, data=images.hashes, backend=config.backend, tensorboard=False) as run:
             net = _in_cells(config, config.hardware, images, run, progress)
             load_weights(net, run, ANALOG)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aimc import data as datasets
 from aimc.chip import Accuracy
 from aimc.config import Config
+from aimc.errors import AimcError
 from aimc.random import Key
 from aimc.recipes.networks import Network
 
@@ -54,6 +55,10 @@ class Images:
     train: datasets.TensorData
     validation: datasets.TensorData
     test: datasets.TensorData
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on another device."""
+        return Images(self.train.to(device), self.validation.to(device), self.test.to(device))
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -97,6 +102,31 @@ class Shuffled:
         return datasets.batches(
             self._data, self._batch_size, shuffle_seed=self._seed, epoch=epoch, augment=self._augment
         )
+
+
+def find_device(name: str) -> torch.device:
+    """Where torch is to compute.
+
+    Args:
+        name: as torch has it, such as ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        AimcError: torch knows no such device, or does not find it on this machine.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise AimcError(
+            f"torch cannot compute on {name!r} here ({reason}); take cpu, or a torch that fits this machine's GPU",
+            field="torch_device",
+        ) from None
+    return device
 
 
 def available_cores() -> int:

@@ -112,6 +112,12 @@ class PulsedLayer(nn.Module):
         """Connect what copies and files cannot keep connected."""
         _LAYERS[self] = None
         weight, bias = self.weight, self.bias
+        if not weight.is_cpu:
+            warnings.warn(
+                f"cells on {weight.device.type!r} are pulsed by the plain torch body, which is right but many times "
+                "slower than the compiled body for CPUs; there is no body for GPUs yet",
+                stacklevel=2,
+            )
         weight.pending = self.pending
         # Same memory and version as the parameters, without a gradient: written in every step.
         self._views: list[Tensor] = [weight.detach().view(len(weight), -1)]

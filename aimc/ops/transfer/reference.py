@@ -51,7 +51,7 @@ def direct(
     train: PulseTrain, stride: int, key: Key, statistics: Tensor,
 ) -> None:  # fmt: skip
     rows, width = source.shape
-    row = torch.arange(rows)
+    row = torch.arange(rows, device=source.device)
     for n in range(number, number + columns):
         c = (column + n - number) % width
         y = read(source[:, c].clone(), how, n * rows + row, key.at("transfer"))
@@ -82,7 +82,7 @@ def buffered(
     chop: float, random_chop: bool, d_chop: float, beta: float, how: Read, key: Key, statistics: Tensor,
 ) -> None:  # fmt: skip
     rows, width = source.shape
-    row = torch.arange(rows)
+    row = torch.arange(rows, device=source.device)
     number = int(visits[0])
     c, sweep = number % width, number // width
     every = max(math.ceil(1 / chop), 2) if chop > 0 else 0
@@ -146,8 +146,8 @@ def reencode(
     reads: Tensor,
 ) -> None:  # fmt: skip
     tiles, rows, width = held.shape
-    row, most = torch.arange(rows), max(tries, last_tries)
-    quiet = torch.zeros(rows)
+    device, most = held.device, max(tries, last_tries)
+    row, quiet = torch.arange(rows, device=device), torch.zeros(rows, device=device)
     for n in range(columns):
         c = (column + n) % width
         visit = (number + n) * tiles
@@ -156,14 +156,14 @@ def reencode(
             place = (visit + t) * (most + 1)
             y.append(read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer")))
             reads[t] += 1
-        prefix = [-(single(rate) * gradient[:, n]) if gradient is not None else torch.zeros(rows)]
+        prefix = [-(single(rate) * gradient[:, n]) if gradient is not None else torch.zeros_like(quiet)]
         for t in range(tiles - 1):
             prefix.append(prefix[t] + shares[t] * y[t])
-        moved_off = torch.zeros(rows)
+        moved_off = torch.zeros_like(quiet)
         for t in range(tiles - 1, -1, -1):
             missing = (prefix[t] + moved_off) / shares[t]
             tile = Tile(cell, held[t], w[t], parameters[t], counts[t])
-            trying = torch.ones(rows, dtype=torch.bool)
+            trying = torch.ones(rows, dtype=torch.bool, device=device)
             for k in range(tries if t > 0 else last_tries):
                 up = missing > 0
                 after = cell.step(y[t], nominal[0], up, quiet)
