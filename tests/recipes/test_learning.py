@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from aimc.data import DATASETS
-from aimc.recipes import RECIPES, HwaExperiment
+from aimc.recipes import RECIPES, HwaExperiment, InSituExperiment, ResNet, run_experiment
 from aimc.recipes.hwa import _analog
 from aimc.recipes.parts import Shuffled, fresh_network, load_images
+from aimc.report import load_run
 from aimc.train import fit
 
 
@@ -45,3 +46,28 @@ def test_a_few_steps_lower_the_loss(name, tmp_path):
         batches = Shuffled(loaded.train, stage.batch_size, 0, config.dataset.augment)
         done = fit(net, stage, batches, loaded.metric("validation"))
         assert done.history[-1]["loss"] < 0.9 * done.history[0]["loss"]
+
+
+IN_MEMORY = [name for name, recipe in RECIPES.items() if isinstance(recipe.config(), InSituExperiment)]
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_a_few_steps_in_memory_lower_the_loss(name, tmp_path):
+    """In cells and in the baseline. Residual networks have few channels, and images as they are: through AutoAugment
+    it takes more than a few steps."""
+    config = RECIPES[name].config()
+    if config.dataset.name != "mnist_small":
+        _patterns(tmp_path, config.dataset.name)
+    if isinstance(config.network, ResNet):
+        config = config.replace(**{"network.width": 4})
+    config = config.replace(
+        dataset=config.dataset.replace(train_images=24, validation_images=4, test_images=4, augment="none"),
+        epochs=5,
+        batch_size=8,
+        label_smoothing=0.0,
+    )
+    run_experiment(config, tmp_path / "run", data=tmp_path, tensorboard=False)
+    losses = load_run(tmp_path / "run").curves
+    for stage in ("digital", "analog"):
+        first, *_, last = (row["loss"] for row in losses[stage])
+        assert last < 0.9 * first, (stage, first, last)
