@@ -7,18 +7,19 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from aimc.config import Config
 from aimc.errors import AimcError
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str], None]) -> None:
     """Write a file through a temporary neighbour: write, fsync, rename.
 
     Args:
         path: the file; an old one is replaced.
-        data: bytes, or text that is written as UTF-8.
+        data: bytes, text that is written as UTF-8, or a function that writes the file of a name.
 
     Raises:
         AimcError: the folder is missing, full, or not writable.
@@ -35,9 +36,12 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=folder)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
+            with os.fdopen(handle, "r+b") as file:
+                if callable(data):
+                    data(temporary)
+                else:
+                    file.write(data)
+                    file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)

@@ -182,7 +182,8 @@ class PulsedLayer(nn.Module):
         hardware, array, state = self.hardware, self.array, self.cells.state
         target = target.to(state["held"].device)
         cell, algorithm, mapping = hardware.cell, hardware.algorithm, hardware.mapping
-        before = {name: value.clone() for name, value in state.items()}
+        may_fail = mapping.overflow in ("grow", "error")
+        before = {name: value.clone() for name, value in state.items()} if may_fail else {}
         bound = min(cell.w_max, -cell.w_min) * algorithm.shares(array)[-1]
         largest = float(target.abs().max()) if target.numel() else 0.0
         first = scale = mapping.scale_of(self.shape[1], bound, largest)
