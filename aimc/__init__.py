@@ -1,7 +1,7 @@
 """aimc: train, program and age neural networks on simulated analog in-memory hardware."""
 
 from aimc import algorithms, cells, chip, crossbar, hwa, optim, periphery, presets
-from aimc.chip import Accuracy, Chip, DriftResult, calibrate, evaluate_over_time, program
+from aimc.chip import Accuracy, Chip, DriftResult, Perplexity, calibrate, evaluate_over_time, program
 from aimc.convert import (
     convert,
     coverage,
@@ -22,6 +22,7 @@ __all__ = [
     "Chip",
     "DriftResult",
     "Hardware",
+    "Perplexity",
     "PulsedHardware",
     "PulsedMapping",
     "algorithms",

@@ -18,8 +18,15 @@ from aimc.nn import (
     AnalogConv1d,
     AnalogConv2d,
     AnalogConv3d,
+    AnalogGRU,
+    AnalogGRUCell,
     AnalogLayer,
     AnalogLinear,
+    AnalogLSTM,
+    AnalogLSTMCell,
+    AnalogRNN,
+    AnalogRNNCell,
+    Composite,
     PulsedConv1d,
     PulsedConv2d,
     PulsedConv3d,
@@ -33,8 +40,24 @@ from aimc.ops import check_backend
 from aimc.random import Key
 
 Handler = Callable[..., nn.Module]
-_HANDLERS: dict[type, dict[type[nn.Module], Handler]] = {Hardware: {}, PulsedHardware: {}}
 _LAYERS = (AnalogLayer, PulsedLayer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Registered:
+    """A handler, and patterns of the names of the parameters that it puts on tiles."""
+
+    handler: Handler
+    weights: tuple[str, ...]
+
+    def matrices(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """The module's parameters that go onto tiles, by name."""
+        return {
+            n: p for n, p in module.named_parameters() if any(fnmatch.fnmatchcase(n, w) for w in self.weights)
+        }
+
+
+_HANDLERS: dict[type, dict[type[nn.Module], _Registered]] = {Hardware: {}, PulsedHardware: {}}
 
 # Parameters of these are not multiplied with a matrix product: a table look-up, an element-wise scale.
 _DIGITAL_BY_NATURE = (
@@ -63,15 +86,27 @@ _HOOKS = (
 )
 
 
-def register(*types: type[nn.Module], hardware: type = Hardware) -> Callable[[Handler], Handler]:
+def register(
+    *types: type[nn.Module],
+    hardware: type | tuple[type, ...] = Hardware,
+    weights: Iterable[str] = ("weight",),
+) -> Callable[[Handler], Handler]:
     """Decorator: the function builds the analog twin of a module of these types, on hardware of that type.
 
-    It is called as ``handler(module, hardware, key, name, backend)``.
+    It is called as ``handler(module, hardware, key, name, backend)`` and returns a module that takes the same
+    arguments. A subclass is handled as well, unless it has another forward pass.
+
+    Args:
+        types: module types.
+        hardware: :class:`aimc.Hardware`, :class:`aimc.PulsedHardware` or both.
+        weights: name patterns (``fnmatch``) of the module's parameters that are put on tiles. A module that holds any
+            other matrix (one that was pruned or normalised by weight, say) is not handed over.
     """
 
     def add(handler: Handler) -> Handler:
-        for kind in types:
-            _HANDLERS[hardware][kind] = handler
+        for half in hardware if isinstance(hardware, tuple) else (hardware,):
+            for kind in types:
+                _HANDLERS[half][kind] = _Registered(handler, tuple(weights))
         return handler
 
     return add
@@ -86,15 +121,29 @@ for _digital, _analog, _pulsed in (
     register(_digital)(_analog)  # a class is its own handler
     register(_digital, hardware=PulsedHardware)(_pulsed)
 
+_BOTH = (Hardware, PulsedHardware)
+for _digital, _analog in ((nn.LSTM, AnalogLSTM), (nn.GRU, AnalogGRU), (nn.RNN, AnalogRNN)):
+    _of_layers = [
+        f"weight_[ih][hr]_l{number}{way}" for number in ("[0-9]", "[0-9][0-9]") for way in ("", "_reverse")
+    ]
+    register(_digital, hardware=_BOTH, weights=_of_layers)(_analog)
+for _digital, _analog in (
+    (nn.LSTMCell, AnalogLSTMCell), (nn.GRUCell, AnalogGRUCell), (nn.RNNCell, AnalogRNNCell)
+):  # fmt: skip
+    register(_digital, hardware=_BOTH, weights=("weight_ih", "weight_hh"))(_analog)
 
-def _handler(module: nn.Module, hardware: type) -> Handler | None:
+
+def _handler(module: nn.Module, hardware: type) -> _Registered | None:
     """The handler of the module's type, or of a base whose forward it has not changed."""
-    weight = module._parameters.get("weight")
-    if weight is None or isinstance(weight, nn.parameter.UninitializedParameter):
-        return None  # pruned, spectral-normed, lazy: the weight is made anew elsewhere
     for kind in type(module).__mro__:
-        if kind in _HANDLERS[hardware]:
-            return _HANDLERS[hardware][kind] if type(module).forward is kind.forward else None
+        found = _HANDLERS[hardware].get(kind)
+        if found is None:
+            continue
+        parameters = dict(module.named_parameters())
+        matrices = found.matrices(module)
+        # Pruned, normalised, parametrized: the weight is made anew elsewhere, from parameters of other names.
+        strange = any(p.dim() >= 2 and n not in matrices for n, p in parameters.items())
+        return found if matrices and not strange and type(module).forward is kind.forward else None
     return None
 
 
@@ -129,11 +178,13 @@ def _levels(converter) -> str:
     return str(2 * converter.half + 1) if converter is not None and converter.half else "exact"
 
 
-def _analog_row(name: str, layer: AnalogLayer, parameters: int) -> Row:
-    hardware, layout = layer.hardware, layer.layout
+def _analog_row(name: str, layer: AnalogLayer) -> Row:
+    hardware, layout, matrix = layer.hardware, layer.layout, layer.weight.numel()
+    bias = layer.bias.numel() if layer.bias is not None else 0
+    extras = sum(p.numel() for p in (layer.input_range, layer.output_gain) if isinstance(p, nn.Parameter))
     return Row(
-        name, type(layer).__name__, "analog", parameters, True, layer.weight.numel(),
-        layer.bias.numel() if layer.bias is not None else 0, layout.tiles, layout.utilisation,
+        name, type(layer).__name__, "analog", matrix + bias + extras, True, matrix, bias,
+        layout.tiles, layout.utilisation,
         f"{hardware.tile.rows}x{hardware.tile.columns or 'any'}",
         f"{_levels(hardware.dac)}/{_levels(hardware.adc)}", hardware.cell.g_max,
     )  # fmt: skip
@@ -225,16 +276,17 @@ def convert(
     chosen = {row.name for row in rows if row.where == "analog"}
     first_name = {module: name for name, module in net.named_modules()}  # a shared module has several names
     if isinstance(hardware, PulsedHardware):
-        _refuse_ties(net, [module for module, name in first_name.items() if name in chosen])
+        handed = [(m, _handler(m, type(hardware))) for m, name in first_name.items() if name in chosen]
+        _refuse_ties(net, [p for m, found in handed if found is not None for p in found.matrices(m).values()])
     twins: dict[nn.Module, nn.Module] = {}
     key = Key(seed)
 
     def twin(module: nn.Module, name: str) -> nn.Module:
         if module not in twins:
-            handler = _handler(module, type(hardware))
-            assert handler is not None
+            found = _handler(module, type(hardware))
+            assert found is not None
             try:
-                made = handler(module, hardware, key.fold(name), name, backend)
+                made = found.handler(module, hardware, key.fold(name), name, backend)
             except AimcError as error:
                 raise error.at(layer=name) from None
             for hooks in _HOOKS:
@@ -262,15 +314,15 @@ def convert(
     return net
 
 
-def _refuse_ties(net: nn.Module, modules: list[nn.Module]) -> None:
+def _refuse_ties(net: nn.Module, weights: list[nn.Parameter]) -> None:
     """Cells are one layer's: two modules with one weight would each train a copy."""
     places: dict[int, list[str]] = {}
     for path, owner in net.named_modules():
         for child, value in owner._parameters.items():
             if value is not None:
                 places.setdefault(id(value), []).append(_join(path, child))
-    for module in modules:
-        names = places[id(module.weight)]
+    for weight in weights:
+        names = places[id(weight)]
         if len(names) > 1:
             raise AimcError(
                 f"{' and '.join(names)} are one parameter, and cells belong to one layer; untie them, or keep them "
@@ -296,35 +348,37 @@ def _survey(
         return bool(hits)
 
     rows = []
-    opaque: list[str] = []
+    whole: list[str] = []  # modules that one row speaks for, with all that is in them
     for name, module in net.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in opaque):
-            continue
-        if isinstance(module, _OPAQUE):
-            opaque.append(name)
-            count = sum(p.numel() for p in module.parameters())
-            where = "excluded" if excluded(name) else "unsupported"
-            matrix = sum(p.numel() for p in module.parameters() if p.dim() >= 2)
-            rows.append(Row(name, type(module).__name__, where, count, True, matrix))
+        if any(name.startswith(f"{outer}.") or not outer for outer in whole):
             continue
         own = dict(module.named_parameters(recurse=False))
-        if not own:
-            continue
-        kind = type(module).__name__
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
-        count = sum(p.numel() for p in own.values())
+        kind = type(module).__name__
         if isinstance(module, AnalogLayer):
-            rows.append(_analog_row(name, module, count))
-        elif isinstance(module, PulsedLayer):
-            rows.append(_pulsed_row(name, module, count))
-        elif _digital_by_nature(module):
-            excluded(name)
-            rows.append(Row(name, kind, "digital", count, False))
-        elif _handler(module, hardware) is not None and not hasattr(module, "parametrizations"):
-            where = "excluded" if excluded(name) else "analog"
-            matrix = sum(p.numel() for p in own.values() if p.dim() >= 2)
+            rows.append(_analog_row(name, module))
+            continue
+        if isinstance(module, PulsedLayer):
+            rows.append(_pulsed_row(name, module, sum(p.numel() for p in own.values())))
+            continue
+        if isinstance(module, Composite):  # what its matrices hold is in their rows
+            rest = sum(p.numel() for n, p in own.items() if n not in module.placed())
+            if rest:
+                rows.append(Row(name, kind, "digital", rest, False))
+            continue
+        found = _handler(module, hardware)
+        if found is not None or isinstance(module, _OPAQUE):
+            whole.append(name)
+            inside = dict(module.named_parameters())
+            count = sum(p.numel() for p in inside.values())
+            matrices = found.matrices(module) if found is not None else inside
+            matrix = sum(p.numel() for p in matrices.values() if p.dim() >= 2)
+            where = "excluded" if excluded(name) else ("analog" if found is not None else "unsupported")
             rows.append(Row(name, kind, where, count, True, matrix, count - matrix))
+        elif own and _digital_by_nature(module):
+            excluded(name)
+            rows.append(Row(name, kind, "digital", sum(p.numel() for p in own.values()), False))
         else:
             for parameter, value in own.items():
                 full = _join(name, parameter)
@@ -363,15 +417,26 @@ def to_digital(net: nn.Module) -> nn.Module:
         >>> to_digital(convert(nn.Linear(2, 2), presets.pcm()))
         Linear(in_features=2, out_features=2, bias=True)
     """
-    if isinstance(net, _LAYERS):
-        return net.to_digital()  # type: ignore[operator]
-    twins: dict[nn.Module, nn.Module] = {m: m.to_digital() for m in net.modules() if isinstance(m, _LAYERS)}  # type: ignore[operator]
-    memo: dict[int, object] = {id(layer): twin for layer, twin in twins.items()}
-    for layer, twin in twins.items():
-        # What is tied to the weight stays tied; a gain makes it another matrix.
-        if getattr(layer, "output_gain", None) is None:
-            memo[id(layer.weight)] = twin.weight
+    memo: dict[int, object] = {}
+    for module in _outermost(net):
+        twin = module.to_digital()  # type: ignore[operator]
+        memo[id(module)] = twin
+        # What is tied to a weight stays tied; a gain makes it another matrix.
+        gained = any(getattr(m, "output_gain", None) is not None for m in module.modules())
+        if not gained:
+            memo.update(
+                (id(p), twin.get_parameter(n)) for n, p in module._parameters.items() if p is not None
+            )
     return copy.deepcopy(net, memo)
+
+
+def _outermost(net: nn.Module) -> Iterator[nn.Module]:
+    """Analog layers and composites that are in no composite."""
+    if isinstance(net, (*_LAYERS, Composite)):
+        yield net
+        return
+    for child in net.children():
+        yield from _outermost(child)
 
 
 def set_hardware(net: nn.Module, hardware: Hardware) -> None:

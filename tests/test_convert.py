@@ -62,7 +62,6 @@ def test_refuses_to_leave_a_matrix_digital_and_names_it():
 @pytest.mark.parametrize(
     ("module", "named"),
     [
-        (nn.LSTM(3, 4), "weight_ih_l0"),
         (nn.ConvTranspose2d(3, 4, 3), "weight"),
         (nn.Bilinear(3, 4, 5), "weight"),
         (nn.MultiheadAttention(4, 2), "attention"),

@@ -3,7 +3,7 @@
 from aimc.chip.calibration import calibrate
 from aimc.chip.chip import Chip, program
 from aimc.chip.compensation import Compensation, ExactReference, LeastSquares, MeanAbs, PerColumn, TileReader
-from aimc.chip.evaluation import Accuracy, DriftResult, evaluate_over_time
+from aimc.chip.evaluation import Accuracy, DriftResult, Perplexity, evaluate_over_time
 
 __all__ = [
     "Accuracy",
@@ -14,6 +14,7 @@ __all__ = [
     "LeastSquares",
     "MeanAbs",
     "PerColumn",
+    "Perplexity",
     "TileReader",
     "calibrate",
     "evaluate_over_time",

@@ -126,7 +126,7 @@ class Chip:
                 weight = torch.cat(
                     [weight[:, a:b] * held.compensation[k][:, None] for k, (a, b) in enumerate(parts)], 1
                 )
-            result[name] = weight.reshape(layer.weight.shape)
+            result[name] = layer.shaped_like_weight(weight)
         return result
 
     def conductances(self) -> dict[str, Tensor]:
@@ -346,7 +346,7 @@ def program(
         key, cell = Key(seed).fold(name), layer.hardware.cell
         scale = layer.present_scale().detach().clone()
         full = expand_scale(scale, layer.layout)
-        matrix = layer.weight.detach().reshape(full.shape)
+        matrix = layer.matrix()
         if not bool(torch.isfinite(matrix).all()):
             raise AimcError("the weights hold NaN or infinite values", layer=name)
         normalised = torch.where(full > 0, matrix / full, 0).clamp(-1, 1)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.chip.chip import program
@@ -34,7 +36,7 @@ class Accuracy:
     """Share of correct answers on a fixed set; a metric that knows its chance level.
 
     Args:
-        inputs: passed to the network in batches, ``[samples, ...]``.
+        inputs: passed to the network in batches, ``[samples, ...]``; a tuple of such tensors as several arguments.
         targets: class numbers ``[samples]``.
         batch_size: changes memory and time; of the result at most what the order of a sum in floating point
             decides, and the draws of a layer that one forward pass calls several times.
@@ -46,12 +48,21 @@ class Accuracy:
         (1.0, 0.3333)
     """
 
+    name = "accuracy"
     higher_is_better = True
 
-    def __init__(self, inputs: Tensor, targets: Tensor, batch_size: int = 1000, classes: int | None = None):
-        if len(inputs) != len(targets) or len(inputs) == 0:
+    def __init__(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Tensor,
+        batch_size: int = 1000,
+        classes: int | None = None,
+    ):
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        if any(len(x) != len(targets) for x in inputs) or len(targets) == 0:
             raise AimcError(
-                f"needs as many inputs as targets, at least one; got {len(inputs)} and {len(targets)}"
+                f"needs as many inputs as targets, at least one; got {', '.join(str(len(x)) for x in inputs)} and "
+                f"{len(targets)}"
             )
         if batch_size < 1:
             raise AimcError(f"must be at least 1, got {batch_size}", field="batch_size")
@@ -63,14 +74,83 @@ class Accuracy:
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> float:
         right = 0
-        for x, y in zip(self.inputs.split(self.batch_size), self.targets.split(self.batch_size), strict=True):
-            guess = net(x).argmax(-1)
+        for *x, y in zip(*(t.split(self.batch_size) for t in (*self.inputs, self.targets)), strict=True):
+            guess = net(*x).argmax(-1)
             if guess.shape != y.shape:
                 raise AimcError(
                     f"the network answers for {list(guess.shape)}, the targets are {list(y.shape)}"
                 )
             right += int((guess == y).sum())
         return right / len(self.targets)
+
+
+class Perplexity:
+    """``exp`` of the mean cross entropy of each token given all tokens before it; a metric where lower is better.
+
+    The text is read as parallel streams, each a run of consecutive tokens, in windows between which the state is
+    carried. All tokens but the first are predicted, each once; only a stream's first tokens lack a context.
+
+    Args:
+        tokens: a text as numbers, int64 ``[tokens]``, at least two.
+        streams: at most so many.
+        window: tokens of a forward pass. It changes memory and time; and what hardware holds for a forward pass, such
+            as weight noise in training mode, it holds for so many tokens.
+        chance: perplexity of predicting without the context, for the normalised metric; None if not known.
+
+    The network is called as ``net(tokens, state, targets)`` with tokens and targets ``[streams, window]`` and a state
+    that is None at first, and returns scores and the next state. Scores are logits ``[streams, window, vocabulary]``,
+    or a list of pairs ``(logits [n, k], targets [n])`` whose cross entropies add up, as an adaptive softmax has them.
+
+    Example:
+        >>> def uniform(tokens, state, targets):
+        ...     return torch.zeros(*tokens.shape, 7), state
+        >>> round(Perplexity(torch.arange(50) % 7, streams=4, window=5)(uniform), 3)
+        7.0
+    """
+
+    name = "perplexity"
+    higher_is_better = False
+    logarithmic = True
+
+    def __init__(self, tokens: Tensor, streams: int = 50, window: int = 35, chance: float | None = None):
+        if tokens.dim() != 1 or len(tokens) < 2:
+            raise AimcError("needs the tokens of a text, at least two", field="tokens", shape=tokens.shape)
+        for field, value in (("streams", streams), ("window", window)):
+            if value < 1:
+                raise AimcError(f"must be at least 1, got {value}", field=field)
+        self.tokens, self.window, self.chance = tokens, window, chance
+        self.streams = min(streams, len(tokens) - 1)
+
+    @torch.no_grad()
+    def __call__(self, net: nn.Module) -> float:
+        predicted = len(self.tokens) - 1
+        length = predicted // self.streams
+        rest = predicted - length * self.streams  # goes on the last stream
+        total, state = 0.0, None
+        for start in range(0, length, self.window):
+            end = min(start + self.window, length)
+            rows = torch.arange(start, end) + length * torch.arange(self.streams)[:, None]
+            part, state = self._cross_entropy(net, rows.to(self.tokens.device), state)
+            total += part
+        if rest:
+            rows = torch.arange(predicted - rest, predicted, device=self.tokens.device)[None]
+            total += self._cross_entropy(net, rows, last_stream(state))[0]
+        return math.exp(min(total / predicted, 700.0))  # beyond it a double overflows
+
+    def _cross_entropy(self, net: nn.Module, rows: Tensor, state: Any) -> tuple[float, Any]:
+        """Summed over the tokens that follow those at ``rows`` ``[streams, window]``."""
+        targets = self.tokens[rows + 1]
+        scores, state = net(self.tokens[rows], state, targets)
+        if isinstance(scores, Tensor):
+            scores = [(scores.flatten(0, 1), targets.flatten())]
+        return sum(float(F.cross_entropy(s, t, reduction="sum")) for s, t in scores), state
+
+
+def last_stream(state: Any) -> Any:
+    """Of a recurrent state, nested tuples of ``[layers, streams, width]``, what belongs to the last stream."""
+    if isinstance(state, Tensor):
+        return state[:, -1:].contiguous()
+    return None if state is None else tuple(last_stream(s) for s in state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +165,9 @@ class DriftResult:
         chance: the metric of guessing; None if not known.
         higher_is_better: False for a perplexity or a loss.
         compensation: the estimator's configuration as text, or None.
+        metric: what the values are, such as ``accuracy`` or ``perplexity``.
+        logarithmic: whether the metric is normalised by its logarithm, as a perplexity is, whose logarithm is the
+            cross entropy.
     """
 
     times: tuple[float, ...]
@@ -94,10 +177,17 @@ class DriftResult:
     chance: float | None = None
     higher_is_better: bool = True
     compensation: str | None = None
+    metric: str = "metric"
+    logarithmic: bool = False
 
     @property
     def chips(self) -> int:
         return self.values.shape[1]
+
+    @property
+    def percent(self) -> bool:
+        """Whether the values are shares, to be shown in per cent."""
+        return self.chance is not None and not self.logarithmic
 
     @property
     def mean(self) -> np.ndarray:
@@ -115,27 +205,38 @@ class DriftResult:
         return self.values.min(1) if self.higher_is_better else self.values.max(1)
 
     @functools.cached_property
-    def _resampled(self) -> np.ndarray:
+    def _draws(self) -> np.ndarray:
+        """Chips of each bootstrap sample, ``[2000, chips]``."""
         generator = np.random.Generator(
             np.random.Philox(key=Key(self.seed).at("bootstrap").fold("chips").seed)
         )
-        draws = generator.integers(0, self.chips, (2000, self.chips))
-        return self.values[:, draws].mean(2)
+        return generator.integers(0, self.chips, (2000, self.chips))
+
+    def _interval(self, values: np.ndarray) -> np.ndarray:
+        return np.quantile(values[:, self._draws].mean(2), (0.025, 0.975), axis=1).T
 
     @property
     def interval(self) -> np.ndarray:
         """95 % bootstrap interval of the mean over chips, ``[times, 2]``."""
-        return np.quantile(self._resampled, (0.025, 0.975), axis=1).T
+        return self._interval(self.values)
 
     @property
     def normalised_values(self) -> np.ndarray | None:
-        """A* of every chip, ``(value - chance) / (reference - chance)``, ``[times, chips]``; None if not known."""
+        """A* of every chip, ``[times, chips]``; None if not known.
+
+        ``(value - chance) / (reference - chance)``, the share of the digital network's lead over guessing that is
+        left; of the logarithms for a perplexity. A perplexity's chance is that of predicting without context: by its
+        own size a vocabulary would make every network look flawless.
+        """
         if self.reference is None or self.chance is None:
             return None
-        span = self.reference - self.chance
+        values, reference, chance = self.values, self.reference, self.chance
+        if self.logarithmic:
+            values, reference, chance = np.log(values), np.log(reference), np.log(chance)
+        span = reference - chance
         if not np.isfinite(span) or (span <= 0 if self.higher_is_better else span >= 0):
             return None  # a reference no better than guessing normalises nothing
-        return (self.values - self.chance) / (self.reference - self.chance)
+        return (values - chance) / span
 
     @property
     def normalised(self) -> np.ndarray | None:
@@ -146,9 +247,8 @@ class DriftResult:
     @property
     def normalised_interval(self) -> np.ndarray | None:
         """95 % bootstrap interval of the mean A*, ``[times, 2]``."""
-        if self.normalised_values is None or self.reference is None or self.chance is None:
-            return None
-        return np.sort((self.interval - self.chance) / (self.reference - self.chance), axis=1)
+        values = self.normalised_values
+        return self._interval(values) if values is not None else None
 
     @property
     def iso_p(self) -> np.ndarray | None:
@@ -190,6 +290,8 @@ class DriftResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DriftResult:
         """The inverse of :meth:`to_dict`; statistics are computed again."""
+        # Earlier records do not name their metric; with a chance level it was an accuracy.
+        data = {"metric": "accuracy" if data["chance"] is not None else "metric", "logarithmic": False} | data
         fields = {f.name: data[f.name] for f in dataclasses.fields(cls)}
         return cls(
             **{**fields, "times": tuple(data["times"]), "values": np.array(data["values"], dtype=float)}
@@ -249,7 +351,9 @@ class DriftResult:
         axes.set_xticks(times, [readable(t) for t in self.times])
         axes.minorticks_off()
         axes.set_xlabel("time after programming")
-        axes.set_ylabel("metric")
+        if self.logarithmic:
+            axes.set_yscale("log")
+        axes.set_ylabel(self.metric)
         axes.legend()
         figure.savefig(os.fspath(path), dpi=150)
 
@@ -300,8 +404,8 @@ def evaluate_over_time(
 
     Args:
         net: an analog network; put into evaluation mode and back.
-        metric: called as ``metric(net)`` with a chip in place, returns a number; attributes ``chance`` and
-            ``higher_is_better`` are used if present. See :class:`Accuracy`.
+        metric: called as ``metric(net)`` with a chip in place, returns a number; attributes ``name``, ``chance``,
+            ``higher_is_better`` and ``logarithmic`` are used if present. See :class:`Accuracy`, :class:`Perplexity`.
         times: seconds after programming, or text such as ``"1h"``.
         chips: number of chips.
         seed: of the set of chips.
@@ -364,4 +468,6 @@ def evaluate_over_time(
         chance=chance if chance is not None else getattr(metric, "chance", None),
         higher_is_better=getattr(metric, "higher_is_better", True),
         compensation=compensation.to_json(None) if compensation is not None else None,
+        metric=str(getattr(metric, "name", "metric")),
+        logarithmic=bool(getattr(metric, "logarithmic", False)),
     )

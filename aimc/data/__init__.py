@@ -1,18 +1,28 @@
-"""Data sets as plain tensors: MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, and a part of MNIST in the package."""
+"""Data sets as tensors: MNIST (a part of it in the package), Fashion-MNIST, CIFAR-10, CIFAR-100, WikiText-2, SST-2."""
 
 from aimc.data.augmentation import AUGMENTATIONS, auto_augment, crop_flip
-from aimc.data.batching import batches
-from aimc.data.catalogue import DATASETS, Source
+from aimc.data.batching import Inputs, Samples, batches
+from aimc.data.catalogue import DATASETS, TEXTS, Source, TextSource
 from aimc.data.loading import SPLITS, TensorData, load
+from aimc.data.text import TEXT_SPLITS, SentenceData, TokenData, load_sentences, load_tokens
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "SPLITS",
+    "Inputs",
+    "Samples",
+    "TEXTS",
+    "TEXT_SPLITS",
+    "SentenceData",
     "Source",
     "TensorData",
+    "TextSource",
+    "TokenData",
     "auto_augment",
     "batches",
     "crop_flip",
     "load",
+    "load_sentences",
+    "load_tokens",
 ]

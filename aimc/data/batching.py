@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aimc.data.augmentation import AUGMENTATIONS
-from aimc.data.loading import TensorData
 from aimc.errors import AimcError, suggest
 from aimc.random import Key, words
 
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+class Samples(Protocol):
+    """Inputs and targets of so many samples, as :class:`aimc.data.TensorData` holds them."""
+
+    @property
+    def inputs(self) -> Inputs: ...
+
+    @property
+    def targets(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
 
 def batches(
-    data: TensorData,
+    data: Samples,
     batch_size: int,
     shuffle_seed: int | None = None,
     epoch: int = 0,
     augment: str = "none",
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Inputs, Tensor]]:
     """Iterate over ``(inputs, targets)``; the last batch holds what is left.
 
     Args:
-        data: what :func:`aimc.data.load` returned.
-        batch_size: images a batch.
+        data: what :func:`aimc.data.load` or :func:`aimc.data.load_sentences` returned.
+        batch_size: samples a batch.
         shuffle_seed: None keeps the order of the data. A seed permutes it, anew for every epoch, and the same for
             the same seed and epoch whatever was drawn before: a resumed run sees the batches it would have seen.
         epoch: counts from 0.
@@ -48,6 +62,8 @@ def batches(
                 f"no augmentation is called {augment!r}; {suggest(augment, ('none', *AUGMENTATIONS))}",
                 field="augment",
             )
+        if isinstance(data.inputs, tuple):
+            raise AimcError("changes images, and these samples are none; use none", field="augment")
         if shuffle_seed is None:
             raise AimcError(f"{augment!r} draws at random; give a shuffle_seed", field="augment")
     order = _order(len(data), shuffle_seed, epoch)
@@ -65,8 +81,8 @@ def _order(count: int, seed: int | None, epoch: int) -> Tensor | None:
 
 
 def _iterate(
-    data: TensorData, batch_size: int, order: Tensor | None, augment: str, key: Key
-) -> Iterator[tuple[Tensor, Tensor]]:
+    data: Samples, batch_size: int, order: Tensor | None, augment: str, key: Key
+) -> Iterator[tuple[Inputs, Tensor]]:
     change, draws = None, None
     if augment != "none":
         change, count = AUGMENTATIONS[augment]
@@ -75,7 +91,8 @@ def _iterate(
         order = order.to(data.targets.device)
     for start in range(0, len(data), batch_size):
         rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-        inputs = data.inputs[rows]
-        if change is not None and draws is not None:
+        held = data.inputs
+        inputs = tuple(x[rows] for x in held) if isinstance(held, tuple) else held[rows]
+        if change is not None and draws is not None and isinstance(inputs, Tensor):
             inputs = change(inputs, draws[rows])
         yield inputs, data.targets[rows]

@@ -28,6 +28,23 @@ class Source:
     hub: tuple[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class TextSource:
+    """One data set of texts, in parquet files for train, validation and test.
+
+    Args:
+        column: of the text.
+        classes: what the column ``label`` counts, one text a sample; empty for running text, a line a row.
+        folders: where the files may lie under a root, the usual place first.
+        hub: repository and the folder of its parquet files; None where there is none.
+    """
+
+    column: str
+    classes: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    hub: tuple[str, str] | None = None
+
+
 _DIGITS = tuple("0123456789")
 _CLOTHES = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
 _THINGS = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
@@ -75,8 +92,29 @@ DATASETS: dict[str, Source] = {
 """Name to description. ``mnist_small`` is part of the package and needs no files."""
 
 
+TEXTS: dict[str, TextSource] = {
+    # Merity et al., arXiv:1609.07843; words, with <unk> for rare ones
+    "wikitext-2": TextSource(
+        "text", (), ("wikitext-2", "wikitext-2-v1"), ("Salesforce/wikitext", "wikitext-2-v1")
+    ),
+    # Socher et al., EMNLP 2013; the 6,920 whole sentences, whose test labels are known. GLUE's version on the hub has
+    # phrases for training and hides the labels.
+    "sst2": TextSource("sentence", ("negative", "positive"), ("sst2", "SST-2")),
+}
+"""Name to description, of texts."""
+
+
 def source(name: str) -> Source:
-    """The description of a data set, or an error that offers the nearest name."""
+    """The description of a data set of images, or an error that offers the nearest name."""
     if name not in DATASETS:
         raise AimcError(f"no data set is called {name!r}; {suggest(name, DATASETS)}", field="name")
     return DATASETS[name]
+
+
+def text_source(name: str, labelled: bool) -> TextSource:
+    """The description of a data set of texts, running or ``labelled``; an error offers the nearest name."""
+    known = [n for n, about in TEXTS.items() if bool(about.classes) == labelled]
+    if name not in known:
+        kind = "labelled sentences" if labelled else "running text"
+        raise AimcError(f"no data set of {kind} is called {name!r}; {suggest(name, known)}", field="name")
+    return TEXTS[name]

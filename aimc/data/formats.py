@@ -1,4 +1,4 @@
-"""Files to images: parquet, MNIST's IDX layout, and npz. Each reader is a pure function of its files' bytes.
+"""Files to images (parquet, MNIST's IDX layout, npz) and texts (parquet). A reader is a pure function of bytes.
 
 Pixels are uint8 [n, channels, height, width], labels int64 [n].
 """
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,15 @@ class Images:
     classes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The texts of one split in the order of their rows; labels int64 [n], or None; ``classes`` may be empty."""
+
+    lines: tuple[str, ...]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+
+
 Reader = Callable[[list[bytes]], Images]
 
 
@@ -39,9 +49,8 @@ def find_files(folder: Path, split: str) -> tuple[list[Path], Reader] | None:
     Known are ``<split>-*.parquet`` or ``<split>.parquet``, the IDX files of MNIST (also with ``.gz``), and
     ``<split>.npz`` holding ``x`` and ``y``.
     """
-    shards = sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
+    shards = find_parquet(folder, split)
     if shards:
-        _check_shards(shards)
         return shards, read_parquet
     prefix = "t10k" if split == "test" else split
     images, labels = (
@@ -56,6 +65,14 @@ def find_files(folder: Path, split: str) -> tuple[list[Path], Reader] | None:
     return None
 
 
+def find_parquet(folder: Path, split: str) -> list[Path] | None:
+    """All parquet files of a split, or None where the folder has none."""
+    shards = sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet"))
+    if shards:
+        _check_shards(shards)
+    return shards or None
+
+
 def _check_shards(shards: list[Path]) -> None:
     total = re.search(r"-of-(\d+)\.parquet$", shards[0].name)
     if total and int(total[1]) != len(shards):
@@ -67,13 +84,7 @@ def _check_shards(shards: list[Path]) -> None:
 
 def read_parquet(files: list[bytes]) -> Images:
     """Encoded images in a column of structs with ``bytes``, labels in ``label`` or ``fine_label``."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        tables = [pyarrow.parquet.read_table(pyarrow.BufferReader(data)) for data in files]
-    except (pyarrow.ArrowException, OSError) as error:  # both mean the format: the bytes are in memory
-        raise AimcError(f"not a whole parquet file: {error}") from None
+    tables = _tables(files)
     pixels, labels = [], []
     for table in tables:
         image = _column(table.column_names, ("image", "img"))
@@ -90,6 +101,33 @@ def read_parquet(files: list[bytes]) -> Images:
     return Images(
         np.stack(pixels) if pixels else np.zeros((0, 0, 0, 0), np.uint8), np.concatenate(labels), classes
     )
+
+
+def _tables(files: list[bytes]) -> list[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return [pyarrow.parquet.read_table(pyarrow.BufferReader(data)) for data in files]
+    except (pyarrow.ArrowException, OSError) as error:  # both mean the format: the bytes are in memory
+        raise AimcError(f"not a whole parquet file: {error}") from None
+
+
+def read_texts(files: list[bytes], column: str, labelled: bool) -> Texts:
+    """Texts in a column of strings, and labels in the column ``label``."""
+    tables = _tables(files)
+    lines: list[str] = []
+    labels = []
+    for table in tables:
+        texts = table[_column(table.column_names, (column,))].to_pylist()
+        wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise AimcError(f"row {wrong} of the column {column!r} holds {texts[wrong]!r}, no text")
+        lines += texts
+        if labelled:
+            labels.append(table[_column(table.column_names, ("label",))].to_numpy().astype(np.int64))
+    classes = _class_names(tables[0].schema.metadata or {}, "label")
+    return Texts(tuple(lines), np.concatenate(labels) if labelled else None, classes)
 
 
 def _column(columns: list[str], names: tuple[str, ...]) -> str:

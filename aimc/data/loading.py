@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aimc.data.cache import read_cached
-from aimc.data.catalogue import Source, source
+from aimc.data.catalogue import DATASETS, Source, source
 from aimc.data.formats import Images, find_files, read_parquet
 from aimc.errors import AimcError, suggest
 
 SPLITS = ("train", "validation", "test", "train+validation")
 """``validation`` is a fixed tenth of the training images, never of the test images."""
+
+Found = TypeVar("Found")
 
 _EMBEDDED = Path(__file__).with_name("mnist_small.npz")
 _EMBEDDED_SHA256 = "caf57d5512ade9a6deadba0b0423f4f6e31d449046a926a3cb5d5fc35ea35868"
@@ -111,39 +115,54 @@ def _rows(count: int, split: str) -> np.ndarray:
 
 
 def _from_files(name: str, about: Source, part: str, root: str | os.PathLike[str] | None) -> Images:
-    place = root if root is not None else os.environ.get("AIMC_DATA") or None
+    place = data_root(root)
     if place is None:
-        files, reader = _fetch(name, about, part), read_parquet
+        files, reader = fetch(name, about.hub, part), read_parquet
     else:
-        files, reader = _look_up(name, about, part, Path(place))
+        kinds = f"{part}-*.parquet, or MNIST's IDX files, or {part}.npz with x and y"
+        files, reader = look_up(name, about.folders, part, place, find_files, kinds)
     images = read_cached(files, reader)
     _check(images, about, files)
     return images
 
 
-def _look_up(name: str, about: Source, part: str, root: Path):
-    folders = [root / folder for folder in about.folders]
-    if root.name in about.folders:
+def data_root(root: str | os.PathLike[str] | None) -> Path | None:
+    """The folder of the data sets: the one given, else the environment variable's, else none."""
+    place = root if root is not None else os.environ.get("AIMC_DATA") or None
+    return Path(place) if place is not None else None
+
+
+def look_up(
+    name: str,
+    known: tuple[str, ...],
+    part: str,
+    root: Path,
+    find: Callable[[Path, str], Found | None],
+    kinds: str,
+) -> Found:
+    """What ``find`` makes of the first known folder under a root that has files of a part of a data set."""
+    folders = [root / folder for folder in known]
+    if root.name in known:
         folders.append(root)
     for folder in folders:
-        found = find_files(folder, part)
+        found = find(folder, part)
         if found is not None:
             return found
     looked = ", ".join(str(folder) for folder in folders if folder.is_dir()) or "no folder, for there is none"
     raise AimcError(
-        f"{root} has no {part} files of {name!r} (looked in {looked}); put {part}-*.parquet, or MNIST's IDX files, "
-        f"or {part}.npz with x and y into {root / name}",
+        f"{root} has no {part} files of {name!r} (looked in {looked}); put {kinds} into {root / name}",
         field="root",
     )
 
 
-def _fetch(name: str, about: Source, part: str) -> list[Path]:
-    assert about.hub is not None
-    repository, folder = about.hub
-    way_out = (
-        f"give root=, or set AIMC_DATA, to a folder that has {name}/{part}-*.parquet (or IDX or npz files); "
-        "'mnist_small' needs no files"
-    )
+def fetch(name: str, hub: tuple[str, str] | None, part: str) -> list[Path]:
+    """Download a part of a data set from the hub."""
+    way_out = f"give root=, or set AIMC_DATA, to a folder that has {name}/{part}-*.parquet"
+    if hub is None:
+        raise AimcError(f"no folder with {name!r} is known, and the hub has no copy: {way_out}", field="root")
+    repository, folder = hub
+    if name in DATASETS:
+        way_out += " (or IDX or npz files); 'mnist_small' needs no files"
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:

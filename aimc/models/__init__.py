@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import nn
 
 from .cifar_resnet import ThinResNet
+from .language import AdaptiveSoftmax, LSTMLanguageModel
 from .lenet import LeNet5, TanhLeNet5
 from .mlp import MLP
 from .resnet import ResNet
@@ -18,6 +19,7 @@ from .wideresnet import WideResNet
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
     "lenet5_tanh": TanhLeNet5,
+    "lstm": LSTMLanguageModel,
     "mlp": MLP,
     "resnet": ResNet,
     "thin_resnet": ThinResNet,
@@ -25,4 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name to builder; a recipe names a network and gives its keyword arguments."""
 
-__all__ = ["MLP", "MODELS", "LeNet5", "ResNet", "TanhLeNet5", "ThinResNet", "WideResNet"]
+__all__ = [
+    "MLP", "MODELS", "AdaptiveSoftmax", "LSTMLanguageModel", "LeNet5", "ResNet", "TanhLeNet5", "ThinResNet",
+    "WideResNet",
+]  # fmt: skip

@@ -1,6 +1,7 @@
 """Analog layers: ordinary torch modules, one file a layer type."""
 
 from aimc.nn.base import AnalogLayer, ProgrammedWeights, analog_layers, saved_hardware
+from aimc.nn.composite import AnalogMatrix, Composite, Piece
 from aimc.nn.conv import AnalogConv1d, AnalogConv2d, AnalogConv3d
 from aimc.nn.linear import AnalogLinear
 from aimc.nn.pulsed import (
@@ -12,14 +13,24 @@ from aimc.nn.pulsed import (
     PulsedLinear,
     pulsed_layers,
 )
+from aimc.nn.recurrent import AnalogGRU, AnalogGRUCell, AnalogLSTM, AnalogLSTMCell, AnalogRNN, AnalogRNNCell
 
 __all__ = [
     "AnalogConv1d",
     "AnalogConv2d",
     "AnalogConv3d",
+    "AnalogGRU",
+    "AnalogGRUCell",
+    "AnalogLSTM",
+    "AnalogLSTMCell",
     "AnalogLayer",
     "AnalogLinear",
+    "AnalogMatrix",
+    "AnalogRNN",
+    "AnalogRNNCell",
     "CellWeight",
+    "Composite",
+    "Piece",
     "ProgrammedWeights",
     "PulsedConv1d",
     "PulsedConv2d",

@@ -17,12 +17,13 @@ from aimc.crossbar import Layout, column_scale
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.hwa import clip_, modify_weights
+from aimc.nn.held import HeldPass
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.ops import check_backend
 from aimc.random import Key
 
 _EXTRAS = ("input_range", "output_gain", "column_scale", "analog_state", "analog_hardware")
-_LAYERS: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()
+_LAYERS: weakref.WeakKeyDictionary[AnalogLayer, None] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass
@@ -59,12 +60,13 @@ class Call:
     check_finite: bool
     finish: Callable[[Tensor], Tensor]
     flatten: Callable[[Tensor], Tensor]
-    range_gradient: Callable[[Tensor, Tensor, Statistics], Tensor]
+    range_gradient: Callable[[Tensor, Tensor, Call], Tensor]
     statistics: Statistics | None = None
     vectors: int = 0
+    held: HeldPass | None = None
 
 
-def _no_gradient(push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:
+def _no_gradient(push: Tensor, ranges: Tensor, call: Call) -> Tensor:
     """While the first batches set the range, the optimizer does not."""
     return torch.zeros_like(push)
 
@@ -95,6 +97,7 @@ class AnalogLayer(nn.Module):
         self.noise_strength: float | None = None
         self.statistics: Statistics | None = None
         self._programmed: ProgrammedWeights | None = None
+        self._pass: HeldPass | None = None
         self._observer: Callable[[Tensor], None] | None = None
         self._folded: tuple[tuple[Key, int], list[list[Key]]] | None = None
         self._step = self._evaluated = self._range_batches = 0
@@ -123,12 +126,24 @@ class AnalogLayer(nn.Module):
 
     # Weights -------------------------------------------------------------------------------------------------------
 
-    def _matrix(self) -> Tensor:
+    def _parameter(self) -> nn.Parameter | None:
+        """The parameter that ``weight`` is, or is a part of; None where it is gone."""
+        return self.weight
+
+    def _outputs_first(self) -> Tensor:
+        """The weight as ``[outputs, rows]`` once it is reshaped, differentiable; override where torch's is not."""
+        return self.weight
+
+    def matrix(self) -> Tensor:
         """The clean weight as ``[outputs, rows]``."""
-        return self.weight.detach().reshape(self.layout.outputs, self.layout.rows).contiguous()
+        return self._outputs_first().detach().reshape(self.layout.outputs, self.layout.rows).contiguous()
+
+    def shaped_like_weight(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`matrix`."""
+        return matrix.reshape(self.weight.shape)
 
     def _weight_scale(self) -> Tensor:
-        return column_scale(self._matrix(), self.layout, self.hardware.mapping)
+        return column_scale(self.matrix(), self.layout, self.hardware.mapping)
 
     @torch.no_grad()
     def remap(self) -> None:
@@ -144,7 +159,9 @@ class AnalogLayer(nn.Module):
     def constrain(self) -> None:
         """Clip the weights and keep the input range positive; runs after every optimizer step."""
         training = self.hardware.training
-        if training is not None and training.clip is not None and self.weight.requires_grad:
+        parameter = self._parameter()
+        trained = parameter is not None and parameter.requires_grad
+        if training is not None and training.clip is not None and trained:
             clip_(self.weight, training.clip)
             self._clipped_version = self.weight._version
         if isinstance(self.input_range, nn.Parameter):
@@ -166,7 +183,7 @@ class AnalogLayer(nn.Module):
             and self.weight._version != self._clipped_version
         ):
             self.constrain()
-        matrix = self._matrix()
+        matrix = self.matrix()
         if training is not None and training.remap_every > 1 and self._step % training.remap_every == 0:
             self.remap()
         scale = self.column_scale
@@ -199,7 +216,8 @@ class AnalogLayer(nn.Module):
             return torch.where(found > 0, found, 1)  # a vector of zeros has no range of its own
         setting = self.hardware.input_range
         starts = self.training and setting.mode == "learned" and setting.value is None
-        if starts and self._range_batches < setting.init_batches:
+        starting = starts and self._range_batches < setting.init_batches
+        if starting:
             self._start_range(x)
         held, values = False, self.input_range.detach()
         if self._programmed is not None and self._programmed.input_range is not None:
@@ -217,14 +235,20 @@ class AnalogLayer(nn.Module):
                 field="input_range",
             )
         self._range_version = -1 if held else values._version
-        return values.unsqueeze(1)
+        # The backward pass needs the range of this read, and the next one of the same layer moves it on.
+        return (values.clone() if starting else values).unsqueeze(1)
 
     @torch.no_grad()
     def _start_range(self, x: Tensor) -> None:
         """Running mean of so many standard deviations over the first batches, for each tile that sees an input."""
+        run = self._pass
+        assert self.input_range is not None
+        if run is not None and run.first_range is not None:  # what the pass has read so far is one batch
+            run.seen.append(x)
+            self.input_range.copy_(run.first_range)
+            x = torch.cat(run.seen)
         setting, k = self.hardware.input_range, self._range_batches
         tiny = torch.finfo(x.dtype).tiny * 1e6
-        assert self.input_range is not None
         for tile, (a, b) in enumerate(self.layout.splits):
             part = x[:, :, a:b]
             if part.numel() == 0 or not bool(torch.isfinite(part).all()):
@@ -237,17 +261,18 @@ class AnalogLayer(nn.Module):
             if k >= setting.init_batches and not torch.isnan(old):
                 continue  # started long ago
             self.input_range[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
-        self._range_batches += 1
+        self._range_batches += run is None
 
-    def _range_gradient(self, push: Tensor, ranges: Tensor, statistics: Statistics) -> Tensor:
+    def _range_gradient(self, push: Tensor, ranges: Tensor, call: Call) -> Tensor:
         setting = self.hardware.input_range
         r = ranges.squeeze(1)
-        fits = [float(1 - c > setting.keep) for c in statistics.clipped]
+        assert call.statistics is not None
+        fits = [float(1 - c > setting.keep) for c in call.statistics.clipped]
         grad = push * r
         if setting.gradient_scale != 1:
             grad *= setting.gradient_scale
         if any(fits):
-            shrink = setting.decay * r
+            shrink = setting.decay / (1 if call.held is None else call.held.reads) * r
             grad += shrink if all(fits) else shrink * r.new_tensor(fits)
         return grad
 
@@ -282,30 +307,34 @@ class AnalogLayer(nn.Module):
         try:
             if not x.is_floating_point():
                 raise AimcError(f"expects floating-point inputs, got {x.dtype}")
-            tiles = self._tiles()
+            run = self._pass
+            tiles = self._tiles() if run is None else run.tiles
             started = self._range_batches >= self.hardware.input_range.init_batches
             ranges = self._ranges(x.detach())
             call = Call(
                 held.keys if held is not None else self._read_keys(),
-                0 if self.training else self._evaluated,
+                (0 if run is None else run.vectors) if self.training else self._evaluated,
                 self.backend,
                 self.check_finite,
                 finish,
                 flatten,
                 self._range_gradient if started or not self.training else _no_gradient,
+                held=run,
             )
             bias, gain = (self.bias, self.output_gain) if held is None else (held.bias, held.gain)
             y = AnalogProduct.apply(
-                x, self.weight, self.input_range, gain, bias,
+                x, self._outputs_first() if run is None else run.weight, self.input_range, gain, bias,
                 ranges, tiles, self.layout, geometry, self.periphery, call,
             )  # fmt: skip
         except AimcError as error:
             raise error.at(layer=self.name or type(self).__name__, shape=x.shape) from None
         self.statistics = call.statistics
-        if self.training:
-            self._step += 1
-        else:
+        if not self.training:
             self._evaluated += call.vectors
+        elif run is None:
+            self._step += 1
+        if run is not None:
+            run.add(call)
         return y
 
     @contextlib.contextmanager
@@ -433,13 +462,17 @@ class AnalogLayer(nn.Module):
             self._clipped_version == self.weight._version
         )  # a copy counts versions from zero
         state["_range_version"] = -1
-        state["statistics"] = state["_observer"] = None
+        state["statistics"] = state["_observer"] = state["_pass"] = None
         return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._clipped_version = self.weight._version if self._clipped_version else -1
+        self._count_versions()
         _LAYERS[self] = None
+
+    def _count_versions(self) -> None:
+        """Make of "was clipped" the version of a copied weight."""
+        self._clipped_version = self.weight._version if self._clipped_version else -1
 
     def analog_description(self) -> str:
         h, parts = self.hardware, self.layout
@@ -501,6 +534,7 @@ def _watch_optimizers() -> None:
 def _after_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for layer in list(_LAYERS):
-        moved = id(layer.weight) in stepped and layer.weight.grad is not None
+        parameter = layer._parameter()
+        moved = parameter is not None and id(parameter) in stepped and parameter.grad is not None
         if moved or (layer.input_range is not None and id(layer.input_range) in stepped):
-            layer.constrain()  # type: ignore[attr-defined]
+            layer.constrain()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.nn.base import AnalogLayer
+from aimc.nn.held import HeldPass
 from aimc.random import Key
 
 
@@ -24,7 +27,7 @@ class LinearGeometry:
 
     def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor) -> Tensor | None:
         vector, feature = clipped[:, 0, :, 0].nonzero(as_tuple=True)
-        if len(vector) * 16 > clipped.numel():
+        if len(vector) * 128 > clipped.numel():  # gathering costs as much as the whole product
             return None
         # Columns are picked row by row, which reads the weights once and in order.
         return (grad[vector, :, 0].t() * weight.index_select(1, feature)).sum(0)
@@ -76,6 +79,39 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         return self._analog(
             flat, _GEOMETRY, lambda y: y.view(shape), lambda g: g.reshape(flat.shape[0], self.out_features, 1)
         )
+
+    @contextlib.contextmanager
+    def held(self, reads: int) -> Iterator[None]:
+        """One forward pass that reads the tiles several times, as a recurrent network reads its hidden matrix.
+
+        The weights are disturbed once, every read has read noise of its own, and for what counts forward passes (ramps,
+        the start of the input range) it is one.
+
+        Args:
+            reads: how many reads there will be.
+
+        Example:
+            >>> from aimc import presets
+            >>> layer = AnalogLinear(nn.Linear(2, 2), presets.ideal(), Key(0))
+            >>> with layer.held(3):
+            ...     y = [layer(torch.ones(1, 2)) for _ in range(3)]
+        """
+        if self._pass is not None:  # part of a longer pass
+            yield
+            return
+        try:
+            tiles = self._tiles()
+        except AimcError as error:
+            raise error.at(layer=self.name or type(self).__name__) from None
+        run = HeldPass(self._outputs_first(), tiles, self.layout, reads, self.input_range)
+        self._pass = run
+        try:
+            yield
+        finally:
+            self._pass = None
+            self._range_batches += bool(run.seen)
+            self._step += self.training
+            self.statistics = run.statistics()
 
     def to_digital(self) -> nn.Linear:
         """An ``nn.Linear`` with a copy of the weight, the output gain multiplied in."""

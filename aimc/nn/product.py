@@ -188,6 +188,11 @@ class AnalogProduct(torch.autograd.Function):
         x = x if ctx.periphery.dac is not None else None
         need_x, need_weight, need_range, need_gain, need_bias = ctx.needs_input_grad[:5]
         need_weight = need_weight and ctx.trained
+        # A pass of several reads makes one gradient of all their vectors, if it is going to be asked for one.
+        gathered = None
+        if need_weight and call.held is not None:
+            gathered = call.held if torch._C._will_engine_execute_node(ctx.next_functions[1][0]) else None
+            need_weight = False
         grad = call.flatten(grad).contiguous()
         grad_bias = grad.sum((0, 2)) if need_bias else None
         grad_gain = (grad * total).sum((0, 2)) if need_gain else None
@@ -204,6 +209,8 @@ class AnalogProduct(torch.autograd.Function):
                 factor = compensation[k] if gain is None else gain * compensation[k]
             d = read_out_backward(grad, masks[k], factor, call.backend)
             to_weight = grad_weight[:, i:j] if grad_weight is not None else None
+            if gathered is not None:
+                gathered.keep(k, d, part)
             found = None
             if few and x is not None:
                 inputs, beyond = _clipped(x, ranges, layout, k)
@@ -227,5 +234,5 @@ class AnalogProduct(torch.autograd.Function):
                 grad_x, push = convert_input_backward(x, dense, ranges, layout.splits, call.backend)
             else:
                 grad_x = dense[0] if len(dense) == 1 else torch.cat(dense, 2)
-        grad_range = call.range_gradient(push, ranges, call.statistics) if need_range else None
+        grad_range = call.range_gradient(push, ranges, call) if need_range else None
         return grad_x if need_x else None, grad_weight, grad_range, grad_gain, grad_bias, *(None,) * 6

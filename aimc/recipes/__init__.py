@@ -11,8 +11,9 @@ from aimc.recipes.hwa import HwaExperiment
 from aimc.recipes.in_memory import InSituExperiment, OntoChips
 from aimc.recipes.lenet_insitu import lenet_mnist_insitu
 from aimc.recipes.lenet_mnist import lenet_mnist_hwa
-from aimc.recipes.networks import MLP, LeNet5, Network, ResNet, ThinResNet, WideResNet
-from aimc.recipes.parts import Dataset
+from aimc.recipes.lstm_wikitext2 import lstm_wikitext2, lstm_wikitext2_small
+from aimc.recipes.networks import LSTM, MLP, LeNet5, Network, ResNet, ThinResNet, WideResNet
+from aimc.recipes.parts import Data, Dataset, Task
 from aimc.recipes.recipe import Recipe
 from aimc.recipes.resnet32_cifar10 import resnet32_cifar10, resnet32_cifar10_small
 from aimc.recipes.resnet_insitu import (
@@ -22,6 +23,7 @@ from aimc.recipes.resnet_insitu import (
     resnet34_insitu_small,
 )
 from aimc.recipes.running import evaluate_run, run_experiment
+from aimc.recipes.texts import Text
 from aimc.recipes.wideresnet_cifar100 import wideresnet_cifar100, wideresnet_cifar100_small
 
 RECIPES: dict[str, Recipe] = {
@@ -39,14 +41,18 @@ RECIPES: dict[str, Recipe] = {
         Recipe(resnet18_insitu_small),
         Recipe(resnet34_insitu),
         Recipe(resnet34_insitu_small),
+        Recipe(lstm_wikitext2),
+        Recipe(lstm_wikitext2_small),
     )
 }
 """Every recipe by name."""
 
 __all__ = [
+    "LSTM",
     "MLP",
     "RECIPES",
     "Calibration",
+    "Data",
     "Dataset",
     "Evaluation",
     "HwaExperiment",
@@ -56,6 +62,8 @@ __all__ = [
     "OntoChips",
     "Recipe",
     "ResNet",
+    "Task",
+    "Text",
     "ThinResNet",
     "WideResNet",
     "evaluate_run",

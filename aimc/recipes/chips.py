@@ -7,10 +7,18 @@ from typing import Literal
 
 from torch import nn
 
-from aimc.chip import Accuracy, Compensation, DriftResult, LeastSquares, calibrate, evaluate_over_time
+from aimc.chip import (
+    Accuracy,
+    Compensation,
+    DriftResult,
+    LeastSquares,
+    Perplexity,
+    calibrate,
+    evaluate_over_time,
+)
 from aimc.config import Config
 from aimc.hardware import Hardware
-from aimc.recipes.parts import Images, available_cores
+from aimc.recipes.parts import Task, available_cores
 from aimc.train import Progress, Run
 from aimc.units import seconds
 
@@ -19,7 +27,7 @@ class Calibration(Config):
     """How input ranges are measured before the mapped teacher is evaluated, and before the student starts.
 
     Fields:
-        images: training images used.
+        images: training samples used: images, sentences, or tokens of a running text.
         method: ``quantile``, ``max`` or ``std``.
         quantile: of the magnitudes, for ``quantile``.
         stds: standard deviations, for ``std``.
@@ -44,7 +52,7 @@ class Evaluation(Config):
         chips: number of simulated chips.
         seed: of the set of chips; every variant is programmed onto the same ones.
         compensation: drift compensation of the compensated variants.
-        batch_size: changes memory and time only.
+        batch_size: of samples; changes memory and time only.
     """
 
     times: tuple[str | float, ...] = ("1s", "1h", "1d", "1y")
@@ -61,10 +69,10 @@ class Evaluation(Config):
         self.require(self.batch_size >= 1, "batch_size", f"must be at least 1, got {self.batch_size}")
 
 
-def measure_ranges(net: nn.Module, hardware: Hardware, setting: Calibration, images: Images) -> None:
-    """Set the input ranges of an analog network from training images, where the hardware has any to set."""
+def measure_ranges(net: nn.Module, hardware: Hardware, setting: Calibration, task: Task) -> None:
+    """Set the input ranges of an analog network from training data, where the hardware has any to set."""
     if hardware.dac is not None and hardware.input_range.mode != "dynamic":
-        inputs = images.train.inputs[: setting.images].split(500)
+        inputs = task.calibration(setting.images)
         calibrate(net, inputs, setting.method, quantile=setting.quantile, stds=setting.stds)
 
 
@@ -72,7 +80,7 @@ def evaluate_variant(
     run: Run,
     variant: str,
     net: nn.Module,
-    metric: Accuracy,
+    metric: Accuracy | Perplexity,
     setting: Evaluation,
     compensation: Compensation | None,
     reference: float,
@@ -101,6 +109,6 @@ def evaluate_variant(
     spent = time.perf_counter() - started
     run.record("evaluation", **key, result=result.to_dict(), seconds=spent)
     for moment, mean in zip(result.times, result.mean):
-        run.scalar(f"test accuracy over time/{label}", float(mean), max(1, round(moment)))
+        run.scalar(f"test {result.metric} over time/{label}", float(mean), max(1, round(moment)))
     progress.line(f"{label}: {' '.join(f'{v:.4f}' for v in result.mean)}, {spent:.1f} s")
     return result

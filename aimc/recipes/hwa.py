@@ -18,7 +18,7 @@ from aimc.ops import check_backend
 from aimc.random import Key
 from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measure_ranges
 from aimc.recipes.networks import Network
-from aimc.recipes.parts import Dataset, Images, Shuffled, fresh_network, limited_threads, load_images
+from aimc.recipes.parts import Data, Dataset, Task, fresh_network, limited_threads
 from aimc.report import draw, load_run
 from aimc.train import Progress, Run, Stage, fit, load_weights, noisy
 
@@ -27,7 +27,7 @@ class HwaExperiment(Config):
     """A digital teacher, the teacher mapped onto chips as it is, and a hardware-aware student; all aged alike.
 
     Fields:
-        dataset: images.
+        dataset: images, a running text or sentences; it decides about loss and metric.
         network: architecture.
         teacher: training of the digital network.
         student: hardware-aware training that starts from the teacher.
@@ -45,7 +45,7 @@ class HwaExperiment(Config):
         5
     """
 
-    dataset: Dataset = Dataset()
+    dataset: Data = Dataset()
     network: Network
     teacher: Stage = Stage()
     student: Stage = Stage()
@@ -72,7 +72,7 @@ class HwaExperiment(Config):
         )
 
 
-def _analog(config: HwaExperiment, net: nn.Module, data: Images, aware: bool) -> nn.Module:
+def _analog(config: HwaExperiment, net: nn.Module, data: Task, aware: bool) -> nn.Module:
     """The network on analog layers with measured input ranges.
 
     Clipping is part of hardware-aware training and would change the weights right here, so the mapped baseline goes
@@ -99,7 +99,7 @@ def run_hwa(
     """Run an experiment, or what is left of it; arguments and errors as for :func:`aimc.recipes.run_experiment`."""
     progress = progress or Progress()
     with limited_threads(config.threads):
-        loaded = load_images(config.dataset, data)
+        loaded = config.dataset.load(data)
         with Run(output, config, data=loaded.hashes, backend=config.backend, tensorboard=tensorboard) as run:
             _Experiment(config, loaded, run, progress).all()
             return finish(run.path, progress)
@@ -108,7 +108,7 @@ def run_hwa(
 class _Experiment:
     """The parts of a run in order; each looks up first whether it has been done."""
 
-    def __init__(self, config: HwaExperiment, data: Images, run: Run, progress: Progress):
+    def __init__(self, config: HwaExperiment, data: Task, run: Run, progress: Progress):
         self.config, self.data, self.run, self.progress = config, data, run, progress
         self.test = data.metric("test", config.evaluation.batch_size)
 
@@ -127,17 +127,14 @@ class _Experiment:
                 self.evaluate(variant, net, compensation, reference)
 
     def fit(self, name: str, net: nn.Module, stage: Stage, metric, teacher: nn.Module | None) -> None:
-        batches = Shuffled(
-            self.data.train, stage.batch_size, Key(self.config.seed).fold("order", name).seed,
-            self.config.dataset.augment,
-        )  # fmt: skip
+        batches = self.data.batches(stage.batch_size, Key(self.config.seed).fold("order", name).seed)
         fit(
-            net, stage, batches, metric, teacher=teacher, seed=self.config.seed, run=self.run, name=name,
-            progress=self.progress,
+            net, stage, batches, metric, objective=self.data.objective(), teacher=teacher, seed=self.config.seed,
+            run=self.run, name=name, progress=self.progress,
         )  # fmt: skip
 
     def digital(self, name: str, net: nn.Module) -> float:
-        """Test accuracy without hardware."""
+        """The metric of the test set without hardware."""
         done = self.run.find("digital", name=name)
         if done is None:
             started = time.perf_counter()
@@ -146,7 +143,7 @@ class _Experiment:
             self.run.record("digital", name=name, value=value, seconds=time.perf_counter() - started)
         else:
             value = done["value"]
-        self.progress.line(f"{name}: test accuracy {value:.4f}")
+        self.progress.line(f"{name}: test {self.test.name} {value:.4f}")
         return value
 
     def evaluate(
@@ -184,7 +181,7 @@ def evaluate_hwa(
     setting = config.evaluation.replace(**{k: v for k, v in changes.items() if v is not None})
     wanted = (setting.compensation, None) if compensation == "configured" else (compensation,)
     with limited_threads(config.threads):
-        loaded = load_images(config.dataset, data)
+        loaded = config.dataset.load(data)
         with Run(path, config, data=loaded.hashes, backend=config.backend, tensorboard=False) as run:
             teacher = fresh_network(config.network, loaded, config.seed)
             load_weights(teacher, run, "teacher")

@@ -21,15 +21,7 @@ from aimc.ops import check_backend
 from aimc.random import Key
 from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measure_ranges
 from aimc.recipes.networks import Network
-from aimc.recipes.parts import (
-    Dataset,
-    Images,
-    Shuffled,
-    find_device,
-    fresh_network,
-    limited_threads,
-    load_images,
-)
+from aimc.recipes.parts import Dataset, Images, find_device, fresh_network, limited_threads, load_images
 from aimc.report import Table, draw, draw_accuracy, draw_telemetry, load_run, transfer_table
 from aimc.train import (
     Progress,
@@ -179,9 +171,7 @@ def _train(
     progress: Progress,
 ) -> float:
     """Train one network and return its test accuracy after the last epoch."""
-    batches = Shuffled(
-        images.train, config.batch_size, Key(config.seed).fold("order").seed, config.dataset.augment
-    )
+    batches = images.batches(config.batch_size, Key(config.seed).fold("order").seed)
     done = fit_in_memory(
         net, batches, images.metric("validation"), images.metric("test"), epochs=config.epochs, lr=lr,
         schedule=config.schedule, momentum=config.momentum, weight_decay=config.weight_decay,
@@ -198,7 +188,7 @@ def _in_cells(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         net = convert(digital, hardware, digital=config.digital, seed=config.seed, backend=config.backend)
-    batches = Shuffled(images.train, config.batch_size, 0)
+    batches = images.batches(config.batch_size, 0)
     lines = list(dict.fromkeys(str(w.message) for w in caught)) + schedule_warnings(
         net, digital, images.train.inputs[: config.batch_size], len(batches), config.lr
     )
@@ -228,7 +218,7 @@ def planned_transfers(config: InSituExperiment, data: str | os.PathLike[str] | N
         net = convert(
             digital, config.hardware, digital=config.digital, seed=config.seed, backend=config.backend
         )
-    updates = len(Shuffled(images.train, config.batch_size, 0))
+    updates = len(images.batches(config.batch_size, 0))
     return transfer_table(
         schedule_table(net, digital, images.train.inputs[: config.batch_size], updates, config.lr)
     )

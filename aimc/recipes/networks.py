@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -21,7 +22,10 @@ class Network(Config):
 
     @abc.abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """The torch network for inputs of a shape ``[channels, height, width]``; draws from torch's generator."""
+        """The torch network for inputs of a shape, ``[channels, height, width]`` of images and ``[]`` of tokens.
+
+        ``classes`` counts what the network chooses from, classes or words. Draws from torch's generator.
+        """
 
 
 class LeNet5(Network):
@@ -114,6 +118,49 @@ class ResNet(Network):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         _need_images(shape)
         return MODELS["resnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
+
+
+class LSTM(Network):
+    """Language model of LSTM layers.
+
+    Fields:
+        width: of the embedding and the layers.
+        layers: of LSTM.
+        dropout: probability.
+        tied: the softmax shares the embedding's matrix.
+        cutoffs: of an adaptive softmax: ranks by frequency, below the first a word is common; none is a full softmax.
+    """
+
+    width: int = 200
+    layers: int = 2
+    dropout: float = 0.2
+    tied: bool = False
+    cutoffs: tuple[int, ...] = ()
+
+    def validate(self):
+        for name in ("width", "layers"):
+            self.require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
+        self.require(0 <= self.dropout < 1, "dropout", f"is in [0, 1), got {self.dropout}")
+        self.require(
+            not (self.tied and self.cutoffs),
+            "tied",
+            "needs a full softmax; leave cutoffs empty, or do not tie",
+        )
+        self.require(
+            all(0 < a < b for a, b in zip(self.cutoffs, (*self.cutoffs[1:], math.inf))),
+            "cutoffs",
+            f"must be positive and rise, got {self.cutoffs}",
+        )
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        if shape:
+            raise AimcError(f"takes tokens, the data has shape {list(shape)}", field="network")
+        self.require(
+            all(c < classes for c in self.cutoffs),
+            "cutoffs",
+            f"must be below the {classes} words of the vocabulary, got {self.cutoffs}",
+        )
+        return MODELS["lstm"](classes, self.width, self.layers, self.dropout, self.tied, self.cutoffs)
 
 
 class ThinResNet(Network):

@@ -1,25 +1,76 @@
-"""What every experiment needs: images, their order, a network with fresh weights, a number of threads."""
+"""What every experiment needs: a task, such as images, a network with fresh weights, a number of threads."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from aimc import data as datasets
-from aimc.chip import Accuracy
+from aimc.chip import Accuracy, Perplexity
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.random import Key
 from aimc.recipes.networks import Network
+from aimc.train import Batches, Classification, Objective
 
 
-class Dataset(Config):
+class Task(abc.ABC):
+    """Data in memory, in three parts, and what is done with it. The validation part is never a part of the test set."""
+
+    @property
+    @abc.abstractmethod
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every part."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one input: ``[channels, height, width]`` of an image, empty of a token."""
+
+    @property
+    @abc.abstractmethod
+    def classes(self) -> int:
+        """Of which a network names one: classes, or words."""
+
+    @abc.abstractmethod
+    def batches(self, batch_size: int, seed: int) -> Batches:
+        """Training batches whose order, and what else is random, follows from the seed and the epoch."""
+
+    @abc.abstractmethod
+    def objective(self) -> Objective:
+        """The loss of a training step, for one stage."""
+
+    @abc.abstractmethod
+    def metric(self, split: str, batch_size: int = 1000) -> Accuracy | Perplexity:
+        """What a network is judged by on ``validation`` or ``test``; the batch size changes memory and time only."""
+
+    def initialise(self, net: nn.Module) -> None:  # noqa: B027  (most have nothing to add)
+        """Set what initial weights owe to the training data; the network has just been built."""
+
+    @abc.abstractmethod
+    def calibration(self, count: int) -> Iterable[Any]:
+        """So much training data, as :func:`aimc.calibrate` takes it."""
+
+
+class Data(Config):
+    """Base of the data configurations.
+
+    To add one, copy a sibling; its class name is the ``type`` in YAML and on the command line.
+    """
+
+    @abc.abstractmethod
+    def load(self, root: str | os.PathLike[str] | None) -> Task:
+        """Read what the configuration names, from a folder of data sets; None as for :func:`aimc.data.load`."""
+
+
+class Dataset(Data):
     """Which images, and how many of them.
 
     Fields:
@@ -47,33 +98,48 @@ class Dataset(Config):
             "auto_augment changes colours between 0 and 1; set pixels to unit with it",
         )
 
+    def load(self, root: str | os.PathLike[str] | None) -> Images:
+        return load_images(self, root)
+
 
 @dataclasses.dataclass
-class Images:
+class Images(Task):
     """The three parts of a data set. The validation part is taken from the training images."""
 
     train: datasets.TensorData
     validation: datasets.TensorData
     test: datasets.TensorData
+    augment: str = "none"
 
     def to(self, device: torch.device) -> Images:
         """The same images on another device."""
-        return Images(self.train.to(device), self.validation.to(device), self.test.to(device))
+        parts = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **parts)
 
     @property
     def hashes(self) -> dict[str, str]:
-        """sha256 of every part."""
         return {n: getattr(self, n).sha256 for n in ("train", "validation", "test")}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
         return tuple(self.train.inputs.shape[1:])
 
+    @property
+    def classes(self) -> int:
+        return len(self.train.classes)
+
+    def batches(self, batch_size: int, seed: int) -> Shuffled:
+        return Shuffled(self.train, batch_size, seed, self.augment)
+
+    def objective(self) -> Classification:
+        return Classification()
+
     def metric(self, split: str, batch_size: int = 1000) -> Accuracy:
-        """Accuracy on a part."""
         part = getattr(self, split)
-        return Accuracy(part.inputs, part.targets, batch_size, classes=len(part.classes))
+        return Accuracy(part.inputs, part.targets, batch_size, classes=self.classes)
+
+    def calibration(self, count: int) -> tuple[Tensor, ...]:
+        return self.train.inputs[:count].split(500)
 
 
 def load_images(config: Dataset, root: str | os.PathLike[str] | None) -> Images:
@@ -85,20 +151,21 @@ def load_images(config: Dataset, root: str | os.PathLike[str] | None) -> Images:
                 config.name, split, root, limit=getattr(config, f"{split}_images"), standardised=standardised
             )
             for split in ("train", "validation", "test")
-        }
+        },
+        augment=config.augment,
     )
 
 
 class Shuffled:
     """Training batches in an order, and with an augmentation, given by (seed, epoch)."""
 
-    def __init__(self, data: datasets.TensorData, batch_size: int, seed: int, augment: str = "none"):
+    def __init__(self, data: datasets.Samples, batch_size: int, seed: int, augment: str = "none"):
         self._data, self._batch_size, self._seed, self._augment = data, batch_size, seed, augment
 
     def __len__(self) -> int:
         return -(-len(self._data) // self._batch_size)
 
-    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, epoch: int) -> Iterator[tuple[datasets.Inputs, Tensor]]:
         return datasets.batches(
             self._data, self._batch_size, shuffle_seed=self._seed, epoch=epoch, augment=self._augment
         )
@@ -146,8 +213,10 @@ def limited_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fresh_network(network: Network, images: Images, seed: int) -> nn.Module:
+def fresh_network(network: Network, task: Task, seed: int) -> nn.Module:
     """The digital network with initial weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Key(seed).fold("initial weights").seed)
-        return network.build(images.shape, len(images.train.classes))
+        net = network.build(task.shape, task.classes)
+    task.initialise(net)
+    return net

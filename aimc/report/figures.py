@@ -1,4 +1,4 @@
-"""Accuracy over time as a figure."""
+"""Accuracy, or another metric, over time as a figure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
         variants = list(dict.fromkeys(e.name.split(",")[0] for e in group))
         for evaluation in group:
             result = evaluation.result
-            scale = 100.0 if result.chance is not None else 1.0
+            scale = 100.0 if result.percent else 1.0
             times = np.maximum(np.array(result.times), 0.1)
             mean, spread = scale * result.mean, scale * np.nan_to_num(result.std)
             colour = _COLOURS[variants.index(evaluation.name.split(",")[0]) % len(_COLOURS)]
@@ -44,14 +44,16 @@ def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
                 times, mean, "o-" if evaluation.compensated else "o--", color=colour, label=evaluation.name
             )
         first = group[0].result
-        scale = 100.0 if first.chance is not None else 1.0
+        scale = 100.0 if first.percent else 1.0
         for (name, value), style in zip(run.digital.items(), ("-", ":", "-.")):
             axes.axhline(scale * value, color="black", linewidth=1, linestyle=style, label=name)
         axes.set_xscale("log")
         axes.set_xticks(np.maximum(np.array(first.times), 0.1), [readable(t) for t in first.times])
         axes.minorticks_off()
         axes.set_xlabel("time after programming")
-        axes.set_ylabel("test accuracy, %" if first.chance is not None else "metric")
+        axes.set_ylabel(f"test {first.metric}{', %' if first.percent else ''}")
+        if first.logarithmic:
+            axes.set_yscale("log")
         axes.set_title(f"{run.path.name}: {first.chips} chips, band: 1 chip-to-chip std", fontsize="medium")
         axes.legend(fontsize="small")
     picture = io.BytesIO()

@@ -22,10 +22,10 @@ class Table:
 
 
 def _share(result: DriftResult, value: float) -> str:
-    """Per cent for an accuracy, a plain number for a metric without a chance level."""
+    """Per cent for a share such as an accuracy, else a plain number."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{100 * value:.2f}" if result.chance is not None else f"{value:.4g}"
+    return f"{100 * value:.2f}" if result.percent else f"{value:.4g}"
 
 
 def _mean(result: DriftResult, i: int) -> str:
@@ -49,24 +49,27 @@ def tables(run: RunReport) -> list[Table]:
     """All tables of a run: of training in memory the accuracy and the cells; of chips, for each protocol, the mean and
     spread over chips, the worst chip, and A*.
 
-    A* is the share of the digital network's lead over guessing that is left; a star marks iso-accuracy (A* of at
-    least 99 %) shown at the 5 % level.
+    A* is the share of the digital network's lead over guessing that is left, of a perplexity in cross entropy; a star
+    marks iso-accuracy (A* of at least 99 %) shown at the 5 % level.
     """
     found = _training(run)
     for group in run.groups:
         first = group[0].result
         chips = f"{first.chips} chip{'s' if first.chips > 1 else ''}, seed {first.seed}"
-        unit = "%" if first.chance is not None else "value"
+        title = f"test {first.metric}{', %' if first.percent else ''}"
         digital = [(n, *(_share(first, v) for _ in first.times)) for n, v in run.digital.items()]
         head = ("network", *map(readable, first.times))
         found.append(
-            Table(f"test accuracy, {unit}: mean ± chip-to-chip spread ({chips})", head,
+            Table(f"{title}: mean ± chip-to-chip spread ({chips})", head,
                   (*digital, *_rows(group, _mean)))
         )  # fmt: skip
-        found.append(Table(f"worst chip, {unit} ({chips})", head, _rows(group, _worst)))
+        found.append(Table(f"{title}: worst chip ({chips})", head, _rows(group, _worst)))
         if first.normalised is not None:
+            of = " of the cross entropy" if first.logarithmic else ""
             found.append(
-                Table("A*, % (95 % interval of the mean; * iso-accuracy shown)", head, _rows(group, _star))
+                Table(
+                    f"A*{of}, % (95 % interval of the mean; * iso-accuracy shown)", head, _rows(group, _star)
+                )
             )
     return found
 

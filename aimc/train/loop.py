@@ -1,4 +1,4 @@
-"""One classification stage: digital, or hardware-aware with a teacher. Resumable at any step, to the bit."""
+"""One training stage: digital, or hardware-aware with a teacher. Resumable at any step, to the bit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.convert import evaluating, set_noise_strength
 from aimc.errors import AimcError
-from aimc.hwa import distillation_loss
 from aimc.nn import analog_layers
 from aimc.random import Key
 from aimc.train.checkpoint import (
@@ -29,6 +27,7 @@ from aimc.train.checkpoint import (
     under,
 )
 from aimc.train.config import Optimizer, Stage
+from aimc.train.objective import Classification, Inputs, Objective
 from aimc.train.progress import Progress
 from aimc.train.run import Run
 
@@ -36,13 +35,13 @@ Metric = Callable[[nn.Module], float]
 
 
 class Batches(Protocol):
-    """Training data: batches ``(inputs, targets)`` whose order is a function of the epoch."""
+    """Training data: batches ``(inputs, targets)`` whose order is a function of the epoch. Inputs may be a tuple."""
 
     def __len__(self) -> int:
         """Batches per epoch."""
         ...
 
-    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, epoch: int) -> Iterator[tuple[Inputs, Tensor]]:
         """The batches of an epoch, counted from 0."""
         ...
 
@@ -52,7 +51,7 @@ class Fitted:
     """What a stage did.
 
     Attributes:
-        history: one dict per epoch: loss, accuracy, validation, learning rate, seconds.
+        history: one dict per epoch: loss, accuracy (of a classifier), validation, learning rate, seconds.
         chosen: the epoch whose weights were kept, counted from 1.
     """
 
@@ -76,15 +75,15 @@ class _Epoch:
 
     Attributes:
         batches: done so far.
-        seen: samples.
-        right: of them answered correctly in training.
+        seen: targets.
+        right: of them answered correctly in training; None where nobody counts.
         total: sum of their losses.
         seconds: spent, over every session that worked on the epoch.
     """
 
     batches: int = 0
     seen: int = 0
-    right: int = 0
+    right: int | None = 0
     total: float = 0.0
     seconds: float = 0.0
 
@@ -106,6 +105,7 @@ def noisy(metric: Metric, repeats: int = 3) -> Metric:
     def measure(net: nn.Module) -> float:
         return sum(metric(_noisy_copy(net, repeat)) for repeat in range(repeats)) / repeats
 
+    measure.__dict__["higher_is_better"] = getattr(metric, "higher_is_better", True)
     return measure
 
 
@@ -149,6 +149,7 @@ def fit(
     batches: Batches,
     validate: Metric,
     *,
+    objective: Objective | None = None,
     teacher: nn.Module | None = None,
     seed: int = 0,
     run: Run | None = None,
@@ -156,7 +157,7 @@ def fit(
     save_every: float = 300.0,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Train a classifier in place; on return it holds the weights of the chosen epoch.
+    """Train a network in place; on return it holds the weights of the chosen epoch.
 
     With a ``run``, every epoch is recorded, and the stage is saved after it and every few minutes within it. A stage
     that the run has finished is loaded instead, and one that was interrupted goes on after the last step that was
@@ -165,8 +166,10 @@ def fit(
     Args:
         net: digital or analog; an analog one feels its hardware's noise, clipping and converters by itself.
         stage: epochs, optimizer, distillation, selection.
-        batches: ``batches(epoch)`` yields inputs and class numbers.
-        validate: called in evaluation mode after each epoch, higher is better; :func:`noisy` wraps one for a student.
+        batches: ``batches(epoch)`` yields inputs and targets.
+        validate: called in evaluation mode after each epoch; higher is better unless its attribute
+            ``higher_is_better`` is False. :func:`noisy` wraps one for a student.
+        objective: the loss; None is :class:`Classification`.
         teacher: digital network to learn from.
         seed: of torch's generator during the stage (dropout); the caller's generator is not touched.
         run: run directory.
@@ -199,7 +202,18 @@ def fit(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Key(seed).fold("torch", name).seed)
-        training = _Training(net, stage, batches, validate, teacher, run, name, save_every, progress)
+        training = _Training(
+            net,
+            stage,
+            batches,
+            validate,
+            objective or Classification(),
+            teacher,
+            run,
+            name,
+            save_every,
+            progress,
+        )
         training.resume()
         training.all()
     load_state(net, training.best, name)
@@ -220,19 +234,15 @@ class _Training:
         stage: Stage,
         batches: Batches,
         validate: Metric,
+        objective: Objective,
         teacher: nn.Module | None,
         run: Run | None,
         name: str,
         save_every: float,
         progress: Progress,
     ):
-        self.net, self.stage, self.batches, self.validate, self.teacher = (
-            net,
-            stage,
-            batches,
-            validate,
-            teacher,
-        )
+        self.net, self.stage, self.batches, self.validate = net, stage, batches, validate
+        self.objective, self.teacher = objective, teacher
         self.run, self.name, self.save_every, self.progress = run, name, save_every, progress
         self.optimizer = build_optimizer(net, stage.optimizer)
         self.history: list[dict[str, Any]] = []
@@ -252,6 +262,7 @@ class _Training:
             torch.set_rng_state(tensors["generator"])
             self.history, self.chosen = details["history"], details["chosen"]
             self.best = under("best", tensors)
+            self.objective.carry_on(under("carried", tensors))
             self.current = _Epoch(**details.get("current", {}))  # older runs saved after whole epochs only
             within = f" and {self.current.batches} batches" if self.current.batches else ""
             self.progress.line(
@@ -265,6 +276,8 @@ class _Training:
             return
         tensors = prefixed("model", self.net.state_dict()) | prefixed("best", self.best)
         tensors |= prefixed("optimizer", moments(self.optimizer)) | {"generator": torch.get_rng_state()}
+        if self.current.batches:
+            tensors |= prefixed("carried", self.objective.carried())
         details = {
             "name": self.name, "history": self.history, "chosen": self.chosen,
             "current": dataclasses.asdict(self.current),
@@ -290,6 +303,8 @@ class _Training:
         current, count, rate = self.current, len(self.batches), 0.0
         before, started = current.seconds, time.perf_counter()
         saved = started
+        if current.batches == 0:
+            self.objective.carry_on({})
         self.net.train()
         for inputs, targets in itertools.islice(self.batches(epoch), current.batches, None):
             rate = self.step(epoch * count + current.batches, inputs, targets)
@@ -302,13 +317,13 @@ class _Training:
             advance(current.batches, count)
         with evaluating(self.net):
             score = float(self.validate(self.net))
+        accuracy = {"accuracy": current.right / current.seen} if current.right is not None else {}
         return {
-            "epoch": epoch + 1, "epochs": self.stage.epochs, "loss": current.total / current.seen,
-            "accuracy": current.right / current.seen, "validation": score, "lr": rate,
-            "seconds": before + time.perf_counter() - started,
+            "epoch": epoch + 1, "epochs": self.stage.epochs, "loss": current.total / current.seen, **accuracy,
+            "validation": score, "lr": rate, "seconds": before + time.perf_counter() - started,
         }  # fmt: skip
 
-    def step(self, step: int, inputs: Tensor, targets: Tensor) -> float:
+    def step(self, step: int, inputs: Inputs, targets: Tensor) -> float:
         """One update; returns the learning rate it was made with."""
         stage, net, per_epoch = self.stage, self.net, len(self.batches)
         rate = stage.optimizer.rate(step, stage.epochs * per_epoch, per_epoch)
@@ -317,44 +332,45 @@ class _Training:
         if self.ramped:
             set_noise_strength(net, min(1.0, step / (stage.noise_ramp * per_epoch)))
         self.optimizer.zero_grad(set_to_none=True)
-        logits = net(inputs)
-        if self.teacher is None:
-            loss = F.cross_entropy(logits, targets)
-        else:
-            with torch.no_grad():
-                hints = self.teacher(inputs)
-            loss = distillation_loss(logits, hints, targets, stage.temperature, stage.distillation)
-        value = float(loss.detach())
+        outcome = self.objective(net, self.teacher, inputs, targets, stage)
+        value = float(outcome.loss.detach())
         if not math.isfinite(value):
             raise AimcError(
                 f"the loss of stage {self.name!r} became {value} in epoch {step // per_epoch + 1}; lower the learning "
                 f"rate (--{self.name}.optimizer.lr) or limit the gradient (--{self.name}.optimizer.clip_norm)",
                 field="loss",
             )
-        loss.backward()
+        outcome.loss.backward()
         if stage.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), stage.optimizer.clip_norm)
         self.optimizer.step()
-        self.current.seen += len(targets)
-        self.current.right += int((logits.detach().argmax(-1) == targets).sum())
-        self.current.total += value * len(targets)
+        current = self.current
+        current.seen += outcome.count
+        current.right = (
+            None if outcome.right is None or current.right is None else current.right + outcome.right
+        )
+        current.total += value * outcome.count
         return rate
 
     def settle(self, row: dict[str, Any]) -> None:
         """Take a finished epoch into the history, select, save and say it."""
         self.history.append(row)
         self.current = _Epoch()
-        better = not self.best or row["validation"] > self.history[self.chosen - 1]["validation"]
+        sign = 1 if getattr(self.validate, "higher_is_better", True) else -1
+        better = (
+            not self.best or sign * row["validation"] > sign * self.history[self.chosen - 1]["validation"]
+        )
         if self.stage.selection == "last" or better:
             self.chosen, self.best = len(self.history), copy.deepcopy(self.net.state_dict())
         if self.run is not None:
             self.save()
             self.run.settle(self.name, self.history)
-            for key in ("loss", "accuracy", "validation", "lr"):
+            for key in row.keys() & {"loss", "accuracy", "validation", "lr"}:
                 self.run.scalar(f"{self.name}/{key}", row[key], row["epoch"])
+        accuracy = f"accuracy {row['accuracy']:.4f}, " if "accuracy" in row else ""
         self.progress.line(
-            f"{self.name} epoch {row['epoch']}/{row['epochs']}: loss {row['loss']:.4f}, "
-            f"accuracy {row['accuracy']:.4f}, validation {row['validation']:.4f}, {row['seconds']:.1f} s"
+            f"{self.name} epoch {row['epoch']}/{row['epochs']}: loss {row['loss']:.4f}, {accuracy}"
+            f"validation {row['validation']:.4f}, {row['seconds']:.1f} s"
         )
 
 

@@ -289,7 +289,7 @@ def test_input_range_gradient():
 def test_input_range_gradient_of_a_first_layer(rows):
     """An input that needs no gradient takes a shorter way to the same gradient of the range."""
     torch.manual_seed(0)
-    hardware = learned(decay=0.0, value=2.5).replace(
+    hardware = learned(decay=0.0, value=3.0).replace(
         adc=aimc.periphery.ADC(bound=3.0), **{"tile.rows": rows, "mapping.learned_gain": True}
     )
     x, up = torch.randn(30, 50), torch.randn(30, 8)

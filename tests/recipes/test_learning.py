@@ -6,7 +6,7 @@ import pytest
 from aimc.data import DATASETS
 from aimc.recipes import RECIPES, HwaExperiment, InSituExperiment, ResNet, run_experiment
 from aimc.recipes.hwa import _analog
-from aimc.recipes.parts import Shuffled, fresh_network, load_images
+from aimc.recipes.parts import fresh_network
 from aimc.report import load_run
 from aimc.train import fit
 
@@ -39,12 +39,12 @@ def test_a_few_steps_lower_the_loss(name, tmp_path):
         teacher=config.teacher.replace(**few),
         student=config.student.replace(**few),
     )
-    loaded = load_images(config.dataset, tmp_path)
+    loaded = config.dataset.load(tmp_path)
     teacher = fresh_network(config.network, loaded, seed=0)
     student = _analog(config, fresh_network(config.network, loaded, seed=1), loaded, aware=True)
     for stage, net in ((config.teacher, teacher), (config.student, student)):
-        batches = Shuffled(loaded.train, stage.batch_size, 0, config.dataset.augment)
-        done = fit(net, stage, batches, loaded.metric("validation"))
+        batches = loaded.batches(stage.batch_size, 0)
+        done = fit(net, stage, batches, loaded.metric("validation"), objective=loaded.objective())
         assert done.history[-1]["loss"] < 0.9 * done.history[0]["loss"]
 
 

@@ -1,0 +1,193 @@
+"""Texts as tensors: a running text as numbers of words, sentences as what an encoder's tokenizer makes of them."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aimc.data.catalogue import TextSource, text_source
+from aimc.data.formats import Texts, find_parquet, read_texts
+from aimc.data.loading import data_root, fetch, look_up
+from aimc.errors import AimcError, suggest
+
+TEXT_SPLITS = ("train", "validation", "test")
+END, UNKNOWN = "<eos>", "<unk>"
+"""What ends every line, and what stands for a word that the vocabulary lacks."""
+
+Tokenizer = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+"""Sentences to token numbers and mask, both int64 ``[sentences, tokens]``; the mask is 1 where there is a token."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenData:
+    """A running text, or the beginning of one, in memory.
+
+    Args:
+        tokens: int64 [n], numbers of words.
+        words: the vocabulary: every word of the training text, the commonest first, equally common ones by alphabet.
+        name: of the data set.
+        split: which part of it.
+        sha256: of these tokens and the vocabulary: the data hash of a run.
+    """
+
+    tokens: Tensor
+    words: tuple[str, ...]
+    name: str
+    split: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceData:
+    """Labelled sentences, or a part of them, in memory.
+
+    Args:
+        inputs: token numbers and mask, both int64 [n, tokens], padded to the longest.
+        targets: int64 [n].
+        classes: names in the order of the labels.
+        name: of the data set.
+        split: which part of it.
+        sha256: of the sentences and labels: the data hash of a run.
+    """
+
+    inputs: tuple[Tensor, Tensor]
+    targets: Tensor
+    classes: tuple[str, ...]
+    name: str
+    split: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def load_tokens(
+    name: str, split: str, root: str | os.PathLike[str] | None = None, limit: int | None = None
+) -> TokenData:
+    """Load a running text as numbers of words.
+
+    A line's words are what white space divides; ``<eos>`` follows each line. The vocabulary is that of the whole
+    training text, also where ``limit`` cuts it; a word that it lacks becomes ``<unk>``.
+
+    Args:
+        name: of the running texts in :data:`aimc.data.TEXTS`.
+        split: ``train``, ``validation`` or ``test``.
+        root: a folder with a folder ``<name>`` in it, holding parquet files; None as for :func:`aimc.data.load`.
+        limit: at most this many tokens, the first ones.
+
+    Raises:
+        AimcError: an unknown name or split, no files, damaged files, or a word unknown to a vocabulary without
+            ``<unk>``.
+
+    Example:
+        >>> text = load_tokens("wikitext-2", "test")                            # doctest: +SKIP
+        >>> len(text), len(text.words), text.words[:4]                          # doctest: +SKIP
+        (245569, 33278, ('the', ',', '.', 'of'))
+    """
+    about = text_source(name, labelled=False)
+    _check(split, limit)
+    lines = _words(_read(name, about, "train", root))
+    counts = collections.Counter(word for line in lines for word in line)
+    words = tuple(sorted(counts, key=lambda word: (-counts[word], word)))
+    numbers = {word: number for number, word in enumerate(words)}
+    if split != "train":
+        lines = _words(_read(name, about, split, root))
+    text = [word for line in lines for word in line][:limit]
+    unknown = numbers.get(UNKNOWN)
+    if unknown is None:
+        strange = next((word for word in text if word not in numbers), None)
+        if strange is not None:
+            raise AimcError(
+                f"the training text of {name!r} has neither {UNKNOWN} nor {strange!r}, which is in {split}",
+                field="name",
+            )
+    tokens = np.array([numbers.get(word, unknown) for word in text], dtype=np.int64)
+    digest = hashlib.sha256("\n".join(words).encode())
+    digest.update(tokens.astype("<i8").data)
+    return TokenData(torch.from_numpy(tokens), words, name, split, digest.hexdigest())
+
+
+def _words(texts: Texts) -> list[list[str]]:
+    return [[*line.split(), END] for line in texts.lines]
+
+
+def load_sentences(
+    name: str,
+    split: str,
+    tokenizer: Tokenizer,
+    root: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+) -> SentenceData:
+    """Load labelled sentences as what a tokenizer makes of them.
+
+    Args:
+        name: of the labelled sentences in :data:`aimc.data.TEXTS`.
+        split: ``train``, ``validation`` or ``test``.
+        tokenizer: of the encoder that reads them.
+        root: a folder with a folder ``<name>`` in it, holding parquet files; None as for :func:`aimc.data.load`.
+        limit: at most this many sentences, the first ones.
+
+    Raises:
+        AimcError: an unknown name or split, no files, damaged files, or labels that fit no class.
+
+    Example:
+        >>> def letters(sentences):
+        ...     return torch.tensor([[ord(s[0])] for s in sentences]), torch.ones(len(sentences), 1, dtype=torch.int64)
+        >>> load_sentences("sst2", "validation", letters, limit=5).inputs[0].shape      # doctest: +SKIP
+        torch.Size([5, 1])
+    """
+    about = text_source(name, labelled=True)
+    _check(split, limit)
+    texts = _read(name, about, split, root)
+    assert texts.labels is not None
+    lines, labels = texts.lines[:limit], texts.labels[:limit]
+    digest = hashlib.sha256("\n".join(lines).encode())
+    digest.update(labels.astype("<i8").data)
+    inputs = tokenizer(lines)
+    return SentenceData(
+        inputs, torch.from_numpy(labels), texts.classes or about.classes, name, split, digest.hexdigest()
+    )
+
+
+def _check(split: str, limit: int | None) -> None:
+    if split not in TEXT_SPLITS:
+        raise AimcError(f"no split is called {split!r}; {suggest(split, TEXT_SPLITS)}", field="split")
+    if limit is not None and limit < 1:
+        raise AimcError(f"must be at least 1, got {limit}", field="limit")
+
+
+def _read(name: str, about: TextSource, split: str, root: str | os.PathLike[str] | None) -> Texts:
+    place = data_root(root)
+    files: list[Path]
+    if place is None:
+        files = fetch(name, about.hub, split)
+    else:
+        files = look_up(name, about.folders, split, place, find_parquet, f"{split}-*.parquet")
+    where = ", ".join(map(str, files))
+    try:
+        texts = read_texts([path.read_bytes() for path in files], about.column, bool(about.classes))
+    except OSError as error:
+        raise AimcError(f"cannot read {error.filename}: {error.strerror}", field="root") from None
+    except AimcError as error:
+        raise AimcError(f"{where}: {error.message}", field="root") from None
+    if not texts.lines:
+        raise AimcError(f"{where}: no text", field="root")
+    if texts.labels is not None:
+        top = len(about.classes)
+        if texts.labels.min() < 0 or texts.labels.max() >= top:
+            raise AimcError(
+                f"{where}: labels run from {texts.labels.min()} to {texts.labels.max()}, not within 0 to {top - 1}",
+                field="root",
+            )
+    return texts
