@@ -78,6 +78,27 @@ def test_source_and_period_of_a_warm_start_can_be_chosen():
     assert transfers("paper", 2, period_of=1) == [[(0, 1)], [(0, 3), (0, 1), (1, 2)]]
 
 
+def test_the_first_target_of_a_warm_start_can_be_chosen():
+    found = transfers("cpu", 12, target=2)
+    assert found[:8] == [[], [(0, 2)], [], [(0, 2)], [], [(0, 1)], [], [(0, 1)]]
+    assert found[8:] == [[(0, 1)], [(0, 1), (1, 2)], [(0, 1)], [(0, 1), (1, 2), (2, 3)]]
+    assert transfers("cpu", 12, target=3) == transfers("cpu", 12)
+
+
+@pytest.mark.parametrize(
+    ("order", "warm"),
+    [
+        ("cpu", {"target": 0}),
+        ("cpu", {"target": 4}),
+        ("cuda", {"target": 1}),
+        ("cpu", {"target": 1, "source": 1}),
+    ],
+)
+def test_a_target_that_the_source_cannot_fill_is_refused(order, warm):
+    with pytest.raises(AimcError, match="'warm_start.target'.*above the source"):
+        Residual(order=order, warm_start=WarmStart(**warm), **CHAIN)
+
+
 @pytest.mark.parametrize(("order", "first"), [("paper", 0), ("cpu", 0), ("cuda", 0)])
 def test_without_a_warm_start_the_chain_runs_at_once(order, first):
     algorithm = Residual(order=order, **CHAIN)
