@@ -75,12 +75,14 @@ def large_update(seed: int, chunks: int, images: torch.Tensor, grad: torch.Tenso
     return held.clone()
 
 
-def test_a_large_convolution_in_one_update_has_the_law_of_ten():
+@pytest.mark.parametrize("dense", [False, True], ids=["few positions", "every position"])
+def test_a_large_convolution_in_one_update_has_the_law_of_ten(dense):
     """128 images of 28 x 28 positions are 100352 vectors."""
     g = torch.Generator().manual_seed(0)
     images, grad = torch.rand(128, 1, 32, 32, generator=g), torch.randn(128, 3, 28, 28, generator=g)
-    # Only some positions have a gradient, as behind a pooling layer.
-    grad = torch.where(torch.rand(grad.shape, generator=g) < 0.02, grad + 0.3, 0.0)
+    # Behind a pooling layer only some positions have a gradient.
+    some = torch.rand(grad.shape, generator=g) < 0.02
+    grad = 0.02 * (grad + 0.3) if dense else torch.where(some, grad + 0.3, 0.0)
     one = torch.stack([large_update(seed, 1, images, grad) for seed in range(6)])
     ten = torch.stack([large_update(100 + seed, 10, images, grad) for seed in range(6)])
     for t in range(2):
