@@ -68,6 +68,8 @@ class Residual(Transferring):
         transfer_growth: ``transfer_lr`` is that of tile T-1, every less significant tile has this factor more.
         transfer_lrs: the rates themselves.
         transfer_pulses: how what was read becomes pulses.
+        reset_chance: of the published orders: probability that a column of the source is reset after it was read, to
+            the cell's ``rest``.
         warm_start: for the published orders, or null.
 
     Example:
@@ -95,6 +97,7 @@ class Residual(Transferring):
     transfer_growth: float = 1.2
     transfer_lrs: tuple[float, ...] = ()
     transfer_pulses: PulseTrain = PulseTrain()
+    reset_chance: float = 0.0
     warm_start: WarmStart | None = None
 
     COUNTERS = 8
@@ -140,6 +143,12 @@ class Residual(Transferring):
             self.transfer_pulses.kind == "stochastic",
             "transfer_pulses.kind",
             "a direct transfer is stochastic",
+        )
+        self.require(0 <= self.reset_chance <= 1, "reset_chance", f"is in [0, 1], got {self.reset_chance}")
+        self.require(
+            self.reset_chance == 0 or self.order != "reencode",
+            "reset_chance",
+            "is of the published orders; 'reencode' takes from a tile what it passes on",
         )
         self.require(
             self.warm_start is None or self.order != "reencode",
@@ -247,6 +256,7 @@ class Residual(Transferring):
                     self.columns_of(array),
                     self.rate_of(source, lr),
                     self.transfer_pulses,
+                    self.reset_chance,
                 )
         self.finish(array, state, vectors)
 

@@ -144,7 +144,7 @@ def test_the_layers_of_a_network_decide_each_for_itself_or_together(signal):
             loss = loss_of(net, batch(5, seed=10 * epoch + step))
             loss.backward()
             optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         for name, layer in layers.items():
             counted[name].append(int(layer.cells.state["statistics"][0, 2]))
         aimc.optim.observe(net, losses[-1])
