@@ -129,5 +129,6 @@ class PulsedHardware(Config):
         self.require(
             self.cell.w_max > 0 > self.cell.w_min,
             "cell",
-            "must hold weights of both signs: w_max > 0 > w_min",
+            "must hold weights of both signs: w_max > 0 > w_min. Cells of one sign, such as pcm_pulsed, work in pairs, "
+            "which is not modelled; take another cell",
         )

@@ -296,6 +296,9 @@ def test_weights_trained_in_memory_go_to_digital_and_to_a_file_and_onto_a_chip(t
 
 
 def test_every_preset_of_the_training_half_builds_and_survives_a_file():
+    measured = {name: make() for name, make in aimc.cells.PULSED_CELLS.items() if name.islower()}
+    of_both_signs = {name for name, cell in measured.items() if cell.w_min < 0} - {"soft_bounds_pmax"}
+    assert of_both_signs | {"reram"} == set(aimc.presets.PULSED_PRESETS)
     for make in aimc.presets.PULSED_PRESETS.values():
         for io in ("perfect", "noisy"):
             hardware = make(io=io)
@@ -305,6 +308,8 @@ def test_every_preset_of_the_training_half_builds_and_survives_a_file():
         aimc.presets.reram(io="loud")
     with pytest.raises(aimc.AimcError, match="field 'cell': must hold weights of both signs"):
         aimc.presets.reram(w_min=0.0)
+    with pytest.raises(aimc.AimcError, match="'cell': .*work in pairs, which is not modelled"):
+        aimc.PulsedHardware(cell=aimc.cells.measured.pcm_pulsed())
     with pytest.raises(aimc.AimcError, match="field 'scale'"):
         aimc.PulsedMapping(scale=-1.0)
 
