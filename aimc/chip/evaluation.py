@@ -68,7 +68,8 @@ class Accuracy:
             raise AimcError(f"must be at least 1, got {batch_size}", field="batch_size")
         if classes is not None and classes < 2:
             raise AimcError(f"must be at least 2, got {classes}", field="classes")
-        self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
+        self.inputs: tuple[Tensor, ...] = inputs
+        self.targets, self.batch_size = targets, batch_size
         self.chance = 1.0 / (classes if classes is not None else int(targets.max()) + 1)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from .language import AdaptiveSoftmax, LSTMLanguageModel
 from .lenet import LeNet5, TanhLeNet5
 from .mlp import MLP
 from .resnet import ResNet
+from .sentence import SentenceClassifier
 from .wideresnet import WideResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -28,6 +29,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """Name to builder; a recipe names a network and gives its keyword arguments."""
 
 __all__ = [
-    "MLP", "MODELS", "AdaptiveSoftmax", "LSTMLanguageModel", "LeNet5", "ResNet", "TanhLeNet5", "ThinResNet",
+    "MLP",
+    "MODELS",
+    "AdaptiveSoftmax",
+    "LSTMLanguageModel",
+    "LeNet5",
+    "ResNet",
+    "SentenceClassifier",
+    "TanhLeNet5",
+    "ThinResNet",
     "WideResNet",
-]  # fmt: skip
+]

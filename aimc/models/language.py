@@ -49,7 +49,7 @@ class AdaptiveSoftmax(nn.Module):
         common, *rest = counts.tensor_split(self.cutoffs)
         _start(self.common, torch.cat([common, torch.stack([c.sum() for c in rest])]))
         for tail, c in zip(self.tails, rest):
-            _start(tail[1], c)
+            _start(list(tail.children())[1], c)
 
     def parts(self, hidden: Tensor, targets: Tensor) -> Scores:
         """What decides about targets ``[n]``, from inputs ``[n, width]``: the first step of all, the second of some."""
@@ -74,7 +74,8 @@ class AdaptiveSoftmax(nn.Module):
         )  # fmt: skip
 
 
-def _start(linear: nn.Linear, counts: Tensor) -> None:
+def _start(linear: nn.Module, counts: Tensor) -> None:
+    assert isinstance(linear, nn.Linear)
     logarithms = counts.to(linear.bias.dtype).log()
     linear.bias.copy_(logarithms - logarithms.mean())
 

@@ -4,9 +4,11 @@ To add one: copy a sibling file, keep the ``Expected``, ``Machine`` and ``Time``
 one line to :data:`RECIPES`.
 """
 
+from aimc.recipes.bert_sst2 import bert_sst2, bert_sst2_small
 from aimc.recipes.chips import Calibration, Evaluation
 from aimc.recipes.demo import demo
 from aimc.recipes.demo_insitu import demo_insitu
+from aimc.recipes.encoders import Encoder
 from aimc.recipes.hwa import HwaExperiment
 from aimc.recipes.in_memory import InSituExperiment, OntoChips
 from aimc.recipes.lenet_insitu import lenet_mnist_insitu
@@ -23,6 +25,7 @@ from aimc.recipes.resnet_insitu import (
     resnet34_insitu_small,
 )
 from aimc.recipes.running import evaluate_run, run_experiment
+from aimc.recipes.sentences import Sentences
 from aimc.recipes.texts import Text
 from aimc.recipes.wideresnet_cifar100 import wideresnet_cifar100, wideresnet_cifar100_small
 
@@ -43,6 +46,8 @@ RECIPES: dict[str, Recipe] = {
         Recipe(resnet34_insitu_small),
         Recipe(lstm_wikitext2),
         Recipe(lstm_wikitext2_small),
+        Recipe(bert_sst2),
+        Recipe(bert_sst2_small),
     )
 }
 """Every recipe by name."""
@@ -54,6 +59,7 @@ __all__ = [
     "Calibration",
     "Data",
     "Dataset",
+    "Encoder",
     "Evaluation",
     "HwaExperiment",
     "InSituExperiment",
@@ -62,6 +68,7 @@ __all__ = [
     "OntoChips",
     "Recipe",
     "ResNet",
+    "Sentences",
     "Task",
     "Text",
     "ThinResNet",

@@ -99,7 +99,7 @@ def run_hwa(
     """Run an experiment, or what is left of it; arguments and errors as for :func:`aimc.recipes.run_experiment`."""
     progress = progress or Progress()
     with limited_threads(config.threads):
-        loaded = config.dataset.load(data)
+        loaded = config.dataset.load(data, config.network)
         with Run(output, config, data=loaded.hashes, backend=config.backend, tensorboard=tensorboard) as run:
             _Experiment(config, loaded, run, progress).all()
             return finish(run.path, progress)
@@ -181,7 +181,7 @@ def evaluate_hwa(
     setting = config.evaluation.replace(**{k: v for k, v in changes.items() if v is not None})
     wanted = (setting.compensation, None) if compensation == "configured" else (compensation,)
     with limited_threads(config.threads):
-        loaded = config.dataset.load(data)
+        loaded = config.dataset.load(data, config.network)
         with Run(path, config, data=loaded.hashes, backend=config.backend, tensorboard=False) as run:
             teacher = fresh_network(config.network, loaded, config.seed)
             load_weights(teacher, run, "teacher")

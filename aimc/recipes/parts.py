@@ -66,8 +66,13 @@ class Data(Config):
     """
 
     @abc.abstractmethod
-    def load(self, root: str | os.PathLike[str] | None) -> Task:
-        """Read what the configuration names, from a folder of data sets; None as for :func:`aimc.data.load`."""
+    def load(self, root: str | os.PathLike[str] | None, network: Network) -> Task:
+        """Read what the configuration names, for a network that may have a tokenizer of its own.
+
+        Args:
+            root: folder of data sets; None as for :func:`aimc.data.load`.
+            network: which will learn it.
+        """
 
 
 class Dataset(Data):
@@ -98,7 +103,7 @@ class Dataset(Data):
             "auto_augment changes colours between 0 and 1; set pixels to unit with it",
         )
 
-    def load(self, root: str | os.PathLike[str] | None) -> Images:
+    def load(self, root: str | os.PathLike[str] | None, network: Network) -> Images:
         return load_images(self, root)
 
 

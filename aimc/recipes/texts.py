@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aimc import data as datasets
 from aimc.chip import Perplexity
 from aimc.models import LSTMLanguageModel
+from aimc.recipes.networks import Network
 from aimc.recipes.parts import Data, Task
 from aimc.train import LanguageModelling
 
@@ -43,7 +44,7 @@ class Text(Data):
         for name in ("window", "streams"):
             self.require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
 
-    def load(self, root: str | os.PathLike[str] | None) -> RunningText:
+    def load(self, root: str | os.PathLike[str] | None, network: Network) -> RunningText:
         parts = {
             split: datasets.load_tokens(self.name, split, root, limit=getattr(self, f"{split}_tokens"))
             for split in datasets.TEXT_SPLITS

@@ -66,6 +66,29 @@ def test_one_chip_has_no_spread_and_a_metric_without_chance_no_per_cent(tmp_path
     assert len(tables(run)) == 2 and tables(run)[0].rows[-1] == ("x", "72.9", "73")
 
 
+def test_a_perplexity_is_named_and_not_in_per_cent(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    fields = {
+        "reference": 70.0,
+        "chance": 1000.0,
+        "higher_is_better": False,
+        "metric": "perplexity",
+        "logarithmic": True,
+    }
+    run = _run(tmp_path / "a", ("x", _result([[72.9, 73.1], [120.0, 500.0]], **fields)))
+    mean, worst, star = tables(run)
+    assert mean.title.startswith("test perplexity: mean") and worst.title.startswith("test perplexity: worst")
+    assert mean.rows[-1] == ("x", "73 ± 0.1414", "310 ± 268.7") and worst.rows == (("x", "73.1", "500"),)
+    assert "of the cross entropy" in star.title and star.rows[0][1].startswith("98.4 (")
+    scales, labels = [], []
+    real = Axes.set_yscale
+    monkeypatch.setattr(Axes, "set_yscale", lambda self, v: (scales.append(v), real(self, v))[1])
+    monkeypatch.setattr(Axes, "set_ylabel", lambda self, v: labels.append(v))
+    draw([run, _run(tmp_path / "b", ("x", _result(metric="accuracy")))], tmp_path / "a.png")
+    assert scales == ["log"] and labels == ["test perplexity", "test accuracy, %"]
+
+
 def test_other_protocols_get_their_own_tables_and_stay_out_of_the_results(tmp_path):
     run = _run(tmp_path / "a", ("x", _result()), ("x", _result(seed=5)), ("y", _result()))
     assert [[e.name for e in group] for group in run.groups] == [["x", "y"], ["x"]]
