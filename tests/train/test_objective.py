@@ -147,6 +147,23 @@ def test_an_epoch_begins_without_a_state():
     assert done.history[0]["loss"] == done.history[1]["loss"]
 
 
+def test_weight_noise_is_held_for_a_window_in_training_and_in_noisy_validation():
+    quiet = {"output_noise": 0.0, "short_term_noise": 0.0, "adc": None, "ir_drop": None, "dac": None}
+    student = aimc.convert(_model(), aimc.presets.pcm().replace(**quiet), seed=3)
+    layers = aimc.analog_layers(student)
+    assert len(layers) == 5  # two layers of two matrices, and the head
+    objective = LanguageModelling()
+    student.train()
+    for tokens, targets in list(Windows(TEXT, 4, 20)(0))[:3]:
+        objective(student, None, tokens, targets, Stage()).loss.backward()
+    assert {layer._step for layer in layers.values()} == {3}
+    clean = aimc.Perplexity(TEXT[:100], streams=3, window=7)
+    student.eval()
+    values = [clean(student), noisy(clean, 1)(student), noisy(clean, 2)(student)]
+    assert len(set(values)) == 3
+    assert values[0] == pytest.approx(clean(aimc.to_digital(student)), rel=1e-4)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_of_a_perplexity_the_lowest_is_kept(wrapped):
     class Falling:
