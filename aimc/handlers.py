@@ -28,6 +28,9 @@ from aimc.nn import (
     PulsedConv1d,
     PulsedConv2d,
     PulsedConv3d,
+    PulsedConvTranspose1d,
+    PulsedConvTranspose2d,
+    PulsedConvTranspose3d,
     PulsedLinear,
     own_forward,
 )
@@ -193,16 +196,12 @@ for _digital, _analog, _pulsed in (
     (nn.Conv1d, AnalogConv1d, PulsedConv1d),
     (nn.Conv2d, AnalogConv2d, PulsedConv2d),
     (nn.Conv3d, AnalogConv3d, PulsedConv3d),
+    (nn.ConvTranspose1d, AnalogConvTranspose1d, PulsedConvTranspose1d),
+    (nn.ConvTranspose2d, AnalogConvTranspose2d, PulsedConvTranspose2d),
+    (nn.ConvTranspose3d, AnalogConvTranspose3d, PulsedConvTranspose3d),
 ):
     register(_digital, hardware=Hardware)(_analog)
     register(_digital, hardware=PulsedHardware)(_pulsed)
-for _digital, _twin in (
-    (nn.ConvTranspose1d, AnalogConvTranspose1d),
-    (nn.ConvTranspose2d, AnalogConvTranspose2d),
-    (nn.ConvTranspose3d, AnalogConvTranspose3d),
-):
-    register(_digital, hardware=Hardware)(_twin)
-
 _OF_A_LAYER = [f"weight_[ih][hr]_l{n}{way}" for n in ("[0-9]", "[0-9][0-9]") for way in ("", "_reverse")]
 for _digital, _twin in ((nn.LSTM, AnalogLSTM), (nn.GRU, AnalogGRU), (nn.RNN, AnalogRNN)):
     register(_digital, weights=_OF_A_LAYER)(_twin)

@@ -392,3 +392,118 @@ def test_a_bias_that_is_made_anew_is_refused(how):
         prune.l1_unstructured(layer, "bias", amount=1)
     with pytest.raises(aimc.AimcError, match="would stay digital"):
         aimc.convert(nn.Sequential(layer), aimc.presets.ideal())
+
+
+class Experts(nn.Module):
+    """Weights of all experts in one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(3, 8, 8) / 8)
+
+    def forward(self, x):
+        return sum(F.linear(x, self.experts[k]) for k in range(3))
+
+
+class Everything(nn.Module):
+    """A layer, a subclass, a bare parameter, attention, a weight that lies as [in, out], a stack, a tied head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.linear, self.renamed = nn.Linear(8, 8), Renamed(8, 8)
+        self.bare = nn.Parameter(torch.randn(8, 8) / 4)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.lying = nn.Parameter(torch.randn(8, 8) / 4)
+        self.moe = Experts()
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        x = self.renamed(self.linear(self.embed(tokens)))
+        x = F.linear(x, self.bare) @ self.lying
+        x = self.moe(x + self.attention(x, x, x)[0])
+        return self.head(x)
+
+
+def test_every_way_to_multiply_is_converted_or_named():
+    torch.manual_seed(0)
+    net, tokens = Everything().eval(), torch.randint(11, (5, 2))
+    hardware = IDEAL.replace(cell=aimc.cells.PCM())
+    with pytest.raises(aimc.AimcError, match="would stay digital") as refused:
+        aimc.convert(net, hardware)
+    lines = str(refused.value).splitlines()[1:-1]
+    assert [line.split()[0] for line in lines] == ["bare", "lying", "moe.experts"]
+
+    def aged(analog):
+        """How far a year moves the output."""
+        analog.eval()
+        fresh = analog(tokens)
+        with aimc.program(analog, seed=0, compensation=None).at("1y"):
+            return float((analog(tokens) - fresh).detach().abs().max())
+
+    part = aimc.convert(net, hardware, strict=False)
+    placed = 8 * 8 * 2 + 4 * 8 * 8 + 8 * 11
+    assert aimc.coverage(part).analog_share == placed / (placed + 2 * 64 + 3 * 64)
+    assert aged(part) > 0.01
+
+    aimc.register_products(Experts, weights=["experts"])
+    aimc.register_products(Everything, weights=["bare", "lying"], transposed=["lying"])
+    whole = aimc.convert(net, hardware)
+    assert aimc.coverage(whole).analog_share == 1.0 and len(aimc.analog_layers(whole)) == 2 + 2 + 4 + 3 + 1
+    assert whole.head.weight is whole.embed.weight
+    assert_close("ideal", aimc.convert(net, IDEAL)(tokens), net(tokens), atol=1e-5)
+    assert aged(whole) > 0.01
+
+    none = aimc.coverage(net)
+    assert none.analog_share == 0.0
+    with pytest.raises(aimc.AimcError, match="no analog layer"):
+        aimc.program(net)
+
+
+def test_files_are_safe_and_whole(tmp_path):
+    """Plain tensors only: what may be loaded without running code, and what safetensors takes."""
+    from safetensors.torch import load_file, save_file
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.up, self.lstm = nn.Conv1d(3, 4, 3), nn.ConvTranspose1d(4, 6, 3), nn.LSTM(6, 6)
+            self.attention, self.experts, self.head = nn.MultiheadAttention(6, 2), Stack(), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.lstm(self.up(self.conv(x)).transpose(1, 2))[0]
+            return self.head(self.experts(self.attention(x, x, x)[0]))
+
+    class Stack(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stack = nn.Parameter(torch.randn(2, 6, 6) / 3)
+
+        def forward(self, x):
+            return sum(F.linear(x, self.stack[k]) for k in range(2))
+
+    aimc.register_products(Stack, weights=["stack"])
+    torch.manual_seed(0)
+    hardware, x = aimc.presets.pcm().replace(**{"input_range.init_batches": 1}), torch.randn(2, 3, 9)
+    net = aimc.convert(Net(), hardware, seed=0)
+    net(x).sum().backward()
+    net.eval()
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    again = aimc.convert(Net(), hardware, seed=99).eval()
+    clean = aimc.convert(Net(), hardware, seed=99).eval()
+    again.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    clean.load_state_dict(load_file(tmp_path / "net.safetensors"))
+    expected = net(x)
+    for other in (again, clean):
+        assert_close("output", other(x), expected)
+    cells = aimc.convert(
+        Net(), aimc.presets.reram(100, w_max_dtod=0.0, w_min_dtod=0.0), digital=("up",), seed=0
+    )
+    save_file(cells.state_dict(), tmp_path / "cells.safetensors")
+    other = aimc.convert(
+        Net(), aimc.presets.reram(100, w_max_dtod=0.0, w_min_dtod=0.0), digital=("up",), seed=1
+    )
+    other.load_state_dict(load_file(tmp_path / "cells.safetensors"))
+    assert_close("from cells", other(x), cells(x))

@@ -4,7 +4,14 @@ from aimc.nn.attention import AnalogMultiheadAttention
 from aimc.nn.base import AnalogLayer, ProgrammedWeights, analog_layers, saved_hardware
 from aimc.nn.composite import AnalogMatrix, Composite, Piece
 from aimc.nn.conv import AnalogConv1d, AnalogConv2d, AnalogConv3d
-from aimc.nn.conv_transposed import AnalogConvTranspose1d, AnalogConvTranspose2d, AnalogConvTranspose3d
+from aimc.nn.conv_transposed import (
+    AnalogConvTranspose1d,
+    AnalogConvTranspose2d,
+    AnalogConvTranspose3d,
+    PulsedConvTranspose1d,
+    PulsedConvTranspose2d,
+    PulsedConvTranspose3d,
+)
 from aimc.nn.linear import AnalogLinear
 from aimc.nn.own_forward import OwnForward, digital_copy, own_forward
 from aimc.nn.pulsed import (
@@ -43,6 +50,9 @@ __all__ = [
     "PulsedConv1d",
     "PulsedConv2d",
     "PulsedConv3d",
+    "PulsedConvTranspose1d",
+    "PulsedConvTranspose2d",
+    "PulsedConvTranspose3d",
     "PulsedLayer",
     "PulsedLinear",
     "analog_layers",

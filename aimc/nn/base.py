@@ -173,6 +173,13 @@ class AnalogLayer(nn.Module):
         if isinstance(self.input_range, nn.Parameter):
             self.input_range.clamp_(min=_smallest(self.input_range.dtype))
 
+    def _clip_changes(self) -> None:
+        """Before a forward pass in training mode, if the weights changed otherwise than by an optimizer."""
+        training = self.hardware.training
+        clips = self.training and training is not None and training.clip is not None
+        if clips and self.weight._version != self._clipped_version:
+            self.constrain()
+
     def _tiles(self) -> Tiles:
         if self._programmed is not None:
             held = self._programmed
@@ -183,12 +190,7 @@ class AnalogLayer(nn.Module):
             weights = [held.weights[:, a:b] for a, b in self.layout.row_splits]
             return Tiles(weights, held.scale, compensation=held.compensation, trained=False)
         training = self.hardware.training if self.training else None
-        if (
-            training is not None
-            and training.clip is not None
-            and self.weight._version != self._clipped_version
-        ):
-            self.constrain()
+        self._clip_changes()
         matrix = self.matrix()
         if training is not None and training.remap_every > 1 and self._step % training.remap_every == 0:
             self.remap()
@@ -345,7 +347,10 @@ class AnalogLayer(nn.Module):
             state["_step"] += 1
         if run is not None:
             run.add(call)
-        return y
+        dtype, device = x.dtype, x.device.type
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        return y if y.dtype == dtype else y.to(dtype)
 
     @contextlib.contextmanager
     def programmed(self, weights: ProgrammedWeights) -> Iterator[None]:

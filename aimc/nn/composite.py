@@ -16,7 +16,7 @@ from aimc.errors import AimcError
 from aimc.hardware import Hardware, PulsedHardware
 from aimc.nn.base import AnalogLayer
 from aimc.nn.linear import AnalogLinear
-from aimc.nn.pulsed import PulsedLinear
+from aimc.nn.pulsed import PulsedLayer, PulsedLinear
 from aimc.random import Key
 
 AnyHardware = Hardware | PulsedHardware
@@ -49,6 +49,25 @@ class Piece:
         value = parameters[self.weight]
         value = value if self.index is None else value[self.index]
         return value.t() if self.transposed else value
+
+    def write(self, parameters: Mapping[str, Any], matrix: Tensor) -> None:
+        """Write the matrix into the parameters of a module."""
+        self.of(parameters).copy_(matrix)
+
+    def layer(self, digital: nn.Module) -> nn.Module:
+        """A digital layer with this piece alone; a bias that is a whole parameter stays that parameter."""
+        whole: Any = digital._parameters[self.weight]
+        weight, bias = self.of(digital._parameters), self.bias_of(digital._parameters)
+        made = self._blank_layer(digital, weight, bias is not None)
+        # Only read, to be programmed.
+        made.weight = nn.Parameter(weight.detach().contiguous(), whole.requires_grad)
+        if bias is not None:
+            shared = isinstance(bias, nn.Parameter)
+            made.bias = bias if shared else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        return made.train(digital.training)
+
+    def _blank_layer(self, digital: nn.Module, weight: Tensor, bias: bool) -> nn.Module:
+        return nn.Linear(weight.shape[1], weight.shape[0], bias, device="meta")
 
     def bias_of(self, parameters: Mapping[str, Any]) -> Tensor | None:
         """The bias ``[out]`` in the parameters of a module; a view."""
@@ -142,6 +161,7 @@ class Composite(nn.Module):
     """
 
     _analog_pieces: dict[str, Piece]
+    _analog_in_cells: type[PulsedLayer] = PulsedLinear
 
     def _analog_set_up(
         self,
@@ -161,8 +181,9 @@ class Composite(nn.Module):
             self.register_parameter(parameter, None if parameter in taken else value)
         for child, piece in pieces.items():
             below = key.fold(child), f"{name}.{child}" if name else child, backend
+            kind: Any = self._analog_in_cells
             made = (
-                PulsedLinear(_linear(digital, piece), hardware, *below)
+                kind(piece.layer(digital), hardware, *below)
                 if in_cells
                 else AnalogMatrix(self, piece, hardware, *below)
             )
@@ -205,10 +226,8 @@ class Composite(nn.Module):
         for name, piece in self._analog_pieces.items():
             child: Any = self._modules[name]
             gain = getattr(child, "output_gain", None)
-            piece.of(digital._parameters).copy_(
-                child.weight if gain is None else child.weight * gain[:, None]
-            )
-            if isinstance(child, PulsedLinear):
+            piece.write(digital._parameters, child.weight if gain is None else child.weight * gain[:, None])
+            if isinstance(child, PulsedLayer):
                 bias = piece.bias_of(digital._parameters)
                 if bias is not None and child.bias is not None:
                     bias.copy_(child.bias)
@@ -222,7 +241,7 @@ class Composite(nn.Module):
         """Cells take their weights from the names of torch as well."""
         saved = {n: state_dict.get(f"{prefix}{n}") for n in self.analog_placed()}
         for name, piece in self._analog_pieces.items():
-            if not isinstance(self._modules[name], PulsedLinear):
+            if not isinstance(self._modules[name], PulsedLayer):
                 continue
             for field, source, find in (
                 ("weight", piece.weight, piece.of),
@@ -240,19 +259,6 @@ class Composite(nn.Module):
         for child in self.analog_matrices().values():
             child.belongs_to(self)
             child._count_versions()
-
-
-def _linear(digital: nn.Module, piece: Piece) -> nn.Linear:
-    """A layer of its own with one piece; a bias that is a whole parameter stays that parameter."""
-    whole: Any = digital._parameters[piece.weight]
-    weight, bias = piece.of(digital._parameters), piece.bias_of(digital._parameters)
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    # Only read, to be programmed.
-    made.weight = nn.Parameter(weight.detach().contiguous(), whole.requires_grad)
-    if bias is not None:
-        shared = isinstance(bias, nn.Parameter)
-        made.bias = bias if shared else nn.Parameter(bias.detach().clone(), bias.requires_grad)
-    return made.train(digital.training)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,11 @@ from aimc.nn.base import AnalogLayer
 from aimc.nn.linear import export
 from aimc.random import Key
 
+FIELDS = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed", "output_padding",
+    "groups", "padding_mode", "_reversed_padding_repeated_twice",
+)  # fmt: skip
+"""What a convolution of torch knows beside its weights."""
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -139,10 +144,7 @@ class AnalogConv(AnalogLayer):
 
     def __init__(self, digital, hardware: Hardware, key: Key, name: str = "", backend: str = "auto"):
         nn.Module.__init__(self)
-        for field in (
-            "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed",
-            "output_padding", "groups", "padding_mode", "_reversed_padding_repeated_twice",
-        ):  # fmt: skip
+        for field in FIELDS:
             setattr(self, field, getattr(digital, field))
         self.weight, self.bias = digital.weight, digital.bias
         self.training = digital.training

@@ -6,15 +6,22 @@ taps, as in a convolution, and for one output position those taps are driven tha
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.errors import AimcError
-from aimc.nn.conv import AnalogConv
+from aimc.hardware import PulsedHardware
+from aimc.nn.composite import Composite, Piece
+from aimc.nn.conv import FIELDS, AnalogConv
 from aimc.nn.linear import export
+from aimc.nn.pulsed import PulsedConv1d, PulsedConv2d, PulsedConv3d
+from aimc.random import Key
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -98,6 +105,18 @@ def inputs_first(matrix: Tensor, groups: int, kernel: tuple[int, ...]) -> Tensor
     return split.transpose(1, 2).reshape(groups * channels, split.shape[1], *kernel)
 
 
+def output_padding(layer: Any, x: Tensor, output_size: list[int] | None, name: str) -> list[int]:
+    """What is added on the far side of the output, as torch works it out."""
+    spatial = len(layer.kernel_size)
+    try:
+        rest = layer._output_padding(
+            x, output_size, layer.stride, layer.padding, layer.kernel_size, spatial, layer.dilation
+        )
+    except ValueError as error:
+        raise AimcError(str(error), layer=name, field="output_size") from None
+    return list(rest)
+
+
 class AnalogConvTranspose(AnalogConv):
     """What the three transposed convolutions share."""
 
@@ -113,13 +132,8 @@ class AnalogConvTranspose(AnalogConv):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Arguments as for the torch layer."""
         x, single = self._batched(input)
-        try:
-            rest = self._output_padding(  # type: ignore[attr-defined]
-                input, output_size, self.stride, self.padding, self.kernel_size, self.spatial, self.dilation
-            )
-        except ValueError as error:
-            raise AimcError(str(error), layer=self.name, field="output_size") from None
-        geometry = TransposedGeometry(self, tuple(x.shape[2:]), list(rest))
+        rest = output_padding(self, input, output_size, self.name)
+        geometry = TransposedGeometry(self, tuple(x.shape[2:]), rest)
         if any(n < 1 for n in geometry.out):
             raise AimcError("the padding leaves no output", layer=self.name, shape=input.shape)
         images = x.shape[0]
@@ -167,3 +181,99 @@ class AnalogConvTranspose3d(AnalogConvTranspose, nn.ConvTranspose3d):
     """``nn.ConvTranspose3d`` on crossbar tiles, see :class:`AnalogConvTranspose1d`."""
 
     spatial = 3
+
+
+# In cells --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turned(Piece):
+    """The weight of a transposed convolution as that of a convolution over the spread input."""
+
+    groups: int = 1
+
+    def of(self, parameters: Mapping[str, Any]) -> Tensor:
+        weight = outputs_first(parameters[self.weight], self.groups)
+        return weight.flip(tuple(range(2, weight.dim())))
+
+    def write(self, parameters: Mapping[str, Any], matrix: Tensor) -> None:
+        turned = matrix.flip(tuple(range(2, matrix.dim()))).flatten(1)
+        parameters[self.weight].copy_(inputs_first(turned, self.groups, tuple(matrix.shape[2:])))
+
+    def _blank_layer(self, digital: Any, weight: Tensor, bias: bool) -> nn.Module:
+        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[weight.dim() - 2]
+        return kind(
+            digital.in_channels, digital.out_channels, digital.kernel_size, dilation=digital.dilation,
+            groups=self.groups, bias=bias, device="meta",
+        )  # fmt: skip
+
+
+class PulsedConvTranspose(Composite):
+    """What the three transposed convolutions in cells share.
+
+    Inputs are spread, zeros between them, and a convolution in the child ``conv`` reads them. Its patches are the
+    vectors that the cells take pulses from; those of a stride hold as many zeros as it skips.
+    """
+
+    def __init__(
+        self, digital: Any, hardware: PulsedHardware, key: Key, name: str = "", backend: str = "auto"
+    ):
+        nn.Module.__init__(self)
+        for field in FIELDS:
+            setattr(self, field, getattr(digital, field))
+        bias = "bias" if digital.bias is not None else None
+        pieces = {"conv": _Turned("weight", bias, groups=digital.groups)}
+        self._analog_set_up(digital, pieces, hardware, key, name, backend)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Arguments as for the torch layer."""
+        layer: Any = self
+        single = input.dim() == len(layer.kernel_size) + 1
+        x = input[None] if single else input
+        if x.dim() != len(layer.kernel_size) + 2 or x.shape[1] != layer.in_channels:
+            raise AimcError(
+                f"expects {layer.in_channels} channels", layer=self.analog_name, shape=input.shape
+            )
+        rest = output_padding(layer, input, output_size, self.analog_name)
+        wide = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], layer.stride, strict=True)]
+        spread = x.new_zeros(*x.shape[:2], *wide)
+        spread[(..., *(slice(None, None, s) for s in layer.stride))] = x
+        amounts = []
+        for k, d, p, r in zip(layer.kernel_size, layer.dilation, layer.padding, rest, strict=True):
+            amounts = [d * (k - 1) - p, d * (k - 1) - p + r, *amounts]
+        y = layer.conv(F.pad(spread, amounts))
+        return y[0] if single else y
+
+    def _analog_blank(self) -> nn.Module:
+        layer: Any = self
+        kind = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(layer.kernel_size)]
+        return kind(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+            layer.output_padding, layer.groups, self._analog_pieces["conv"].bias is not None, layer.dilation,
+            **self.analog_like(),
+        )  # fmt: skip
+
+
+class PulsedConvTranspose1d(PulsedConvTranspose, nn.ConvTranspose1d):
+    """``nn.ConvTranspose1d`` in cells; arguments as for :class:`PulsedLinear`.
+
+    Example:
+        >>> from aimc import presets
+        >>> from aimc.random import Key
+        >>> PulsedConvTranspose1d(nn.ConvTranspose1d(3, 2, 5), presets.reram(), Key(0))(torch.ones(1, 3, 9)).shape
+        torch.Size([1, 2, 13])
+    """
+
+    _analog_in_cells = PulsedConv1d
+
+
+class PulsedConvTranspose2d(PulsedConvTranspose, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` in cells, see :class:`PulsedConvTranspose1d`."""
+
+    _analog_in_cells = PulsedConv2d
+
+
+class PulsedConvTranspose3d(PulsedConvTranspose, nn.ConvTranspose3d):
+    """``nn.ConvTranspose3d`` in cells, see :class:`PulsedConvTranspose1d`."""
+
+    _analog_in_cells = PulsedConv3d

@@ -59,6 +59,8 @@ class OwnForward(Composite):
         if not self._analog_depth:
             return self._parameters
         if self._analog_live is None or self._analog_live[0] != torch.is_grad_enabled():
+            for matrix in self.analog_matrices().values():
+                matrix._clip_changes()  # in place, which the parts would not survive
             parts = {n: p.unbind(0) for n, p in self._parameters.items() if p is not None and p.dim() == 3}
             self._analog_live = torch.is_grad_enabled(), {**self._parameters, **parts}
         return self._analog_live[1]

@@ -209,6 +209,7 @@ class _Recurrent(Composite):
         matrices: Any = self._modules
         ih, hh, hr = (matrices.get(f"{kind}_{suffix}") for kind in ("ih", "hh", "hr"))
         gates, steps = ih(x).split(sizes), range(len(sizes))
+        first = tuple(s.to(gates[0].dtype) for s in first)  # autocast may have another type than the weights
         state, outputs, over = tuple(s[: sizes[-1] if reverse else sizes[0]] for s in first), [], []
         with held(hh, len(sizes)), held(hr, len(sizes)):
             for t in reversed(steps) if reverse else steps:
@@ -321,7 +322,9 @@ class _Cell(Composite):
                     shape=s.shape,
                 )
         matrices: Any = self._modules
-        state = _GATES[self.mode](matrices["ih"](x), matrices["hh"](state[0]), state)
+        gates = matrices["ih"](x)
+        state = tuple(s.to(gates.dtype) for s in state)  # autocast may have another type than the weights
+        state = _GATES[self.mode](gates, matrices["hh"](state[0]), state)
         state = tuple(s[0] for s in state) if single else state
         return state if lstm else state[0]
 

@@ -10,6 +10,60 @@ from tests.helpers import assert_close
 IDEAL = aimc.presets.ideal()
 
 
+CELLS = aimc.presets.reram(20, w_max_dtod=0.0, w_min_dtod=0.0)
+LAYERS = {
+    "1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1), (2, 4, 5)),
+    "1d, one": (lambda: nn.ConvTranspose1d(4, 6, 1, stride=3, bias=False), (4, 5)),
+    "2d": (
+        lambda: nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 3), padding=(3, 0), dilation=(2, 1), groups=2),
+        (2, 4, 5, 4),
+    ),
+    "3d": (lambda: nn.ConvTranspose3d(2, 4, (1, 2, 3), stride=(1, 2, 1), padding=(0, 1, 2)), (2, 2, 2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_in_cells_as_torch_computes(name):
+    """Output, gradients that pulses are made of, the way back, a checkpoint of torch; also with padding that cuts."""
+    torch.manual_seed(0)
+    make, shape = LAYERS[name]
+    layer, x = make(), torch.randn(shape)
+    analog = aimc.convert(nn.ModuleDict({"up": layer}), CELLS)["up"]
+    found = []
+    for module in (layer, analog, aimc.to_digital(analog)):
+        inputs = x.clone().requires_grad_()
+        y = module(inputs)
+        y.square().sum().backward()
+        found.append((y, inputs.grad))
+    for other in found[1:]:
+        for what, a, e in zip(("output", "input gradient"), other, found[0], strict=True):
+            assert_close(what, a, e, atol=1e-4)
+    piece = analog._analog_pieces["conv"]
+    expected = piece.of({"weight": layer.weight.grad})
+    assert_close("weight gradient", analog.conv.weight.grad, expected, atol=1e-4, rtol=1e-5)
+    fresh = make()
+    analog.load_state_dict(fresh.state_dict())
+    assert_close("loaded", analog(x), fresh(x), atol=1e-5)
+    assert aimc.coverage(analog).analog_share == 1.0
+    with pytest.raises(aimc.AimcError, match="layer 'up'.*channels"):
+        analog(torch.ones(1, 9, *shape[2:]))
+
+
+def test_pulses_train_a_transposed_convolution():
+    torch.manual_seed(0)
+    net = aimc.convert(nn.ConvTranspose1d(3, 2, 3, stride=2), aimc.presets.reram(100, w_max_dtod=0.0), seed=0)
+    optimizer = aimc.optim.wrap(torch.optim.SGD(net.parameters(), lr=0.2), net)
+    target = torch.nn.functional.conv_transpose1d(torch.ones(1, 3, 4), torch.full((3, 2, 3), 0.2), stride=2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (net(torch.ones(1, 3, 4)) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
 def test_the_size_of_the_output_may_be_asked_for():
     torch.manual_seed(0)
     layer, x = nn.ConvTranspose2d(4, 6, 3, stride=3, padding=1), torch.randn(2, 4, 5, 4)

@@ -1,0 +1,105 @@
+"""Every layer in half precision, under autocast and in double precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import aimc
+from tests.helpers import assert_close
+
+IDEAL = aimc.presets.ideal()
+PCM = aimc.presets.pcm().replace(**{"input_range.init_batches": 2})
+
+
+class Mixed(nn.Module):
+    """One of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up = nn.Conv1d(4, 6, 3, padding=1), nn.ConvTranspose1d(6, 8, 3, padding=1)
+        self.lstm, self.cell = (
+            nn.LSTM(8, 4, batch_first=True, bidirectional=True),
+            nn.GRUCell(8, 8),
+        )
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = F.relu(self.up(self.conv(x))).transpose(1, 2)
+        x, (h, _) = self.lstm(x)
+        x = x + self.attention(x, x, x, need_weights=False)[0] + self.attention(x, x, x)[0]
+        state = self.cell(x.mean(1), h.transpose(0, 1).flatten(1))
+        return self.head(state)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Mixed()
+
+
+X = torch.linspace(-1, 1, 3 * 4 * 5).view(3, 4, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_cast_to_half_precision_stays_there(net, dtype):
+    """Every parameter and buffer, the outputs, on a chip too; training stays finite and gets somewhere."""
+    analog = aimc.convert(net, PCM, seed=0).to(dtype)
+    optimizer, x = torch.optim.SGD(analog.parameters(), lr=0.05), X.to(dtype)
+    scale = 1024.0 if dtype == torch.float16 else 1.0  # torch's own scaler refuses weights in half precision
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        y = analog(x)
+        loss = (y.float() - torch.tensor([1.0, 0.0, -1.0])).square().mean()
+        (scale * loss).backward()
+        for parameter in analog.parameters():
+            parameter.grad /= scale
+        optimizer.step()
+        losses.append(loss.item())
+    tensors = dict(analog.named_parameters()) | dict(analog.named_buffers())
+    assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {dtype} == {y.dtype}
+    assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
+    assert losses[-1] < 0.5 * losses[0]
+    analog.eval()
+    with torch.no_grad(), aimc.program(analog, seed=0).at("1d"):
+        assert analog(x).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_perfect_hardware_is_as_near_as_the_type_allows(net, dtype):
+    expected = net(X)
+    found = aimc.convert(net, IDEAL).to(dtype)(X.to(dtype))
+    assert found.dtype == dtype
+    scale = float(expected.detach().abs().max())
+    tolerance = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float64: 1e-6}[dtype]
+    assert_close("output", found.float(), expected, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("hardware", [IDEAL, PCM], ids=["ideal", "pcm"])
+def test_under_autocast_outputs_have_the_type_of_torchs_layers(net, hardware):
+    """Those of torch's own LSTM have no such kernel on a CPU; it gets what a linear layer gives."""
+    analog, seen = aimc.convert(net, hardware, seed=0), []
+    for layer in aimc.analog_layers(analog).values():
+        layer.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    for module in (analog.lstm, analog.attention):
+        module.register_forward_hook(lambda module, args, output: seen.append(output[0].dtype))
+    analog.cell.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nn.Linear(5, 2)(X).dtype == torch.bfloat16
+        y = analog(X)
+        loss = y.square().mean()
+    assert set(seen) == {torch.bfloat16} == {y.dtype}
+    loss.backward()
+    gradients = {n: p.grad for n, p in analog.named_parameters()}
+    assert all(g is not None and g.dtype == torch.float32 for g in gradients.values())
+    if hardware is IDEAL:
+        expected = net(X)
+        assert_close("output", y.float(), expected, atol=2.0**-6 * float(expected.detach().abs().max()))
+        net(X).square().mean().backward()
+        for name, parameter in net.named_parameters():
+            size = float(parameter.grad.abs().max())
+            assert_close(name, gradients[name], parameter.grad, atol=0.1 * size + 1e-5)
+    double = aimc.convert(nn.Linear(5, 2).double(), IDEAL)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert double(X.double()).dtype == torch.float64  # as torch, which leaves double precision alone
