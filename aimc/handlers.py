@@ -70,8 +70,7 @@ class Registered:
 
 def _made_anew(module: nn.Module) -> bool:
     """Whether a hook or a parametrization computes a weight or bias at every step, so that a copy would stay behind."""
-    pruned = any(n.endswith(("_orig", "_g", "_v")) for n in module._parameters)
-    return pruned or hasattr(module, "parametrizations")
+    return any(n.endswith("_orig") for n in module._parameters) or hasattr(module, "parametrizations")
 
 
 _HANDLERS: dict[type, dict[type[nn.Module], Registered]] = {Hardware: {}, PulsedHardware: {}}
