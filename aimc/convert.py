@@ -217,6 +217,8 @@ def convert(
         setattr(twins.get(parent, parent), child, made)
     _switch_off_fast_paths(net)
     net.__dict__["_aimc_digital"] = patterns  # for the report: what was left digital on purpose
+    for layer in analog_layers(net).values():
+        layer.network_seed = key.seed
     pulsed = pulsed_layers(net).values()
     for layer in pulsed:
         layer._network = weakref.ref(net)

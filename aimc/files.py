@@ -7,18 +7,19 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from aimc.config import Config
 from aimc.errors import AimcError
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str], None]) -> None:
     """Write a file through a temporary neighbour: write, fsync, rename.
 
     Args:
         path: the file; an old one is replaced.
-        data: bytes, or text that is written as UTF-8.
+        data: bytes, text that is written as UTF-8, or a function that writes the file of a name.
 
     Raises:
         AimcError: the folder is missing, full, or not writable.
@@ -35,9 +36,12 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=folder)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
+            with os.fdopen(handle, "r+b") as file:
+                if callable(data):
+                    data(temporary)
+                else:
+                    file.write(data)
+                    file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
@@ -77,6 +81,8 @@ def read_config(path: str | os.PathLike[str], kind: type[Config] = Config) -> An
         text = place.read_text()
     except OSError:
         raise AimcError(f"{path} is no run directory (it has no config.yaml)", field="run") from None
+    except ValueError:
+        raise AimcError(f"{place} is damaged: it is no text", field="run") from None
     try:
         return kind.from_yaml(text)
     except AimcError as error:
@@ -96,15 +102,21 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            raise AimcError(f"line {number} of {place} is damaged", field="run") from None
+            record = None
+        if not isinstance(record, dict) or "kind" not in record:
+            raise AimcError(f"line {number} of {place} is damaged", field="run")
+        found.append(record)
     return found
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON file of a run."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        content = json.loads(pathlib.Path(path).read_text())
     except (OSError, ValueError) as error:
         raise AimcError(f"{path} is not readable: {error}", field="run") from None
+    if not isinstance(content, dict):
+        raise AimcError(f"{path} is damaged: it holds no names and values", field="run")
+    return content

@@ -64,7 +64,14 @@ class Registered:
         """
         known = (*self.weights, *self.others)
         strange = any(p.dim() >= 2 and not matches(n, known) for n, p in self._parameters(module).items())
+        strange = strange or _made_anew(module)
         return not strange and bool(self.matrices(module))
+
+
+def _made_anew(module: nn.Module) -> bool:
+    """Whether a hook or a parametrization computes a weight or bias at every step, so that a copy would stay behind."""
+    pruned = any(n.endswith(("_orig", "_g", "_v")) for n in module._parameters)
+    return pruned or hasattr(module, "parametrizations")
 
 
 _HANDLERS: dict[type, dict[type[nn.Module], Registered]] = {Hardware: {}, PulsedHardware: {}}

@@ -60,9 +60,8 @@ class PulsedMapping(Config):
             with a larger weight, so that devices without spread hold every one; ``max``: the largest weight sits at
             the nominal bound; or the scale itself, a number.
         factor: for ``fan_in``. torch starts at most at ``1 / sqrt(fan_in)``, so 1.5 leaves room to grow.
-        overflow: what happens where devices cannot hold the weights they are given: ``warn`` (above 1 % relative
-            error), ``clip`` and say nothing, ``grow`` the scale until every device that is not stuck holds its weight,
-            or ``error``.
+        overflow: what happens where devices cannot hold the weights they are given: ``warn``, ``clip`` and say
+            nothing, ``grow`` the scale until every device that is not stuck holds its weight, or ``error``.
         analog_bias: the bias is one more column of the array, whose input is always 1; otherwise it is digital.
 
     Example:
@@ -130,5 +129,6 @@ class PulsedHardware(Config):
         self.require(
             self.cell.w_max > 0 > self.cell.w_min,
             "cell",
-            "must hold weights of both signs: w_max > 0 > w_min",
+            "must hold weights of both signs: w_max > 0 > w_min. Cells of one sign, such as pcm_pulsed, work in pairs, "
+            "which is not modelled; take another cell",
         )

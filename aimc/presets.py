@@ -123,6 +123,11 @@ def reram_es(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any
     return _in_place(measured.reram_es(**cell), algorithm, io)
 
 
+def reram_sb(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.reram_sb`; arguments as for :func:`reram`."""
+    return _in_place(measured.reram_sb(**cell), algorithm, io)
+
+
 def capacitor(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
     """Cells of :func:`aimc.cells.measured.capacitor`; arguments as for :func:`reram`."""
     return _in_place(measured.capacitor(**cell), algorithm, io)
@@ -131,6 +136,16 @@ def capacitor(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: An
 def ecram(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
     """Cells of :func:`aimc.cells.measured.ecram`; arguments as for :func:`reram`."""
     return _in_place(measured.ecram(**cell), algorithm, io)
+
+
+def ecram_mo(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.ecram_mo`; arguments as for :func:`reram`."""
+    return _in_place(measured.ecram_mo(**cell), algorithm, io)
+
+
+def idealized(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Cells of :func:`aimc.cells.measured.idealized`; arguments as for :func:`reram`."""
+    return _in_place(measured.idealized(**cell), algorithm, io)
 
 
 def gokmen_vlasov(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
@@ -142,7 +157,8 @@ PRESETS = {"pcm": pcm, "hermes": hermes, "single_exponent_pcm": single_exponent_
 """Presets of the inference half that need no argument, by name."""
 
 PULSED_PRESETS = {
-    "reram": reram, "reram_om": reram_om, "reram_hfo2": reram_hfo2, "reram_es": reram_es, "capacitor": capacitor,
-    "ecram": ecram, "gokmen_vlasov": gokmen_vlasov,
+    "reram": reram, "reram_om": reram_om, "reram_hfo2": reram_hfo2, "reram_es": reram_es, "reram_sb": reram_sb,
+    "capacitor": capacitor, "ecram": ecram, "ecram_mo": ecram_mo, "idealized": idealized,
+    "gokmen_vlasov": gokmen_vlasov,
 }  # fmt: skip
 """Presets of the training half, by name."""

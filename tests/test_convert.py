@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import aimc
 from aimc.nn import AnalogConv2d, AnalogLinear
@@ -294,6 +295,9 @@ def test_weights_trained_in_memory_go_to_digital_and_to_a_file_and_onto_a_chip(t
 
 
 def test_every_preset_of_the_training_half_builds_and_survives_a_file():
+    measured = {name: make() for name, make in aimc.cells.PULSED_CELLS.items() if name.islower()}
+    of_both_signs = {name for name, cell in measured.items() if cell.w_min < 0} - {"soft_bounds_pmax"}
+    assert of_both_signs | {"reram"} == set(aimc.presets.PULSED_PRESETS)
     for make in aimc.presets.PULSED_PRESETS.values():
         for io in ("perfect", "noisy"):
             hardware = make(io=io)
@@ -303,6 +307,8 @@ def test_every_preset_of_the_training_half_builds_and_survives_a_file():
         aimc.presets.reram(io="loud")
     with pytest.raises(aimc.AimcError, match="field 'cell': must hold weights of both signs"):
         aimc.presets.reram(w_min=0.0)
+    with pytest.raises(aimc.AimcError, match="'cell': .*work in pairs, which is not modelled"):
+        aimc.PulsedHardware(cell=aimc.cells.measured.pcm_pulsed())
     with pytest.raises(aimc.AimcError, match="field 'scale'"):
         aimc.PulsedMapping(scale=-1.0)
 
@@ -370,6 +376,22 @@ def test_tied_look_up_and_head_learn_together_and_share_a_file(tmp_path):
     again.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
     assert again.head.weight is again.embed.weight
     assert_close("output", again(tokens), net(tokens), atol=1e-6)
+
+
+class _Double(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("how", ["parametrized", "pruned"])
+def test_a_bias_that_is_made_anew_is_refused(how):
+    layer = nn.Linear(4, 2)
+    if how == "parametrized":
+        nn.utils.parametrize.register_parametrization(layer, "bias", _Double())
+    else:
+        prune.l1_unstructured(layer, "bias", amount=1)
+    with pytest.raises(aimc.AimcError, match="would stay digital"):
+        aimc.convert(nn.Sequential(layer), aimc.presets.ideal())
 
 
 class Experts(nn.Module):

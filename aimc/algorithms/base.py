@@ -279,18 +279,20 @@ def visible(state: State) -> Tensor:
     return state["w"] if "w" in state else state["held"]
 
 
+def retention(state: State, t: int) -> dict[str, Tensor]:
+    """What decay, diffusion and reset need of the devices of one tile; see :meth:`PulsedCell.draw_retention`."""
+    prefix = "retention."
+    return {name.removeprefix(prefix): v[t] for name, v in state.items() if name.startswith(prefix)}
+
+
 def relax(array: Array, state: State) -> bool:
     """Let every tile decay and diffuse for one mini-batch, where its cells do; whether they do."""
-    rates = {name.removeprefix("retention."): v for name, v in state.items() if name.startswith("retention.")}
-    if not rates:
+    if not any(name.startswith("retention.") for name in state):
         return False
     step = int(state["counters"][UPDATES]) % (1 << 32)
     for t in range(len(state["held"])):
-        held = state["held"][t]
-        array.cell.relax(
-            held, state["parameters"][t], {n: v[t] for n, v in rates.items()},
-            array.key.fold("tile", t).at("decay", step=step),
-        )  # fmt: skip
+        key = array.key.fold("tile", t).at("decay", step=step)
+        array.cell.relax(state["held"][t], state["parameters"][t], retention(state, t), key)
     show(array, state, "relax")
     return True
 

@@ -81,8 +81,9 @@ class FirstThen(PlateauRule):
 class SlopeTest(PlateauRule):
     """A straight line through the last ``window`` values does not fall, with the given confidence.
 
-    The slope's upper bound ``b + z s_b`` is compared with ``-least`` per epoch, relative to the mean value: a plateau
-    is where a fall of at least that much cannot be shown. z is the normal quantile of the confidence.
+    The slope's upper bound ``b + q s_b`` is compared with ``-least`` per epoch, relative to the mean value: a plateau
+    is where a fall of at least that much cannot be shown. q is the confidence's quantile of Student's t with ``window
+    - 2`` degrees of freedom, so that on independent normal noise around a level it says so with that probability.
 
     Example:
         >>> SlopeTest(window=4).hit([1.0, 0.8, 0.6, 0.4], 0), SlopeTest(window=4).hit([1.0, 0.99, 1.01, 1.0], 0)
@@ -99,7 +100,7 @@ class SlopeTest(PlateauRule):
         self.require(self.least >= 0, "least", "must not be negative")
 
     def hit(self, values: Sequence[float], hits: int) -> bool:
-        from statistics import NormalDist
+        from scipy.special import stdtrit
 
         n = self.window
         if len(values) < n:
@@ -110,4 +111,4 @@ class SlopeTest(PlateauRule):
         slope = sum((k - centre) * v for k, v in enumerate(y)) / square
         rest = sum((v - mean - slope * (k - centre)) ** 2 for k, v in enumerate(y))
         error = math.sqrt(rest / (n - 2) / square)
-        return slope + NormalDist().inv_cdf(self.confidence) * error >= -self.least * abs(mean)
+        return slope + float(stdtrit(n - 2, self.confidence)) * error >= -self.least * abs(mean)

@@ -19,10 +19,12 @@ _HISTORY = 64
 
 
 class WarmStart(Config):
-    """Fill the tiles one after another, the most significant one first, before the chain runs.
+    """Fill the tiles one after another, from a target down to the source, before the chain runs.
 
     Fields:
         source: tile that the active one is filled from, 0 or 1; null takes the order's own.
+        target: tile that is filled first, above the source; null takes the most significant one. Tiles above it get
+            nothing before the chain runs.
         period_of: tile whose period the filling has; null takes the order's own.
         rule: when to go on to the next tile.
         signal: what the rule sees, once per epoch: ``loss``, the training loss, so that all layers go together; or
@@ -31,6 +33,7 @@ class WarmStart(Config):
     """
 
     source: Literal[0, 1] | None = None
+    target: int | None = None
     period_of: Literal[0, 1] | None = None
     rule: PlateauRule = FirstThen()
     signal: Literal["loss", "pulses"] = "loss"
@@ -65,6 +68,8 @@ class Residual(Transferring):
         transfer_growth: ``transfer_lr`` is that of tile T-1, every less significant tile has this factor more.
         transfer_lrs: the rates themselves.
         transfer_pulses: how what was read becomes pulses.
+        reset_chance: of the published orders: probability that a column of the source is reset after it was read, to
+            the cell's ``rest``.
         warm_start: for the published orders, or null.
 
     Example:
@@ -92,6 +97,7 @@ class Residual(Transferring):
     transfer_growth: float = 1.2
     transfer_lrs: tuple[float, ...] = ()
     transfer_pulses: PulseTrain = PulseTrain()
+    reset_chance: float = 0.0
     warm_start: WarmStart | None = None
 
     COUNTERS = 8
@@ -138,11 +144,25 @@ class Residual(Transferring):
             "transfer_pulses.kind",
             "a direct transfer is stochastic",
         )
+        self.require(0 <= self.reset_chance <= 1, "reset_chance", f"is in [0, 1], got {self.reset_chance}")
+        self.require(
+            self.reset_chance == 0 or self.order != "reencode",
+            "reset_chance",
+            "is of the published orders; 'reencode' takes from a tile what it passes on",
+        )
         self.require(
             self.warm_start is None or self.order != "reencode",
             "warm_start",
             "is of the published orders; with 'reencode' every tile is reached at once",
         )
+        warm = self.warm_start
+        if warm is not None and warm.target is not None:
+            source = self.source_of(warm)
+            self.require(
+                source < warm.target < self.tiles,
+                "warm_start.target",
+                f"is a tile above the source {source} and below tiles ({self.tiles}), got {warm.target}",
+            )
 
     # The numbers of a layer ------------------------------------------------------------------------------------------
 
@@ -163,6 +183,10 @@ class Residual(Transferring):
         if self.columns is not None:
             return min(self.columns, columns)
         return min(max(self.cells_per_visit // max(rows, 1), 1), columns) if self.order == "reencode" else 1
+
+    def source_of(self, warm: WarmStart) -> int:
+        """Tile that a warm start fills the others from."""
+        return warm.source if warm.source is not None else (1 if self.order == "cuda" else 0)
 
     def period_of(self, tile: int) -> int:
         """Mini-batches between transfers of a tile to the next one."""
@@ -189,7 +213,8 @@ class Residual(Transferring):
 
     def init(self, array: Array, weight: Tensor) -> State:
         state = super().init(array, weight)
-        state["counters"][ACTIVE] = self.tiles - 1 if self.warm_start is not None else -1
+        warm, last = self.warm_start, self.tiles - 1
+        state["counters"][ACTIVE] = -1 if warm is None else last if warm.target is None else warm.target
         return state
 
     def active_tile(self, state: State) -> int | None:
@@ -231,6 +256,7 @@ class Residual(Transferring):
                     self.columns_of(array),
                     self.rate_of(source, lr),
                     self.transfer_pulses,
+                    self.reset_chance,
                 )
         self.finish(array, state, vectors)
 
@@ -288,7 +314,7 @@ class Residual(Transferring):
             counters[FLAG] = 0
         active = int(counters[ACTIVE])
         if warm is not None and active >= 0:
-            source = warm.source if warm.source is not None else (1 if self.order == "cuda" else 0)
+            source = self.source_of(warm)
             of = warm.period_of if warm.period_of is not None else (0 if self.order == "paper" else 1)
             if active > source or warm.self_transfer:
                 if is_due[min(of, n - 2)]:

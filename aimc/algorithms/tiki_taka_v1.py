@@ -15,6 +15,7 @@ class TikiTakaV1(Transferring):
     Fields (see :class:`aimc.algorithms.Transferring` for the rest):
         period: mini-batches between transfers.
         gamma: share of the fast tile in the weight; 0 hides it.
+        reset_chance: probability that a column of the fast tile is reset after it was read, to the cell's ``rest``.
         transfer_pulses: how what was read becomes pulses.
 
     Example:
@@ -28,6 +29,7 @@ class TikiTakaV1(Transferring):
     scale_transfer_lr: bool = False
     period: int = 1
     gamma: float = 0.0
+    reset_chance: float = 0.0
     transfer_pulses: PulseTrain = PulseTrain()
 
     @property
@@ -37,6 +39,7 @@ class TikiTakaV1(Transferring):
     def validate(self):
         super().validate()
         self.require(self.period >= 1, "period", f"must be at least 1, got {self.period}")
+        self.require(0 <= self.reset_chance <= 1, "reset_chance", f"is in [0, 1], got {self.reset_chance}")
         self.require(
             self.transfer_pulses.kind == "stochastic",
             "transfer_pulses.kind",
@@ -50,8 +53,9 @@ class TikiTakaV1(Transferring):
         self.pulse(array, state, 0, vectors, self.fast_rate(array, lr))
         if (int(state["counters"][UPDATES]) + 1) % self.period == 0:
             transfer_columns(
-                array, state, 0, 1, self.columns_of(array), self.transfer_rate(lr), self.transfer_pulses
-            )
+                array, state, 0, 1, self.columns_of(array), self.transfer_rate(lr), self.transfer_pulses,
+                self.reset_chance,
+            )  # fmt: skip
         self.finish(array, state, vectors)
 
     def schedule(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from aimc.algorithms.base import Algorithm, Array, State, Transfers, one_hot_read, tile_of, visible
+import torch
+
+from aimc.algorithms.base import Algorithm, Array, State, Transfers, one_hot_read, retention, tile_of, visible
 from aimc.ops.pulsed_update import PulseTrain
 from aimc.ops.transfer import transfer
+from aimc.random import uniform
 
 
 class Transferring(Algorithm):
@@ -45,9 +48,13 @@ class Transferring(Algorithm):
 
 
 def transfer_columns(
-    array: Array, state: State, source: int, target: int, columns: int, lr: float, train: PulseTrain
-) -> None:
-    """The next columns of tile ``source`` as pulses onto tile ``target``; ``state["reads"]`` is the pointer."""
+    array: Array, state: State, source: int, target: int, columns: int, lr: float, train: PulseTrain,
+    reset_chance: float = 0.0,
+) -> None:  # fmt: skip
+    """The next columns of tile ``source`` as pulses onto tile ``target``; ``state["reads"]`` is the pointer.
+
+    Each column is reset after its read with the probability ``reset_chance``.
+    """
     number = int(state["reads"][source])
     found = transfer(
         tile_of(array, state, target), visible(state)[source], number % array.shape[1], columns, number, lr,
@@ -55,6 +62,23 @@ def transfer_columns(
     )  # fmt: skip
     state["reads"][source] += columns
     state["statistics"][target] += found
+    if reset_chance > 0:
+        _reset_columns(array, state, source, number, columns, reset_chance)
+
+
+def _reset_columns(array: Array, state: State, t: int, number: int, columns: int, chance: float) -> None:
+    """Reset some of the columns that were read from visit ``number`` on, drawn by their visits."""
+    key = array.key.fold("reset", t)
+    drawn = uniform(key.at("algorithm"), columns, offset=number) < chance
+    visited = (number + torch.arange(columns))[drawn] % array.shape[1]
+    if not len(visited):
+        return
+    held, key = state["held"][t], key.at("decay", step=number % (1 << 32))
+    mask = torch.zeros(array.shape, dtype=torch.bool, device=held.device)
+    mask[:, visited] = True
+    array.cell.reset(held, state["parameters"][t], retention(state, t), mask, key)
+    if "w" in state:
+        state["w"][t] = torch.where(mask, array.cell.shown(held, key.at("pulse_noise")), state["w"][t])
 
 
 def transfers(

@@ -153,6 +153,8 @@ class Cell(Config):
         """
         g = self.drift(cells, t)
         clock = self.log_read(t)
+        if not math.isfinite(clock):
+            raise AimcError(f"{t:g} s after programming is beyond the model", field="time")
         scale = self.read_noise_std(cells.target, t) / math.sqrt(clock)
         if bool((scale > 0).any()):
             start = self.log_read(0.0)
@@ -254,7 +256,8 @@ def brownian(key: Key, shape: tuple[int, ...], start: float, elapsed: float, dev
     """
     if not 0 <= elapsed <= LOG_RANGE:
         raise AimcError(
-            f"read noise is defined up to a log-time of {LOG_RANGE} after programming", field="time"
+            f"read noise is defined up to {LOG_RANGE} e-folds of time after programming (about 5e7 years)",
+            field="time",
         )
 
     def draw(node: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aimc.convert import evaluating, require_analog
 from aimc.errors import AimcError, suggest
 
-_KEPT = 1 << 17  # magnitudes kept per row tile and batch
+_KEPT = 1 << 17  # largest magnitudes kept per row tile: enough for the default quantile of 2.6e9 values
 Method = Literal["quantile", "max", "std", "moving_quantile", "moving_std"]
 
 
@@ -60,6 +60,8 @@ def calibrate(
         name: [[] for _ in layer.layout.splits] for name, layer in layers.items()
     }
 
+    counts = {name: [0 for _ in layer.layout.splits] for name, layer in layers.items()}
+
     def observe(name: str, x: Tensor) -> None:
         for k, (a, b) in enumerate(layers[name].layout.splits):
             values = x[:, :, a:b].abs().flatten()
@@ -81,8 +83,12 @@ def calibrate(
                         x.new_tensor(values.numel(), dtype=torch.float64),
                     ]
                 )[None]
-            elif values.numel() > _KEPT:
-                values = values[:: values.numel() // _KEPT + 1]
+            elif method == "quantile":
+                counts[name][k] += values.numel()
+                values = torch.cat([*seen[name][k], values])
+                if values.numel() > _KEPT:
+                    values = values.topk(_KEPT).values
+                seen[name][k] = []
             seen[name][k].append(values)
 
     with contextlib.ExitStack() as stack:
@@ -94,12 +100,20 @@ def calibrate(
     result = {}
     for name in layers:
         values: list[Tensor] = []
-        for parts in seen[name]:
+        for k, parts in enumerate(seen[name]):
             everything = torch.cat(parts) if parts else torch.empty(0)
             if everything.numel() == 0:
                 raise AimcError("saw no input during calibration", layer=name, field="batches")
             if method == "quantile":
-                value = _quantile(everything, quantile)
+                from_above = counts[name][k] - _rank(counts[name][k], quantile)
+                if from_above >= everything.numel():
+                    raise AimcError(
+                        f"only the {_KEPT} largest of {counts[name][k]} inputs are kept, and the quantile "
+                        f"{quantile:g} lies below them; use 'moving_quantile', or fewer inputs",
+                        layer=name,
+                        field="quantile",
+                    )
+                value = everything.kthvalue(everything.numel() - from_above).values
             elif method == "max":
                 value = everything.max()
             elif method in ("moving_quantile", "moving_std"):
@@ -113,6 +127,9 @@ def calibrate(
         layer.set_input_range(result[name])
 
 
+def _rank(count: int, quantile: float) -> int:
+    return min(count, max(1, round(quantile * count)))
+
+
 def _quantile(values: Tensor, quantile: float) -> Tensor:
-    rank = min(values.numel(), max(1, round(quantile * values.numel())))
-    return values.kthvalue(rank).values
+    return values.kthvalue(_rank(values.numel(), quantile)).values

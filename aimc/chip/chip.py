@@ -187,11 +187,11 @@ class Chip:
                     stacklevel=2,
                 )
                 factor = torch.where(sound, factor, 1)
-        reads = key.fold("evaluation", repr(float(time)))
+        reads, dtype = key.fold("evaluation", repr(float(time))), layer.weight.dtype
         return ProgrammedWeights(
-            weights=weights.to(layer.weight.dtype),
-            scale=held.scale,
-            compensation=factor,
+            weights=weights.to(dtype),
+            scale=held.scale.to(dtype),
+            compensation=factor.to(dtype) if factor is not None else None,
             bias=held.digital.get("bias"),
             gain=held.digital.get("output_gain"),
             input_range=held.digital.get("input_range"),

@@ -68,7 +68,8 @@ class Accuracy:
             raise AimcError(f"must be at least 1, got {batch_size}", field="batch_size")
         if classes is not None and classes < 2:
             raise AimcError(f"must be at least 2, got {classes}", field="classes")
-        self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
+        self.inputs: tuple[Tensor, ...] = inputs
+        self.targets, self.batch_size = targets, batch_size
         self.chance = 1.0 / (classes if classes is not None else int(targets.max()) + 1)
 
     @torch.no_grad()
@@ -212,12 +213,14 @@ class DriftResult:
         )
         return generator.integers(0, self.chips, (2000, self.chips))
 
-    def _interval(self, values: np.ndarray) -> np.ndarray:
+    def _interval(self, values: np.ndarray) -> np.ndarray | None:
+        if self.chips < 2:
+            return None  # one chip says nothing about others
         return np.quantile(values[:, self._draws].mean(2), (0.025, 0.975), axis=1).T
 
     @property
-    def interval(self) -> np.ndarray:
-        """95 % bootstrap interval of the mean over chips, ``[times, 2]``."""
+    def interval(self) -> np.ndarray | None:
+        """95 % bootstrap interval of the mean over chips, ``[times, 2]``; None for a single chip."""
         return self._interval(self.values)
 
     @property
@@ -246,7 +249,7 @@ class DriftResult:
 
     @property
     def normalised_interval(self) -> np.ndarray | None:
-        """95 % bootstrap interval of the mean A*, ``[times, 2]``."""
+        """95 % bootstrap interval of the mean A*, ``[times, 2]``; None for a single chip."""
         values = self.normalised_values
         return self._interval(values) if values is not None else None
 
@@ -312,15 +315,21 @@ class DriftResult:
     def __str__(self) -> str:
         head = ["time", "mean", "chip std", "worst", "95 % interval"]
         lines = []
-        star, inside, p = self.normalised, self.normalised_interval, self.iso_p
+        interval, star, inside, p = self.interval, self.normalised, self.normalised_interval, self.iso_p
+
+        def number(value: float) -> str:
+            return f"{value:.4f}" if math.isfinite(value) else "-"
+
+        def between(edges: np.ndarray | None) -> str:
+            return f"{edges[0]:.4f}-{edges[1]:.4f}" if edges is not None else "-"
+
         if star is not None:
             head += ["A*", "A* interval", f"A* >= {ISO:.0%}"]
         for i, time in enumerate(self.times):
-            low, high = self.interval[i]
-            row = [readable(time), *(f"{v:.4f}" for v in (self.mean[i], self.std[i], self.worst[i]))]
-            row.append(f"{low:.4f}-{high:.4f}")
-            if star is not None and inside is not None:
-                row += [f"{star[i]:.4f}", f"{inside[i][0]:.4f}-{inside[i][1]:.4f}"]
+            row = [readable(time), *(number(v) for v in (self.mean[i], self.std[i], self.worst[i]))]
+            row.append(between(interval[i] if interval is not None else None))
+            if star is not None:
+                row += [f"{star[i]:.4f}", between(inside[i] if inside is not None else None)]
                 row.append("-" if p is None else f"{'yes' if p[i] < 0.05 else 'not shown'} (p={p[i]:.2g})")
             lines.append(row)
         widths = [max(len(r[c]) for r in [head, *lines]) for c in range(len(head))]

@@ -4,7 +4,7 @@ from aimc.data.augmentation import AUGMENTATIONS, auto_augment, crop_flip
 from aimc.data.batching import Inputs, Samples, batches
 from aimc.data.catalogue import DATASETS, TEXTS, Source, TextSource
 from aimc.data.loading import SPLITS, TensorData, load
-from aimc.data.text import TEXT_SPLITS, SentenceData, TokenData, load_sentences, load_tokens
+from aimc.data.text import TEXT_SPLITS, SentenceData, TokenData, Tokenizer, load_sentences, load_tokens
 
 __all__ = [
     "AUGMENTATIONS",
@@ -19,6 +19,7 @@ __all__ = [
     "TensorData",
     "TextSource",
     "TokenData",
+    "Tokenizer",
     "auto_augment",
     "batches",
     "crop_flip",

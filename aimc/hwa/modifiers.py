@@ -159,10 +159,14 @@ class CellNoise(Modifier):
     def changes(self, cell: Cell, strength: float) -> tuple[tuple, ...]:
         return ()
 
-    def disturb(self, normalised: Tensor, layout: Layout, cell: Cell, key: Key, strength: float) -> Tensor:
-        """Normalised weights ``[outputs, rows]`` as an aged chip would hold them."""
-        # A chip has one age: it follows the step alone, so that all layers of a network are as old.
-        age = Key(0).fold("age").at("time", step=key.step)
+    def disturb(
+        self, normalised: Tensor, layout: Layout, cell: Cell, key: Key, strength: float, network: Key
+    ) -> Tensor:
+        """Normalised weights ``[outputs, rows]`` as an aged chip would hold them.
+
+        A chip has one age: it follows the network's key and the step, so that all layers are as old.
+        """
+        age = network.fold("age").at("time", step=key.step)
         time = log_uniform(age, seconds(self.earliest), seconds(self.latest))
         # Cells number their own draws by step, a new chip for each of ours.
         key = Key(key.fold("chip", key.step).seed)
@@ -193,8 +197,12 @@ def modify_weights(
     strength: float = 1.0,
     contiguous_tiles: bool = False,
     backend: str = "auto",
+    network: Key = Key(0),
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """Apply modifiers in order to a weight matrix ``[outputs, rows]``; returns what ``perturb_weights`` returns."""
+    """Apply modifiers in order to a weight matrix ``[outputs, rows]``; returns what ``perturb_weights`` returns.
+
+    ``key`` is the layer's, ``network`` rules what all layers have in common.
+    """
     stages: list = [[]]
     for modifier in modifiers:
         if isinstance(modifier, CellNoise):
@@ -208,7 +216,7 @@ def modify_weights(
             assert result is not None and scale is not None
             full = expand_scale(scale, layout)
             normalised = torch.where(full > 0, torch.cat(result, 1) / full, 0)
-            weight = stage.disturb(normalised.clamp(-1, 1), layout, cell, draw, strength) * full
+            weight = stage.disturb(normalised.clamp(-1, 1), layout, cell, draw, strength, network) * full
             result = [weight[:, a:b] for a, b in splits]
         elif index == 0 or stage:
             result, scale, more = perturb_weights(

@@ -14,6 +14,7 @@ from .language import AdaptiveSoftmax, LSTMLanguageModel
 from .lenet import LeNet5, TanhLeNet5
 from .mlp import MLP
 from .resnet import ResNet
+from .sentence import SentenceClassifier
 from .wideresnet import WideResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -34,6 +35,7 @@ __all__ = [
     "LSTMLanguageModel",
     "LeNet5",
     "ResNet",
+    "SentenceClassifier",
     "TanhLeNet5",
     "ThinResNet",
     "WideResNet",

@@ -43,6 +43,14 @@ class AdaptiveSoftmax(nn.Module):
             narrow = max(1, round(width / division**number))
             self.tails.append(nn.Sequential(nn.Linear(width, narrow, bias=False), nn.Linear(narrow, b - a)))
 
+    @torch.no_grad()
+    def start_from(self, counts: Tensor) -> None:
+        """Begin with the words' frequencies: biases at their logarithms. ``counts`` is ``[vocabulary]``, positive."""
+        common, *rest = counts.tensor_split(self.cutoffs)
+        _start(self.common, torch.cat([common, torch.stack([c.sum() for c in rest])]))
+        for tail, c in zip(self.tails, rest):
+            _start(list(tail.children())[1], c)
+
     def parts(self, hidden: Tensor, targets: Tensor) -> Scores:
         """What decides about targets ``[n]``, from inputs ``[n, width]``: the first step of all, the second of some."""
         first, scores = targets, []
@@ -66,11 +74,18 @@ class AdaptiveSoftmax(nn.Module):
         )  # fmt: skip
 
 
+def _start(linear: nn.Module, counts: Tensor) -> None:
+    assert isinstance(linear, nn.Linear)
+    logarithms = counts.to(linear.bias.dtype).log()
+    linear.bias.copy_(logarithms - logarithms.mean())
+
+
 class LSTMLanguageModel(nn.Module):
     """Embedding, layers of LSTM, softmax; dropout before and after each layer.
 
     Zaremba, Sutskever, Vinyals, "Recurrent neural network regularization", arXiv:1409.2329. Weights begin uniform
-    within 0.1 (embedding, softmax) or as torch has them, the bias of the forget gates at 1.
+    within 0.1 (embedding, softmax) or as torch has them, the bias of the forget gates at 1. Call :meth:`start_from`
+    before training: a network that has to learn the words' frequencies first drives its states into saturation.
 
     Args:
         vocabulary: number of words, the commonest first where there are ``cutoffs``.
@@ -120,6 +135,24 @@ class LSTMLanguageModel(nn.Module):
                     "bias_ih"
                 ):  # gates in the order input, forget, cell, output; the other bias adds
                     bias[width : 2 * width] = 1
+
+    @torch.no_grad()
+    def start_from(self, counts: Tensor) -> None:
+        """Begin with the words' frequencies: the softmax's biases at their logarithms.
+
+        Args:
+            counts: how often each word occurs, ``[vocabulary]``, positive.
+
+        Example:
+            >>> net = LSTMLanguageModel(3, width=4)
+            >>> net.start_from(torch.tensor([6.0, 3.0, 1.0]))
+            >>> torch.softmax(net.head.bias, 0)
+            tensor([0.6000, 0.3000, 0.1000], grad_fn=<SoftmaxBackward0>)
+        """
+        if isinstance(self.head, AdaptiveSoftmax):
+            self.head.start_from(counts)
+        else:
+            _start(self.head, counts)
 
     def forward(
         self, tokens: Tensor, state: State | None = None, targets: Tensor | None = None

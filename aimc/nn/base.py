@@ -66,6 +66,11 @@ class Call:
     held: HeldPass | None = None
 
 
+def _smallest(dtype: torch.dtype) -> float:
+    """The smallest input range: its inverse stays finite."""
+    return min(torch.finfo(dtype).tiny * 1e6, 1e-4)
+
+
 def _no_gradient(push: Tensor, ranges: Tensor, call: Call) -> Tensor:
     """While the first batches set the range, the optimizer does not."""
     return torch.zeros_like(push)
@@ -94,6 +99,7 @@ class AnalogLayer(nn.Module):
         self.hardware, self.layout, self.key, self.name = hardware, layout, key, name
         self.backend = check_backend(backend)
         self.check_finite = True
+        self.network_seed = key.seed  # convert gives all layers of a network the same
         self.noise_strength: float | None = None
         self.statistics: Statistics | None = None
         self._programmed: ProgrammedWeights | None = None
@@ -165,7 +171,7 @@ class AnalogLayer(nn.Module):
             clip_(self.weight, training.clip)
             self._clipped_version = self.weight._version
         if isinstance(self.input_range, nn.Parameter):
-            self.input_range.clamp_(min=torch.finfo(self.input_range.dtype).tiny * 1e6)
+            self.input_range.clamp_(min=_smallest(self.input_range.dtype))
 
     def _clip_changes(self) -> None:
         """Before a forward pass in training mode, if the weights changed otherwise than by an optimizer."""
@@ -197,7 +203,7 @@ class AnalogLayer(nn.Module):
             strength = training.strength(self._step) if training is not None else 0.0
         weights, scale, factor = modify_weights(
             matrix, self.layout, modifiers, self.hardware.cell, scale,
-            self.key.at("modifier", step=self._step), strength, True, self.backend,
+            self.key.at("modifier", step=self._step), strength, True, self.backend, Key(self.network_seed),
         )  # fmt: skip
         return Tiles(weights, scale, factor)
 
@@ -250,7 +256,7 @@ class AnalogLayer(nn.Module):
             self.input_range.copy_(run.first_range)
             x = torch.cat(run.seen)
         setting, k = self.hardware.input_range, self._range_batches
-        tiny = torch.finfo(x.dtype).tiny * 1e6
+        tiny = _smallest(x.dtype)
         for tile, (a, b) in enumerate(self.layout.splits):
             part = x[:, :, a:b]
             if part.numel() == 0 or not bool(torch.isfinite(part).all()):
@@ -401,19 +407,21 @@ class AnalogLayer(nn.Module):
         layout = self.layout_on(hardware)
         kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
         counters = self._step, self._evaluated, self._range_batches
-        settings = self.check_finite, self.noise_strength
+        settings = self.check_finite, self.noise_strength, self.network_seed
         clipped = self._clipped_version
         for name in ("input_range", "output_gain", "column_scale"):
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
         self._set_up(hardware, layout, self.key, self.name, self.backend)
         self._step, self._evaluated, self._range_batches = counters
-        self.check_finite, self.noise_strength = settings
+        self.check_finite, self.noise_strength, self.network_seed = settings
         self._clipped_version = clipped
         for name, old in kept.items():
             new = getattr(self, name)
             if old is None or new is None or old.shape != new.shape:
                 continue
+            with torch.no_grad():  # a range that was never set gives way to a given one
+                old.copy_(torch.where(old.isnan(), new, old))
             if isinstance(old, nn.Parameter) and isinstance(new, nn.Parameter):
                 setattr(self, name, old)
             else:
@@ -422,17 +430,20 @@ class AnalogLayer(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        seed = self.key.seed - (1 << 64) if self.key.seed >= 1 << 63 else self.key.seed
+        seeds = (s - (1 << 64) if s >= 1 << 63 else s for s in (self.key.seed, self.network_seed))
+        own, network = seeds
         destination[prefix + "analog_state"] = torch.tensor(
-            [seed, self._step, self._evaluated, self._range_batches], dtype=torch.int64
+            [own, self._step, self._evaluated, self._range_batches, network], dtype=torch.int64
         )
         destination[prefix + "analog_hardware"] = hardware_record(self.hardware)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
         saved = state_dict.get(prefix + "analog_state")
         if saved is not None:
-            seed, self._step, self._evaluated, self._range_batches = (int(v) for v in saved)
+            seed, self._step, self._evaluated, self._range_batches, *network = (int(v) for v in saved)
             self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
+            if network:  # earlier files do not have it
+                self.network_seed = network[0] % (1 << 64)
         changed = []
         if prefix + "analog_hardware" in state_dict:
             changed = differences(saved_hardware(state_dict, prefix[:-1]), self.hardware)

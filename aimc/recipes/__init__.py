@@ -4,15 +4,18 @@ To add one: copy a sibling file, keep the ``Expected``, ``Machine`` and ``Time``
 one line to :data:`RECIPES`.
 """
 
+from aimc.recipes.bert_sst2 import bert_sst2, bert_sst2_small
 from aimc.recipes.chips import Calibration, Evaluation
 from aimc.recipes.demo import demo
 from aimc.recipes.demo_insitu import demo_insitu
+from aimc.recipes.encoders import Encoder
 from aimc.recipes.hwa import HwaExperiment
 from aimc.recipes.in_memory import InSituExperiment, OntoChips
 from aimc.recipes.lenet_insitu import lenet_mnist_insitu
 from aimc.recipes.lenet_mnist import lenet_mnist_hwa
-from aimc.recipes.networks import MLP, LeNet5, Network, ResNet, ThinResNet, WideResNet
-from aimc.recipes.parts import Dataset
+from aimc.recipes.lstm_wikitext2 import lstm_wikitext2, lstm_wikitext2_small
+from aimc.recipes.networks import LSTM, MLP, LeNet5, Network, ResNet, ThinResNet, WideResNet
+from aimc.recipes.parts import Data, Dataset, Task
 from aimc.recipes.recipe import Recipe
 from aimc.recipes.resnet32_cifar10 import resnet32_cifar10, resnet32_cifar10_small
 from aimc.recipes.resnet_insitu import (
@@ -22,6 +25,8 @@ from aimc.recipes.resnet_insitu import (
     resnet34_insitu_small,
 )
 from aimc.recipes.running import evaluate_run, run_experiment
+from aimc.recipes.sentences import Sentences
+from aimc.recipes.texts import Text
 from aimc.recipes.wideresnet_cifar100 import wideresnet_cifar100, wideresnet_cifar100_small
 
 RECIPES: dict[str, Recipe] = {
@@ -39,15 +44,22 @@ RECIPES: dict[str, Recipe] = {
         Recipe(resnet18_insitu_small),
         Recipe(resnet34_insitu),
         Recipe(resnet34_insitu_small),
+        Recipe(lstm_wikitext2),
+        Recipe(lstm_wikitext2_small),
+        Recipe(bert_sst2),
+        Recipe(bert_sst2_small),
     )
 }
 """Every recipe by name."""
 
 __all__ = [
+    "LSTM",
     "MLP",
     "RECIPES",
     "Calibration",
+    "Data",
     "Dataset",
+    "Encoder",
     "Evaluation",
     "HwaExperiment",
     "InSituExperiment",
@@ -56,6 +68,9 @@ __all__ = [
     "OntoChips",
     "Recipe",
     "ResNet",
+    "Sentences",
+    "Task",
+    "Text",
     "ThinResNet",
     "WideResNet",
     "evaluate_run",

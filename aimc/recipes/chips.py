@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
+import torch
 from torch import nn
 
+from aimc.cells import Cell
 from aimc.chip import (
     Accuracy,
     Compensation,
@@ -17,7 +19,9 @@ from aimc.chip import (
 )
 from aimc.chip.calibration import Method
 from aimc.config import Config
+from aimc.errors import AimcError
 from aimc.hardware import Hardware
+from aimc.random import Key
 from aimc.recipes.parts import Task, available_cores
 from aimc.train import Progress, Run
 from aimc.units import seconds
@@ -67,6 +71,20 @@ class Evaluation(Config):
             seconds(time_)
         self.require(self.chips >= 1, "chips", f"must be at least 1, got {self.chips}")
         self.require(self.batch_size >= 1, "batch_size", f"must be at least 1, got {self.batch_size}")
+
+
+def check_times(cell: Cell, times: tuple[str | float, ...]) -> None:
+    """Refuse a time to which the cells cannot be aged.
+
+    Raises:
+        AimcError: names the time.
+    """
+    cells = cell.program(torch.zeros(cell.devices, 1, 1), Key(0))
+    for moment in times:
+        try:
+            cell.read(cells, seconds(moment), Key(0))
+        except AimcError as error:
+            raise AimcError(f"{moment}: {error.message}", field="evaluation.times") from None
 
 
 def measure_ranges(net: nn.Module, hardware: Hardware, setting: Calibration, task: Task) -> None:

@@ -16,7 +16,7 @@ from aimc.files import read_config, write_atomic
 from aimc.hardware import Hardware
 from aimc.ops import check_backend
 from aimc.random import Key
-from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measure_ranges
+from aimc.recipes.chips import Calibration, Evaluation, check_times, evaluate_variant, measure_ranges
 from aimc.recipes.networks import Network
 from aimc.recipes.parts import Data, Dataset, Task, fresh_network, limited_threads
 from aimc.report import draw, load_run
@@ -99,7 +99,7 @@ def run_hwa(
     """Run an experiment, or what is left of it; arguments and errors as for :func:`aimc.recipes.run_experiment`."""
     progress = progress or Progress()
     with limited_threads(config.threads):
-        loaded = config.dataset.load(data)
+        loaded = config.dataset.load(data, config.network)
         with Run(output, config, data=loaded.hashes, backend=config.backend, tensorboard=tensorboard) as run:
             _Experiment(config, loaded, run, progress).all()
             return finish(run.path, progress)
@@ -115,6 +115,9 @@ class _Experiment:
     def all(self) -> None:
         config, data = self.config, self.data
         teacher = fresh_network(config.network, data, config.seed)
+        # What the hardware cannot do is said before hours of training.
+        convert(teacher, config.hardware, digital=config.digital, seed=config.seed, backend=config.backend)
+        check_times(config.hardware.cell, config.evaluation.times)
         self.fit("teacher", teacher, config.teacher, data.metric("validation"), None)
         student = _analog(config, teacher, data, aware=True)
         mapped = _analog(config, teacher, data, aware=False)
@@ -181,7 +184,7 @@ def evaluate_hwa(
     setting = config.evaluation.replace(**{k: v for k, v in changes.items() if v is not None})
     wanted = (setting.compensation, None) if compensation == "configured" else (compensation,)
     with limited_threads(config.threads):
-        loaded = config.dataset.load(data)
+        loaded = config.dataset.load(data, config.network)
         with Run(path, config, data=loaded.hashes, backend=config.backend, tensorboard=False) as run:
             teacher = fresh_network(config.network, loaded, config.seed)
             load_weights(teacher, run, "teacher")

@@ -21,14 +21,7 @@ from aimc.ops import check_backend
 from aimc.random import Key
 from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measure_ranges
 from aimc.recipes.networks import Network
-from aimc.recipes.parts import (
-    Dataset,
-    Images,
-    find_device,
-    fresh_network,
-    limited_threads,
-    load_images,
-)
+from aimc.recipes.parts import Dataset, Images, find_device, fresh_network, limited_threads, load_images
 from aimc.report import Table, draw, draw_accuracy, draw_telemetry, load_run, transfer_table
 from aimc.train import (
     Progress,

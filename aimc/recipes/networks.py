@@ -90,6 +90,36 @@ class WideResNet(Network):
         return MODELS["wideresnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
 
 
+class ResNet(Network):
+    """Residual network of four stages for 32x32 images, such as ResNet-18.
+
+    Its parts are called ``stem``, ``stages.0`` to ``stages.3`` and ``head``.
+
+    Fields:
+        depth: 10, 18 or 34.
+        width: channels of the first stage.
+
+    Example:
+        >>> sum(p.numel() for p in ResNet(depth=18).build((3, 32, 32), 10).parameters())
+        11173962
+    """
+
+    depth: int = 18
+    width: int = 64
+
+    PARTS: ClassVar[tuple[str, ...]] = ("stem", "stages.0", "stages.1", "stages.2", "stages.3", "head")
+
+    def validate(self):
+        self.require(
+            self.depth in STAGES, "depth", f"is one of {', '.join(map(str, STAGES))}, got {self.depth}"
+        )
+        self.require(self.width >= 1, "width", f"must be at least 1, got {self.width}")
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        _need_images(shape)
+        return MODELS["resnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
+
+
 class LSTM(Network):
     """Language model of LSTM layers.
 
@@ -131,36 +161,6 @@ class LSTM(Network):
             f"must be below the {classes} words of the vocabulary, got {self.cutoffs}",
         )
         return MODELS["lstm"](classes, self.width, self.layers, self.dropout, self.tied, self.cutoffs)
-
-
-class ResNet(Network):
-    """Residual network of four stages for 32x32 images, such as ResNet-18.
-
-    Its parts are called ``stem``, ``stages.0`` to ``stages.3`` and ``head``.
-
-    Fields:
-        depth: 10, 18 or 34.
-        width: channels of the first stage.
-
-    Example:
-        >>> sum(p.numel() for p in ResNet(depth=18).build((3, 32, 32), 10).parameters())
-        11173962
-    """
-
-    depth: int = 18
-    width: int = 64
-
-    PARTS: ClassVar[tuple[str, ...]] = ("stem", "stages.0", "stages.1", "stages.2", "stages.3", "head")
-
-    def validate(self):
-        self.require(
-            self.depth in STAGES, "depth", f"is one of {', '.join(map(str, STAGES))}, got {self.depth}"
-        )
-        self.require(self.width >= 1, "width", f"must be at least 1, got {self.width}")
-
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        _need_images(shape)
-        return MODELS["resnet"](self.depth, self.width, num_classes=classes, in_channels=shape[0])
 
 
 class ThinResNet(Network):

@@ -51,6 +51,9 @@ class Task(abc.ABC):
     def metric(self, split: str, batch_size: int = 1000) -> Accuracy | Perplexity:
         """What a network is judged by on ``validation`` or ``test``; the batch size changes memory and time only."""
 
+    def initialise(self, net: nn.Module) -> None:  # noqa: B027  (most have nothing to add)
+        """Set what initial weights owe to the training data; the network has just been built."""
+
     @abc.abstractmethod
     def calibration(self, count: int) -> Iterable[Any]:
         """So much training data, as :func:`aimc.calibrate` takes it."""
@@ -63,8 +66,13 @@ class Data(Config):
     """
 
     @abc.abstractmethod
-    def load(self, root: str | os.PathLike[str] | None) -> Task:
-        """Read what the configuration names, from a folder of data sets; None as for :func:`aimc.data.load`."""
+    def load(self, root: str | os.PathLike[str] | None, network: Network) -> Task:
+        """Read what the configuration names, for a network that may have a tokenizer of its own.
+
+        Args:
+            root: folder of data sets; None as for :func:`aimc.data.load`.
+            network: which will learn it.
+        """
 
 
 class Dataset(Data):
@@ -95,7 +103,7 @@ class Dataset(Data):
             "auto_augment changes colours between 0 and 1; set pixels to unit with it",
         )
 
-    def load(self, root: str | os.PathLike[str] | None) -> Images:
+    def load(self, root: str | os.PathLike[str] | None, network: Network) -> Images:
         return load_images(self, root)
 
 
@@ -110,7 +118,8 @@ class Images(Task):
 
     def to(self, device: torch.device) -> Images:
         """The same images on another device."""
-        return Images(self.train.to(device), self.validation.to(device), self.test.to(device))
+        parts = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **parts)
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -213,4 +222,6 @@ def fresh_network(network: Network, task: Task, seed: int) -> nn.Module:
     """The digital network with initial weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Key(seed).fold("initial weights").seed)
-        return network.build(task.shape, task.classes)
+        net = network.build(task.shape, task.classes)
+    task.initialise(net)
+    return net

@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aimc import data as datasets
 from aimc.chip import Perplexity
+from aimc.models import LSTMLanguageModel
+from aimc.recipes.networks import Network
 from aimc.recipes.parts import Data, Task
 from aimc.train import LanguageModelling
 
@@ -42,7 +44,7 @@ class Text(Data):
         for name in ("window", "streams"):
             self.require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
 
-    def load(self, root: str | os.PathLike[str] | None) -> RunningText:
+    def load(self, root: str | os.PathLike[str] | None, network: Network) -> RunningText:
         parts = {
             split: datasets.load_tokens(self.name, split, root, limit=getattr(self, f"{split}_tokens"))
             for split in datasets.TEXT_SPLITS
@@ -88,6 +90,10 @@ class RunningText(Task):
             tokens, self.streams, self.window, chance=unigram_perplexity(self.train.tokens, tokens[1:], self.classes)
         )  # fmt: skip
 
+    def initialise(self, net: nn.Module) -> None:
+        if isinstance(net, LSTMLanguageModel):
+            net.start_from(smoothed_counts(self.train.tokens, self.classes))
+
     def calibration(self, count: int) -> list[tuple[Tensor]]:
         """Windows of the training text; each begins without a context."""
         tokens = self.train.tokens[:count]
@@ -121,6 +127,11 @@ class Windows:
         return zip(self._inputs.split(self._window, 1), self._targets.split(self._window, 1))
 
 
+def smoothed_counts(tokens: Tensor, words: int) -> Tensor:
+    """How often each word occurs, and once more, so that none is impossible; ``[words]``."""
+    return torch.bincount(tokens, minlength=words).double() + 1
+
+
 def unigram_perplexity(train: Tensor, test: Tensor, words: int) -> float:
     """Perplexity of predicting every token by its frequency in the training text, each word counted once more.
 
@@ -134,5 +145,5 @@ def unigram_perplexity(train: Tensor, test: Tensor, words: int) -> float:
         >>> round(unigram_perplexity(torch.tensor([0, 0, 1]), torch.tensor([0, 1]), words=2), 3)   # 3/5 and 2/5
         2.041
     """
-    counts = torch.bincount(train, minlength=words).double() + 1
+    counts = smoothed_counts(train, words)
     return math.exp(-float((counts / counts.sum()).log()[test].mean()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from aimc.errors import AimcError
 from aimc.files import write_atomic
@@ -38,6 +39,9 @@ def draw_accuracy(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> No
     _write(figure, path)
 
 
+_MOST_CURVES = 6
+"""Layers up to which each has curves of its own."""
+
 _ROWS = ("pulses per device", "saturated devices, %", "share of the weight, %", "tile being filled")
 
 
@@ -45,7 +49,8 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
     """Draw how the cells of each layer fared over the epochs, one colour per tile (0 takes the gradient's pulses).
 
     Pulses since the start: mean, and dashed the 99.9th percentile; devices within 1 % of a bound; what a tile carries
-    of the composite weight; the tile that a warm start fills, where there is one.
+    of the composite weight; the tile that a warm start fills, where there is one. With many layers the same is a map:
+    a line of it is a tile, and the colour is the value (of the pulses the mean).
 
     Raises:
         AimcError: the run has no telemetry, or the path cannot be written.
@@ -58,6 +63,9 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
     if not rows:
         raise AimcError("the run has no telemetry of cells to draw", field="run")
     epochs, layers = [row["epoch"] for row in rows], list(rows[0]["layers"])
+    if len(layers) > _MOST_CURVES:
+        _draw_maps(run, rows, path)
+        return
     warm = any(held["active_tile"] is not None for row in rows for held in row["layers"].values())
     shown = _ROWS if warm else _ROWS[:3]
     figure = Figure(figsize=(3.6 * len(layers) + 1, 2.3 * len(shown)), layout="constrained")
@@ -85,6 +93,48 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
         axes.set_ylabel(label, fontsize="small")
     grid[0, 0].legend(fontsize="x-small")
     figure.suptitle(f"{run.path.name}: cells over the training", fontsize="medium")
+    _write(figure, path)
+
+
+def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    """The telemetry of many layers: epochs to the right, the tiles of all layers downwards."""
+    import numpy as np
+    from matplotlib.colors import SymLogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    layers = list(rows[0]["layers"])
+    counts = [len(rows[0]["layers"][layer]["tiles"]) for layer in layers]
+    ends = np.cumsum(counts)
+
+    def values(key: str) -> np.ndarray:
+        tiles = [[t[key] for layer in layers for t in row["layers"][layer]["tiles"]] for row in rows]
+        return np.array(tiles, dtype=float).T  # [tiles of all layers, epochs]
+
+    pulses = values("pulses_mean")
+    norm = SymLogNorm(1, vmin=0, vmax=max(float(pulses.max()), 1.0))
+    shown = ((pulses, norm), (100 * values("saturated"), None), (100 * values("share"), None))
+    filling = [
+        (row["epoch"], end - count + row["layers"][layer]["active_tile"] + 0.5)
+        for layer, count, end in zip(layers, counts, ends)
+        for row in rows
+        if row["layers"][layer]["active_tile"] is not None
+    ]
+    figure = Figure(figsize=(12, 2 + 0.09 * int(ends[-1])), layout="constrained")
+    extent = (rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5, float(ends[-1]), 0.0)
+    for axes, label, (image, norm) in zip(figure.subplots(1, len(shown), sharey=True), _ROWS, shown):
+        drawn = axes.imshow(image, norm=norm, aspect="auto", interpolation="nearest", extent=extent)
+        axes.hlines(ends[:-1], *extent[:2], color="white", lw=0.8)
+        if filling:
+            axes.plot(*zip(*filling), ".", color="red", ms=3, label=_ROWS[3])
+            axes.legend(fontsize="x-small")
+        axes.set_yticks(ends - np.array(counts) / 2, layers, fontsize="x-small")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        figure.colorbar(drawn, ax=axes, location="top", aspect=40, label=label)
+    figure.suptitle(
+        f"{run.path.name}: cells over the training, tile 0 of each layer on top", fontsize="medium"
+    )
     _write(figure, path)
 
 

@@ -11,6 +11,7 @@ from aimc.chip import DriftResult
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import read_config, read_json, read_records
+from aimc.units import seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +62,22 @@ class RunReport:
 
     @property
     def evaluations(self) -> list[Evaluated]:
-        """Every evaluation over time, in the order they were made."""
-        return [
-            Evaluated(r["name"], DriftResult.from_dict(r["result"]), r["seconds"])
-            for r in self.records
-            if r["kind"] == "evaluation"
-        ]
+        """Every evaluation over time, in the order they were made.
+
+        An estimator that the run did not ask for is named.
+        """
+        asked = getattr(self.config, "evaluation", None)
+        found = []
+        for r in self.records:
+            if r["kind"] != "evaluation":
+                continue
+            name, used = r["name"], r.get("compensation")
+            if asked is not None and used is not None:
+                estimator = Config.from_dict(used)
+                if estimator != asked.compensation:
+                    name = f"{name} by {_named(estimator)}"
+            found.append(Evaluated(name, DriftResult.from_dict(r["result"]), r["seconds"]))
+        return found
 
     @property
     def groups(self) -> list[list[Evaluated]]:
@@ -74,7 +85,23 @@ class RunReport:
         found: dict[tuple[Any, ...], list[Evaluated]] = {}
         for evaluation in self.evaluations:
             found.setdefault(evaluation.protocol, []).append(evaluation)
-        return list(found.values())
+        return sorted(found.values(), key=lambda group: group[0].protocol != self._asked)
+
+    @property
+    def _asked(self) -> tuple[Any, ...] | None:
+        """The protocol of the run's configuration, where it has one."""
+        asked = getattr(self.config, "evaluation", None)
+        if asked is None:
+            return None
+        return tuple(seconds(t) for t in asked.times), asked.chips, asked.seed
+
+    @property
+    def own(self) -> list[Evaluated]:
+        """The evaluations that the run's configuration asked for; all of the first kind where it asked for none."""
+        groups = self.groups
+        if not groups:
+            return []
+        return groups[0] if self._asked in (None, groups[0][0].protocol) else []
 
     @property
     def parts(self) -> list[tuple[str, float]]:
@@ -84,8 +111,7 @@ class RunReport:
             if r["kind"] == "epoch":
                 name = f"training {r['stage']}"
                 found[name] = found.get(name, 0.0) + r["seconds"]
-        own = self.groups[0] if self.groups else []
-        return [*found.items(), *((f"evaluating {e.name}", e.seconds) for e in own)]
+        return [*found.items(), *((f"evaluating {e.name}", e.seconds) for e in self.own)]
 
     def epochs(self, stage: str) -> list[dict[str, Any]]:
         """The epochs of a training stage."""
@@ -111,13 +137,20 @@ class RunReport:
 
     def results(self) -> dict[str, Any]:
         """The numbers as plain data: accuracies, evaluations of the run's own protocol, times of the parts."""
-        groups = self.groups
         last = {"last_epoch": self.last} if self.last else {}
         return last | {
             "digital": self.digital,
-            "evaluations": {e.name: e.result.to_dict() for e in (groups[0] if groups else [])},
+            "evaluations": {e.name: e.result.to_dict() for e in self.own},
             "seconds": dict(self.parts),
         }
+
+
+def _named(estimator: Config) -> str:
+    """Type and the fields that are not the defaults."""
+    usual = type(estimator)()
+    other = [n for n in estimator.field_names() if getattr(estimator, n) != getattr(usual, n)]
+    fields = ", ".join(f"{n}={getattr(estimator, n)}" for n in other)
+    return f"{type(estimator).__name__}({fields})" if fields else type(estimator).__name__
 
 
 def load_run(path: str | os.PathLike[str]) -> RunReport:

@@ -39,8 +39,10 @@ def _worst(result: DriftResult, i: int) -> str:
 
 def _star(result: DriftResult, i: int) -> str:
     star, inside, p = result.normalised, result.normalised_interval, result.iso_p
-    if star is None or inside is None:
+    if star is None:
         return "-"
+    if inside is None:
+        return f"{100 * star[i]:.1f}"
     mark = " *" if p is not None and p[i] < 0.05 else ""
     return f"{100 * star[i]:.1f} ({100 * inside[i][0]:.1f} to {100 * inside[i][1]:.1f}){mark}"
 

@@ -21,7 +21,7 @@ def _digest(tensors: dict[str, Tensor], details: str) -> str:
     digest = hashlib.sha256(details.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -42,12 +42,33 @@ def save_checkpoint(
         ...     load_checkpoint(f"{folder}/a.safetensors")
         ({'w': tensor([1., 1.])}, {'epoch': 3})
     """
-    from safetensors.torch import save
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    def write(place: str) -> None:
+        try:
+            save_file(held, place, metadata)
+        except SafetensorError as error:  # a full disk, mostly
+            raise OSError(str(error)) from None
+
+    held = _apart(tensors)
     text = json.dumps(details)
     metadata = {"format": _FORMAT, "version": str(_VERSION), "details": text, "sha256": _digest(held, text)}
-    write_atomic(path, save(held, metadata))
+    write_atomic(path, write)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a file takes them: on the CPU, contiguous, no memory in common. Copied only where they are not."""
+    held: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in places or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        places.add(tensor.untyped_storage().data_ptr())
+        held[name] = tensor
+    return held
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

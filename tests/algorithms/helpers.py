@@ -34,7 +34,7 @@ RELATIVE = {"fast_lr": 1.0, "scale_fast_lr": True, "transfer_lr": 1.0, "scale_tr
 WARM = {"tiles": 3, "columns": 2, "period_growth": 2}
 ALGORITHMS: dict[str, Algorithm] = {
     "sgd": AnalogSGD(),
-    "ttv1": TikiTakaV1(gamma=0.3, period=2),
+    "ttv1": TikiTakaV1(gamma=0.3, period=2, reset_chance=0.5),
     "ttv2": TikiTakaV2(columns="all", momentum=0.3),
     "ttv2 vectors": TikiTakaV2(
         **RELATIVE, unit="vectors", period=3, forget=False, most_pulses=2, auto_granularity=50.0
@@ -45,7 +45,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "residual": Residual(tiles=4, columns=3),
     "residual pulsed": Residual(tiles=3, gradient="pulsed", fast_lr=0.1),
     "residual paper": Residual(order="paper", warm_start=WarmStart(rule=LossRise()), **WARM),
-    "residual cpu": Residual(order="cpu", warm_start=WarmStart(rule=LossRise(), signal="pulses"), **WARM),
+    "residual cpu": Residual(
+        order="cpu", warm_start=WarmStart(rule=LossRise(), signal="pulses"), reset_chance=0.5, **WARM
+    ),
     "residual cuda": Residual(
         order="cuda", warm_start=WarmStart(rule=LossRise(), self_transfer=True), **WARM
     ),

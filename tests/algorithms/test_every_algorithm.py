@@ -380,6 +380,8 @@ WRONG = [
     (Residual, {"tiles": 2, "shares_of": (0.5, 1.0), "ratio": 0.5}, "ratio"),
     (Residual, {"transfer_pulses": PulseTrain(kind="none")}, "transfer_pulses.kind"),
     (Residual, {"warm_start": WarmStart()}, "warm_start"),
+    (Residual, {"reset_chance": 0.5}, "reset_chance"),
+    *[(kind, {"reset_chance": 1.5}, "reset_chance") for kind in (Residual, TikiTakaV1)],
     (Residual, {"order": "gpu"}, "order"),
     (Residual, {"gradient": "none"}, "gradient"),
     (WarmStart, {"source": 2}, "source"),

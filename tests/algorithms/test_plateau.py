@@ -37,11 +37,11 @@ def test_first_then_changes_its_rule_after_the_hits():
 
 
 def test_slope_test_by_hand():
-    """Slope 0.1 (0, 1, -2, ...): b, s_b and z by the text book."""
+    """Slope, its standard error and Student's quantile by the text book."""
     y = [5.0, 1.0, 0.9, 0.7, 0.8]
     line = stats.linregress(range(4), y[1:])
     for confidence in (0.6, 0.9, 0.99):
-        bound = line.slope + stats.norm.ppf(confidence) * line.stderr
+        bound = line.slope + stats.t.ppf(confidence, 2) * line.stderr
         assert SlopeTest(window=4, confidence=confidence).hit(y, 0) == (bound >= 0)
         least = -bound / np.mean(y[1:])
         if least > 0:
@@ -60,9 +60,9 @@ def test_how_often_the_slope_test_says_plateau(slope):
     deviation = 1 / np.sqrt(10)  # of the fitted slope: sum (k - 2)^2 = 10
     # At 0 the law is Student's.
     law = stats.nct(n - 2, -slope / deviation) if slope else stats.t(n - 2)
-    expected = law.sf(-stats.norm.ppf(0.9))
+    expected = law.sf(-stats.t.ppf(0.9, n - 2))
     assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / count) + 1 / count
-    assert expected > 0.8 if slope == 0 else (slope < 1 or expected < 0.05)
+    assert expected == pytest.approx(0.9) if slope == 0 else (slope < 1 or expected < 0.1)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aimc.algorithms import LossRise, Residual, WarmStart
+import aimc
+from aimc.algorithms import LossRise, Residual, SlowProgress, WarmStart
 from aimc.algorithms.base import UPDATES
 from aimc.cells import Ladder
 from aimc.errors import AimcError
 from aimc.ops.pulsed_update import Vectors
-from tests.algorithms.helpers import PLAIN, array_of, distance, fit, soft
+from tests.algorithms.helpers import PLAIN, array_of, distance, fit, hardware_of, soft
 from tests.helpers import assert_close
+from tests.nn.pulsed_helpers import batch, loss_of, sgd, small_net
 from tests.pulsed_cells import RANGE
 
 # Four tiles, periods 1, 2 and 4.
@@ -78,6 +80,27 @@ def test_source_and_period_of_a_warm_start_can_be_chosen():
     assert transfers("paper", 2, period_of=1) == [[(0, 1)], [(0, 3), (0, 1), (1, 2)]]
 
 
+def test_the_first_target_of_a_warm_start_can_be_chosen():
+    found = transfers("cpu", 12, target=2)
+    assert found[:8] == [[], [(0, 2)], [], [(0, 2)], [], [(0, 1)], [], [(0, 1)]]
+    assert found[8:] == [[(0, 1)], [(0, 1), (1, 2)], [(0, 1)], [(0, 1), (1, 2), (2, 3)]]
+    assert transfers("cpu", 12, target=3) == transfers("cpu", 12)
+
+
+@pytest.mark.parametrize(
+    ("order", "warm"),
+    [
+        ("cpu", {"target": 0}),
+        ("cpu", {"target": 4}),
+        ("cuda", {"target": 1}),
+        ("cpu", {"target": 1, "source": 1}),
+    ],
+)
+def test_a_target_that_the_source_cannot_fill_is_refused(order, warm):
+    with pytest.raises(AimcError, match="'warm_start.target'.*above the source"):
+        Residual(order=order, warm_start=WarmStart(**warm), **CHAIN)
+
+
 @pytest.mark.parametrize(("order", "first"), [("paper", 0), ("cpu", 0), ("cuda", 0)])
 def test_without_a_warm_start_the_chain_runs_at_once(order, first):
     algorithm = Residual(order=order, **CHAIN)
@@ -103,6 +126,41 @@ def test_the_signal_of_a_layer_is_its_own_pulses():
         actives.append(algorithm.active_tile(state))
     assert actives == [3, 3, 2, 2, 2, 1]
     assert state["values"][:2].tolist() == [7.0, 7.0]  # since the hit, before the last one
+
+
+@pytest.mark.parametrize("signal", ["pulses", "loss"])
+def test_the_layers_of_a_network_decide_each_for_itself_or_together(signal):
+    """With pulses as the signal, each goes on when the rule is met on its own counts; with the loss, all at once."""
+    rule = SlowProgress(window=1, count=1, difference=0.0)  # a value that is not below the one before
+    algorithm = Residual(order="cpu", warm_start=WarmStart(rule=rule, signal=signal), **CHAIN)
+    net = aimc.convert(small_net(), hardware_of(algorithm), seed=0)
+    optimizer, layers = sgd(net), aimc.pulsed_layers(net)
+    counted = {name: [0] for name in layers}
+    losses: list[float] = []
+    actives: dict[str, list[int | None]] = {name: [] for name in layers}
+    for epoch in range(8):
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = loss_of(net, batch(5, seed=10 * epoch + step))
+            loss.backward()
+            optimizer.step()
+        losses.append(float(loss.detach()))
+        for name, layer in layers.items():
+            counted[name].append(int(layer.cells.state["statistics"][0, 2]))
+        aimc.optim.observe(net, losses[-1])
+        for name, layer in layers.items():
+            actives[name].append(layer.telemetry()["active_tile"])
+    for name in layers:
+        values = [float(b - a) for a, b in zip(counted[name], counted[name][1:])]
+        values, expected = values if signal == "pulses" else losses, []
+        active, since, hits = 3, [], 0
+        for value in values:
+            expected.append(max(active - hits, 0) or None)  # the next step moves on
+            since.append(value)
+            if rule.hit(since, 0):
+                hits, since = hits + 1, []
+        assert actives[name] == expected, name
+    assert (actives["0"] == actives["3"]) == (signal == "loss")
 
 
 def test_a_long_warm_start_keeps_the_last_values():

@@ -75,12 +75,14 @@ def large_update(seed: int, chunks: int, images: torch.Tensor, grad: torch.Tenso
     return held.clone()
 
 
-def test_a_large_convolution_in_one_update_has_the_law_of_ten():
+@pytest.mark.parametrize("dense", [False, True], ids=["few positions", "every position"])
+def test_a_large_convolution_in_one_update_has_the_law_of_ten(dense):
     """128 images of 28 x 28 positions are 100352 vectors."""
     g = torch.Generator().manual_seed(0)
     images, grad = torch.rand(128, 1, 32, 32, generator=g), torch.randn(128, 3, 28, 28, generator=g)
-    # Only some positions have a gradient, as behind a pooling layer.
-    grad = torch.where(torch.rand(grad.shape, generator=g) < 0.02, grad + 0.3, 0.0)
+    # Behind a pooling layer only some positions have a gradient.
+    some = torch.rand(grad.shape, generator=g) < 0.02
+    grad = 0.02 * (grad + 0.3) if dense else torch.where(some, grad + 0.3, 0.0)
     one = torch.stack([large_update(seed, 1, images, grad) for seed in range(6)])
     ten = torch.stack([large_update(100 + seed, 10, images, grad) for seed in range(6)])
     for t in range(2):
@@ -133,6 +135,39 @@ def test_transfers_come_after_every_period_th_mini_batch():
             found.append(int(state["reads"][0]))
         assert found == expected, algorithm
         assert state["counters"][UPDATES] == 6
+
+
+def test_columns_are_reset_after_they_were_read():
+    """To the rest point; the ones that were not read stay, and what was read has been passed on."""
+    cell = PLAIN.replace(rest=-0.2, reset_std=0.0)
+    algorithm = TikiTakaV1(**{**RELATIVE, "columns": 2, "reset_chance": 1.0})
+    array, states = array_of(cell), {}
+    for chance in (0.0, 1.0):
+        state = algorithm.init(array, torch.zeros(6, 4))
+        state["held"][0] = 0.5
+        algorithm.replace(reset_chance=chance).step(
+            array, state, Vectors(torch.zeros(2, 4), torch.ones(2, 6)), 0.4
+        )
+        states[chance] = state
+    assert states[0.0]["held"][0].unique().tolist() == [0.5]
+    assert_close("read", states[1.0]["held"][0][:, :2], torch.full((6, 2), -0.2))
+    assert_close("not read", states[1.0]["held"][0][:, 2:], torch.full((6, 2), 0.5))
+    assert float(states[0.0]["held"][1][:, :2].abs().sum()) > 0
+    assert_close("passed on", states[1.0]["held"][1], states[0.0]["held"][1])
+
+
+def test_a_reset_comes_as_often_as_its_chance_and_shows_in_its_columns_alone():
+    cell = PLAIN.replace(reset_std=0.0, write_noise_std=0.5)
+    algorithm = TikiTakaV1(**{**RELATIVE, "columns": 2000, "reset_chance": 0.3})
+    array = array_of(cell, (1, 4000))
+    state = algorithm.init(array, torch.zeros(1, 4000))
+    state["held"][0] = state["w"][0] = 0.5
+    algorithm.step(array, state, Vectors(torch.zeros(1, 4000), torch.ones(1, 1)), 0.1)
+    reset = state["held"][0, 0] == 0.0
+    assert not bool(reset[2000:].any()) and abs(int(reset.sum()) - 600) < 4 * (2000 * 0.3 * 0.7) ** 0.5
+    assert torch.equal(state["w"][0, 0] == 0.5, ~reset)  # write noise of those that were reset, anew
+    noise = state["w"][0, 0][reset]
+    assert float(noise.std()) == pytest.approx(0.5 * cell.dw_min, rel=0.15)
 
 
 def test_a_buffer_grows_by_rate_times_read_over_the_granularity():

@@ -582,3 +582,25 @@ def test_a_copy_made_with_a_chip_in_place_is_of_the_chip():
     assert torch.equal(twin(X), aged) or float((twin(X) - aged).abs().max()) < float(
         (aged - clean).abs().max()
     )
+
+
+def test_calibration_sees_every_feature_whatever_the_batches():
+    """Also one whose place is hidden from a regular thinning."""
+    x = torch.rand(1000, 1024, generator=torch.Generator().manual_seed(0))
+    x[:, 1] *= 10
+    expected = float(x.flatten().kthvalue(round(0.99995 * x.numel())).values)
+    for size in (1000, 96):
+        net = aimc.convert(nn.Linear(1024, 4), aimc.presets.pcm().replace(**{"tile.rows": 1024}), seed=0)
+        aimc.calibrate(net, x.split(size))
+        assert net.input_range.item() == expected
+    with pytest.raises(AimcError, match="moving_quantile"):
+        aimc.calibrate(net, x.split(500), quantile=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_chip_computes_in_the_type_of_the_network(dtype):
+    digital = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 3)).to(dtype)
+    net = aimc.convert(digital, aimc.presets.pcm().replace(**{"input_range.value": 1.0}), seed=0).eval()
+    x = torch.randn(2, 8).to(dtype)
+    with aimc.program(net, seed=1).at("1h"):
+        assert net(x).dtype == dtype and bool(net(x).isfinite().all())

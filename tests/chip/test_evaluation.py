@@ -11,7 +11,7 @@ from scipy import stats
 from torch import nn
 
 import aimc
-from aimc.chip import Accuracy, DriftResult, LeastSquares
+from aimc.chip import Accuracy, DriftResult, LeastSquares, Perplexity
 from aimc.errors import AimcError
 from aimc.random import Key
 from tests.helpers import assert_close
@@ -59,6 +59,7 @@ def test_normalised_accuracy():
     # in terms of errors, as it is usually written: 1 - (e - e_fp) / (e_chance - e_fp)
     errors = 1 - VALUES.mean(1)
     np.testing.assert_allclose(RESULT.normalised, 1 - (errors - 0.09) / (0.9 - 0.09))
+    assert RESULT.interval is not None
     np.testing.assert_allclose(RESULT.normalised_interval, (RESULT.interval - 0.1) / 0.81)
     published = DriftResult(
         times=(3600.0,), values=np.array([[1 - 0.2483]]), seed=0, reference=1 - 0.2387, chance=0.001
@@ -77,6 +78,35 @@ def test_normalised_accuracy():
         (loss.normalised_interval[:, 0] <= loss.normalised).all()
     )
     assert DriftResult(times=(1.0,), values=VALUES[:1], seed=0).normalised is None
+
+
+def test_a_perplexity_is_normalised_by_its_logarithm():
+    values = np.array([[120.0, 125.0, 131.0], [150.0, 160.0, 240.0]])
+    result = DriftResult(
+        times=(1.0, 3600.0), values=values, seed=0, reference=118.0, chance=1000.0, higher_is_better=False,
+        metric="perplexity", logarithmic=True,
+    )  # fmt: skip
+    by_hand = 1 - (np.log(values) - np.log(118)) / (np.log(1000) - np.log(118))
+    np.testing.assert_allclose(result.normalised_values, by_hand)
+    np.testing.assert_allclose(result.normalised, by_hand.mean(1))
+    low, high = result.normalised_interval.T
+    assert (low < result.normalised).all() and (result.normalised < high).all()
+    assert (low >= by_hand.min(1) - 1e-9).all() and (high <= by_hand.max(1) + 1e-9).all()
+    expected = stats.ttest_1samp(by_hand, 0.99, axis=1, alternative="greater").pvalue
+    np.testing.assert_allclose(result.iso_p, expected, rtol=1e-9)
+    assert not result.percent and RESULT.percent
+    np.testing.assert_array_equal(result.worst, [131.0, 240.0])
+    assert DriftResult.from_dict(result.to_dict()).to_dict() == result.to_dict()
+    better = DriftResult.from_dict(result.to_dict() | {"reference": 1200.0})
+    assert better.normalised is None, "a reference worse than guessing normalises nothing"
+
+
+def test_records_without_a_metric_are_accuracies():
+    old = {k: v for k, v in RESULT.to_dict().items() if k not in ("metric", "logarithmic")}
+    found = DriftResult.from_dict(old)
+    assert found.metric == "accuracy" and found.percent and not found.logarithmic
+    np.testing.assert_allclose(found.normalised, RESULT.normalised)
+    assert DriftResult.from_dict(old | {"chance": None}).metric == "metric"
 
 
 def test_iso_accuracy_is_a_test():
@@ -245,3 +275,96 @@ def test_workers_change_nothing_and_an_error_in_one_rises():
     with pytest.raises(aimc.AimcError, match="field 'metric'"):
         aimc.evaluate_over_time(net, lambda n: float("nan"), chips=4, workers=2, reference=1.0)
     assert torch.get_num_threads() == threads and net.training
+
+
+class Counting(nn.Module):
+    """Probabilities from the word before and from how many words of its stream the state has seen."""
+
+    def __init__(self, words=5, parts=False):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(words, words, generator=torch.Generator().manual_seed(1)))
+        self.parts, self.calls = parts, []
+
+    def forward(self, tokens, state=None, targets=None):
+        self.calls.append(tuple(tokens.shape))
+        before = torch.zeros(1, len(tokens), 1) if state is None else state[0]
+        seen = before[0] + torch.arange(tokens.shape[1])
+        logits = self.table[tokens] * (1 + 0.1 * seen[..., None])
+        state = (before + tokens.shape[1], (before,))
+        if not self.parts:
+            return logits, state
+        flat, named = logits.flatten(0, 1), targets.flatten()
+        return [(flat[::2], named[::2]), (flat[1::2], named[1::2])], state
+
+
+TEXT = torch.randint(0, 5, (48,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("streams, window", [(1, 7), (1, 100), (4, 3), (5, 4), (47, 1), (60, 2)])
+def test_perplexity_predicts_every_token_once(streams, window, parts):
+    net = Counting(parts=parts)
+    found = Perplexity(TEXT, streams=streams, window=window)(net)
+    streams = min(streams, 47)
+    length = 47 // streams
+    losses = []
+    for i in range(47):  # by hand: which stream a token is in, and how far into it
+        stream = min(i // length, streams - 1)
+        logits = net.table[TEXT[i]] * (1 + 0.1 * (i - stream * length))
+        losses.append(nn.functional.cross_entropy(logits, TEXT[i + 1]))
+    assert found == pytest.approx(float(torch.stack(losses).detach().mean().exp()), rel=1e-5)
+    assert all(width <= window for _, width in net.calls[:-1])
+
+
+def test_perplexity_over_time():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(5, 6)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, tokens, state=None, targets=None):
+            return self.head(self.embedding(tokens)), state
+
+    torch.manual_seed(0)
+    net = aimc.convert(Model(), HARDWARE, seed=1)
+    metric = Perplexity(TEXT, streams=4, window=5, chance=40.0)
+    result = aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=3, workers=2)
+    assert (result.metric, result.logarithmic, result.higher_is_better) == ("perplexity", True, False)
+    assert (
+        result.chance == 40.0
+        and result.reference is not None
+        and 1 < result.reference < 40
+        and (result.values > 1).all()
+    )
+    assert (result.worst == result.values.max(1)).all()
+
+
+def test_perplexity_refuses_what_makes_no_text():
+    for tokens in (torch.zeros(1, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int64)):
+        with pytest.raises(AimcError, match="at least two"):
+            Perplexity(tokens)
+    for options in ({"streams": 0}, {"window": 0}):
+        with pytest.raises(AimcError, match="at least 1"):
+            Perplexity(TEXT, **options)
+    assert Perplexity(TEXT)(Lost()) == pytest.approx(np.exp(700.0))  # finite, however bad
+
+
+class Lost(nn.Module):
+    """Sure of the wrong word."""
+
+    def forward(self, tokens, state, targets):
+        return 1e6 * nn.functional.one_hot((targets + 1) % 5, 5).float(), state
+
+
+def test_accuracy_of_several_inputs():
+    x = torch.eye(4)
+    metric = Accuracy((x, torch.ones(4, 1)), torch.tensor([0, 1, 2, 0]), batch_size=3)
+
+    class Sum(nn.Module):
+        def forward(self, a, b):
+            return a + b
+
+    assert metric(Sum()) == 0.75
+    with pytest.raises(AimcError, match="got 4, 3 and 4"):
+        Accuracy((x, torch.ones(3)), torch.zeros(4))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import aimc
 from aimc import hwa
 from aimc.cells import PCM, Hermes
 from aimc.crossbar import Layout, TileSize
@@ -132,13 +133,30 @@ def test_layers_of_a_network_are_as_old_as_each_other():
     assert max(a for a, _ in seen) > 1.2 * min(a for a, _ in seen)
 
 
+def test_the_seed_of_a_network_rules_its_ages():
+    def sizes(seed):
+        training = hwa.HardwareAware(modifiers=(hwa.CellNoise(),))
+        hardware = aimc.presets.ideal().replace(cell=PCM(), training=training)
+        torch.manual_seed(0)
+        net = torch.nn.ModuleList([torch.nn.Linear(64, 64, bias=False) for _ in range(2)])
+        layers = aimc.analog_layers(aimc.convert(net, hardware, seed=seed)).values()
+        return torch.tensor([
+            [float((layer(torch.eye(64)).T - layer.weight).norm() / layer.weight.norm()) for layer in layers]
+            for _ in range(8)
+        ])  # fmt: skip
+
+    one, two = sizes(1), sizes(2)
+    assert float((one[:, 0] / one[:, 1] - 1).abs().max()) < 0.15  # layers are as old as each other
+    assert float((one[:, 0] / two[:, 0] - 1).abs().max()) > 0.2  # in every step; another seed, other ages
+
+
 def test_cell_noise_compensates_each_physical_tile():
     w = weights(40, 60)
     noise = hwa.CellNoise(earliest="1y", latest="1y")
     layout = Layout.of(TileSize(rows=30, columns=16), 40, 60)
-    aged = noise.disturb(w.clamp(-1, 1), layout, PCM(), KEY, 1.0)
+    aged = noise.disturb(w.clamp(-1, 1), layout, PCM(), KEY, 1.0, KEY)
     whole = noise.disturb(
-        w.clamp(-1, 1), Layout.of(TileSize(rows=512, columns=None), 40, 60), PCM(), KEY, 1.0
+        w.clamp(-1, 1), Layout.of(TileSize(rows=512, columns=None), 40, 60), PCM(), KEY, 1.0, KEY
     )
     ratio = aged / whole
     for rows in (slice(0, 30), slice(30, 60)):

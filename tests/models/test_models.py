@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from aimc.models import MLP, MODELS, LeNet5, ResNet, TanhLeNet5, ThinResNet, WideResNet
+from aimc.models import (
+    MLP,
+    MODELS,
+    AdaptiveSoftmax,
+    LeNet5,
+    LSTMLanguageModel,
+    ResNet,
+    TanhLeNet5,
+    ThinResNet,
+    WideResNet,
+)
+from tests.helpers import assert_close
 
 CASES = {
     "lenet5": (LeNet5, {}, 80_202, (1, 28, 28), 10),
@@ -42,7 +53,88 @@ def test_parameter_count_output_shape_and_gradients(name):
 
 
 def test_every_listed_model_has_a_case():
-    assert {c[0] for c in CASES.values()} == set(MODELS.values())
+    assert {c[0] for c in CASES.values()} | {LSTMLanguageModel} == set(MODELS.values())
+
+
+# Language model
+
+LANGUAGE = {
+    "full": ({"width": 8}, 2070),
+    "tied": ({"width": 8, "tied": True}, 1638),
+    "adaptive": ({"width": 8, "cutoffs": (10, 30)}, 1912),
+    "one layer": ({"width": 8, "layers": 1}, 1494),
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_language_models_give_a_distribution_and_reach_every_parameter(name):
+    options, parameters = LANGUAGE[name]
+    torch.manual_seed(0)
+    net = LSTMLanguageModel(54, **options).eval()
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    tokens, targets = torch.randint(0, 54, (3, 7)), torch.randint(0, 54, (3, 7))
+    targets[0] = torch.tensor([0, 9, 10, 29, 30, 53, 5])  # both sides of every cutoff
+    scores, state = net(tokens)
+    assert scores.shape == (3, 7, 54) and state[0].shape == state[1].shape == (net.lstm.num_layers, 3, 8)
+    logarithms = torch.log_softmax(scores, -1)
+    expected = -logarithms.gather(-1, targets[..., None]).sum()
+    parts, _ = net(tokens, None, targets)
+    if isinstance(net.head, AdaptiveSoftmax):
+        assert torch.equal(logarithms.exp().sum(-1).round(decimals=5), torch.ones(3, 7))
+        assert_close("scores are log-probabilities", scores, logarithms, atol=1e-5)
+        assert [len(t) for _, t in parts] == [
+            21,
+            int(((targets >= 10) & (targets < 30)).sum()),
+            int((targets >= 30).sum()),
+        ]
+        total = sum(torch.nn.functional.cross_entropy(s, t, reduction="sum") for s, t in parts)
+        assert_close("parts", total, expected, atol=1e-4)
+        total.backward()
+    else:
+        assert torch.equal(parts, scores)
+        expected.backward()
+    dead = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not dead, f"no gradient reaches {dead}"
+
+
+def test_a_text_in_two_windows_is_one_text():
+    torch.manual_seed(0)
+    net = LSTMLanguageModel(20, width=8).eval()
+    tokens = torch.randint(0, 20, (2, 9))
+    whole, last = net(tokens)
+    first, state = net(tokens[:, :4])
+    second, end = net(tokens[:, 4:], state)
+    assert_close("logits", torch.cat([first, second], 1), whole, atol=1e-6)
+    assert_close("state", end[1], last[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("cutoffs", [(), (2,), (2, 4)])
+def test_a_language_model_starts_from_the_frequencies_of_words(cutoffs):
+    counts = torch.tensor([40.0, 30.0, 15.0, 10.0, 4.0, 1.0])
+    net = LSTMLanguageModel(6, width=4, cutoffs=cutoffs).eval()
+    net.start_from(counts)
+    with torch.no_grad():
+        for name, parameter in net.head.named_parameters():
+            if "weight" in name:
+                parameter.zero_()
+    scores, _ = net(torch.zeros(1, 1, dtype=torch.int64))
+    assert_close("probabilities", torch.softmax(scores[0, 0], 0), counts / 100, atol=1e-6)
+
+
+def test_dropout_is_for_training_and_the_forget_gates_begin_open():
+    net = LSTMLanguageModel(20, width=8, dropout=0.5)
+    tokens = torch.randint(0, 20, (2, 9))
+    assert not torch.equal(net(tokens)[0], net(tokens)[0])
+    assert torch.equal(net.eval()(tokens)[0], net(tokens)[0])
+    assert (net.lstm.bias_ih_l1[8:16] == 1).all() and (net.lstm.bias_ih_l1[:8] != 1).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"tied": True, "cutoffs": (4,)}, {"cutoffs": (4, 4)}, {"cutoffs": (20,)}]
+)
+def test_language_models_refuse_what_does_not_fit(options):
+    with pytest.raises(ValueError, match="tie|cutoffs"):
+        LSTMLanguageModel(20, width=8, **options)
 
 
 @pytest.mark.parametrize("depth", [9, 4, 15])

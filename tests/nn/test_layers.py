@@ -347,6 +347,26 @@ def test_a_transposed_input_is_read_in_its_own_order(backend):
     assert_close("output", analog(x), analog(x.contiguous()), atol=1e-6)
 
 
+def test_a_given_range_replaces_one_that_was_never_set():
+    net = aimc.convert(nn.Sequential(nn.Linear(4, 2)), aimc.presets.pcm(), seed=0).eval()
+    assert bool(net[0].input_range.isnan().all())
+    aimc.set_hardware(net, aimc.presets.pcm().replace(**{"input_range.value": 1.5}))
+    assert net[0].input_range.tolist() == [1.5]
+    aimc.set_hardware(net, aimc.presets.pcm().replace(**{"input_range.value": 7.0}))
+    assert net[0].input_range.tolist() == [1.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_range_in_half_precision_is_that_of_the_inputs(dtype):
+    net = aimc.convert(nn.Sequential(nn.Linear(8, 6)).to(dtype), aimc.presets.pcm(), seed=0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(16, 8).to(dtype)).square().mean().backward()
+        optimizer.step()
+    assert 2 < float(net[0].input_range) < 4
+
+
 def test_settings_of_a_layer_survive_an_exchange_of_hardware():
     analog = aimc.convert(nn.Linear(4, 2), learned())
     analog.check_finite, analog.noise_strength = False, 0.25

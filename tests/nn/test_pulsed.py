@@ -159,6 +159,16 @@ def test_every_device_keeps_within_its_own_bounds():
     assert "of the weights clipped" in aimc.summary(net)
 
 
+def test_a_single_weight_that_does_not_fit_is_told():
+    """However little it is in all: nothing is clipped silently."""
+    torch.manual_seed(0)
+    digital = nn.Linear(100, 100, bias=False)
+    hardware = aimc.presets.reram(w_max_dtod=0.14, w_min_dtod=0.14)
+    with pytest.warns(UserWarning, match=r"PulsedLinear \(0\.\d+% of the weights, relative error 0\.\d+%\)"):
+        layer = aimc.convert(digital, hardware, seed=0)
+    assert 0 < layer.clipped < 0.01 and layer.mapping_error < 0.01
+
+
 def test_overflow_is_one_warning_or_silence_or_growth_or_an_error():
     spread = aimc.presets.reram()
     with warnings.catch_warnings(record=True) as seen:
@@ -215,7 +225,7 @@ def test_a_ladder_counts_as_held_what_rounds_to_a_level():
             levels=5, w_max=1.0, w_min=-1.0, dw_min_dtod=0.0, up_down_dtod=0.0, w_max_dtod=0.0, w_min_dtod=0.0
         )
     )
-    with pytest.warns(UserWarning, match=r"0.0% of the weights, relative error"):
+    with pytest.warns(UserWarning, match=r"\(0.0% of the weights, relative error"):
         layer = aimc.convert(nn.Linear(8, 8), hardware, seed=0)
     assert layer.clipped == 0
     levels = layer.cells.held.unique()

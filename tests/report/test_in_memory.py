@@ -22,12 +22,13 @@ TILE = {
 }  # fmt: skip
 
 
-def _run(path, active=None, epochs=2):
+def _run(path, active=None, epochs=2, names=("fc",)):
     with Run(path, Schedule(), tensorboard=False) as run:
         for stage in ("digital", "analog"):
             for epoch in (1, 2):
                 tiles = [TILE, TILE | {"reads": 78}]
-                layers = {"fc": {"active_tile": active, "tiles": tiles}} if stage == "analog" else {}
+                held = {"active_tile": active, "tiles": tiles}
+                layers = dict.fromkeys(names, held) if stage == "analog" else {}
                 run.record(
                     "epoch", stage=stage, epoch=epoch, epochs=epochs, loss=1.0, accuracy=0.5,
                     validation=0.6 + epoch / 50, test=0.9 - epoch / 10, lr=0.1, seconds=2.0, layers=layers,
@@ -90,6 +91,18 @@ def test_the_telemetry_has_a_column_for_each_layer_and_a_line_for_each_tile(tmp_
     assert panels[1][1][0][1] == [12.5, 12.5] and panels[2][1][0][1] == [50.0, 50.0]
     panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "b", active=1), tmp_path / "x.png")
     assert len(panels) == 4 and panels[3][1][0][1] == [1.0, 1.0]
+
+
+def test_the_telemetry_of_many_layers_is_a_map(tmp_path, monkeypatch):
+    names = [f"conv{i}" for i in range(7)]
+    panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "a", names=names), tmp_path / "x.png")
+    maps = [axes.images[0].get_array() for axes, _ in panels if axes.images]
+    assert [m.shape for m in maps] == [(14, 2)] * 3  # two tiles of seven layers, two epochs
+    assert [float(m.max()) for m in maps] == [1.25, 12.5, 50.0] and not any(lines for _, lines in panels)
+    assert [t.get_text() for t in panels[0][0].get_yticklabels()] == names
+    panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "b", 1, names=names), tmp_path / "x.png")
+    ((_, places),) = panels[0][1]
+    assert places == [2 * layer + 1.5 for layer in range(7) for _ in (1, 2)]  # tile 1 of each
 
 
 def test_nothing_to_draw_is_said(tmp_path):

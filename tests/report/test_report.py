@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from aimc.chip import DriftResult
+from aimc.chip import DriftResult, LeastSquares, MeanAbs
 from aimc.config import Config
 from aimc.errors import AimcError
+from aimc.recipes import Evaluation
 from aimc.report import draw, load_run, markdown, show, tables
 from aimc.train import Run
 
@@ -64,6 +65,29 @@ def test_one_chip_has_no_spread_and_a_metric_without_chance_no_per_cent(tmp_path
     assert tables(run)[0].rows[-1] == ("x", "90.00", "80.00")
     run = _run(tmp_path / "b", ("x", _result([[72.9], [73.0]], chance=None, higher_is_better=False)))
     assert len(tables(run)) == 2 and tables(run)[0].rows[-1] == ("x", "72.9", "73")
+
+
+def test_a_perplexity_is_named_and_not_in_per_cent(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    fields = {
+        "reference": 70.0,
+        "chance": 1000.0,
+        "higher_is_better": False,
+        "metric": "perplexity",
+        "logarithmic": True,
+    }
+    run = _run(tmp_path / "a", ("x", _result([[72.9, 73.1], [120.0, 500.0]], **fields)))
+    mean, worst, star = tables(run)
+    assert mean.title.startswith("test perplexity: mean") and worst.title.startswith("test perplexity: worst")
+    assert mean.rows[-1] == ("x", "73 ± 0.1414", "310 ± 268.7") and worst.rows == (("x", "73.1", "500"),)
+    assert "of the cross entropy" in star.title and star.rows[0][1].startswith("98.4 (")
+    scales, labels = [], []
+    real = Axes.set_yscale
+    monkeypatch.setattr(Axes, "set_yscale", lambda self, v: (scales.append(v), real(self, v))[1])
+    monkeypatch.setattr(Axes, "set_ylabel", lambda self, v: labels.append(v))
+    draw([run, _run(tmp_path / "b", ("x", _result(metric="accuracy")))], tmp_path / "a.png")
+    assert scales == ["log"] and labels == ["test perplexity", "test accuracy, %"]
 
 
 def test_other_protocols_get_their_own_tables_and_stay_out_of_the_results(tmp_path):
@@ -126,3 +150,50 @@ def test_a_run_without_records_or_with_damaged_ones_is_named(tmp_path):
     (tmp_path / "a" / "records.jsonl").write_text("{\n")
     with pytest.raises(AimcError, match="line 1"):
         load_run(tmp_path / "a")
+
+
+class Asking(Config):
+    """A run that asked for an evaluation."""
+
+    evaluation: Evaluation = Evaluation(times=("1s", "1h"), chips=3)
+
+
+def test_results_are_those_that_the_configuration_asked_for(tmp_path):
+    """Not of whatever was evaluated first, and not of another estimator under the same name."""
+    with Run(tmp_path / "a", Asking(), tensorboard=False) as run:
+        for seed, estimator, value in (
+            (5, LeastSquares(), 0.1),
+            (0, LeastSquares(), 0.9),
+            (0, MeanAbs(), 0.2),
+        ):
+            result = _result([[value] * 3] * 2, seed=seed, compensation=estimator.to_json(None))
+            run.record(
+                "evaluation", name="x, compensated", result=result.to_dict(), seconds=seed + 1.0,
+                compensation=estimator.to_dict(),
+            )  # fmt: skip
+    run = load_run(tmp_path / "a")
+    assert [e.name for e in run.groups[0]] == ["x, compensated", "x, compensated by MeanAbs"]
+    found = run.results()
+    assert found["evaluations"]["x, compensated"]["values"] == [[0.9] * 3] * 2
+    assert found["seconds"]["evaluating x, compensated"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("records.jsonl", b"5\n", "line 1 of .*records.jsonl is damaged"),
+        ("records.jsonl", b'{"a": 1}\n', "line 1 of .*records.jsonl is damaged"),
+        ("environment.json", b"null", "environment.json is damaged"),
+        ("config.yaml", b"\xff\xfe\x00", "config.yaml is damaged"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(tmp_path, file, content, message):
+    _run(tmp_path / "a", ("x", _result()))
+    (tmp_path / "a" / file).write_bytes(content)
+    with pytest.raises(AimcError, match=message):
+        load_run(tmp_path / "a")
+
+
+def test_one_chip_has_no_interval():
+    result = _result([[0.9], [0.8]])
+    assert result.interval is None and result.normalised_interval is None and "nan" not in str(result)

@@ -34,8 +34,9 @@ def test_round_trip_keeps_every_bit_and_the_details(tmp_path):
 
 def test_shared_memory_is_no_obstacle(tmp_path):
     tied = torch.ones(3)
-    save_checkpoint(tmp_path / "a.safetensors", {"a": tied, "b": tied}, {})
-    assert load_checkpoint(tmp_path / "a.safetensors")[0].keys() == {"a", "b"}
+    save_checkpoint(tmp_path / "a.safetensors", {"a": tied, "b": tied, "c": tied[1:]}, {})
+    tensors, _ = load_checkpoint(tmp_path / "a.safetensors")
+    assert {name: len(value) for name, value in tensors.items()} == {"a": 3, "b": 3, "c": 2}
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "details", "foreign", "text", "missing", "newer"])
@@ -76,6 +77,21 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         write_atomic(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_old_one(tmp_path, monkeypatch):
+    import safetensors
+
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"a": torch.ones(2)}, {})
+
+    def fail(*args):
+        raise safetensors.SafetensorError("no space left")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(AimcError, match="cannot write .*no space left"):
+        save_checkpoint(path, {"a": torch.zeros(2)}, {})
+    assert os.listdir(tmp_path) == ["a.safetensors"] and float(load_checkpoint(path)[0]["a"].sum()) == 2
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path):

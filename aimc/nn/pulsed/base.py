@@ -25,7 +25,9 @@ from aimc.random import Key
 _LAYERS: weakref.WeakKeyDictionary[PulsedLayer, None] = (
     weakref.WeakKeyDictionary()
 )  # in the order they were made
-_LEAST_ERROR = 0.01  # relative error of the weights above which ``overflow="warn"`` warns
+_LEAST_ERROR = (
+    0.01  # relative error of the weights above which ``overflow="warn"`` warns of rounding to levels, too
+)
 _MOST_GROWTH = 10.0
 
 
@@ -182,7 +184,8 @@ class PulsedLayer(nn.Module):
         hardware, array, state = self.hardware, self.array, self.cells.state
         target = target.to(state["held"].device)
         cell, algorithm, mapping = hardware.cell, hardware.algorithm, hardware.mapping
-        before = {name: value.clone() for name, value in state.items()}
+        may_fail = mapping.overflow in ("grow", "error")
+        before = {name: value.clone() for name, value in state.items()} if may_fail else {}
         bound = min(cell.w_max, -cell.w_min) * algorithm.shares(array)[-1]
         largest = float(target.abs().max()) if target.numel() else 0.0
         first = scale = mapping.scale_of(self.shape[1], bound, largest)
@@ -455,10 +458,11 @@ def pulsed_layers(net: nn.Module) -> dict[str, PulsedLayer]:
 def warn_of_overflow(layers: Iterable[PulsedLayer]) -> None:
     """One warning for all layers whose devices could not hold the weights they were given."""
     lines = [
-        f"{layer.name or type(layer).__name__} ({layer.clipped:.1%} of the weights, "
-        f"relative error {layer.mapping_error:.1%})"
+        f"{layer.name or type(layer).__name__} ({_percent(layer.clipped)} of the weights, "
+        f"relative error {_percent(layer.mapping_error)})"
         for layer in layers
-        if layer.hardware.mapping.overflow == "warn" and layer.mapping_error > _LEAST_ERROR
+        if layer.hardware.mapping.overflow == "warn"
+        and (layer.clipped > 0 or layer.mapping_error > _LEAST_ERROR)
     ]
     if lines:
         warnings.warn(
@@ -466,6 +470,11 @@ def warn_of_overflow(layers: Iterable[PulsedLayer]) -> None:
             "'clip' says nothing, 'grow' raises the digital scale, 'error' refuses",
             stacklevel=3,
         )
+
+
+def _percent(share: float) -> str:
+    """With a decimal, or as small as it is."""
+    return f"{share:.1%}" if share == 0 or share >= 0.001 else f"{100 * share:.1g}%"
 
 
 _WATCHED = False

