@@ -90,3 +90,21 @@ def test_adapters_learn_above_frozen_noisy_weights(case):
         assert torch.equal(parameter, before[name]) != ("lora" in name), name
     with torch.no_grad(), aimc.program(analog.eval(), seed=0).at("1d"):
         assert analog(TOKENS, labels=TOKENS).loss.item() < 0.9 * sum(losses[:5]) / 5
+
+
+def test_above_weights_in_cells():
+    torch.manual_seed(0)
+    net = llama().eval()
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    digital = peft.get_peft_model(copy.deepcopy(net), config).eval()
+    cells = aimc.presets.reram(1000, w_max_dtod=0.0, w_min_dtod=0.0)
+    analog = aimc.convert(digital, cells, seed=0)
+    assert_close("logits", analog(TOKENS).logits, digital(TOKENS).logits, atol=1e-5)
+    assert not any("lora" in name for name in aimc.pulsed_layers(analog))
+    optimizer = torch.optim.SGD([p for p in analog.parameters() if p.requires_grad], lr=0.1)
+    before = {n: m.weight.detach().clone() for n, m in aimc.pulsed_layers(analog).items()}
+    analog(TOKENS, labels=TOKENS).loss.backward()
+    optimizer.step()  # no pulses: the cells are frozen
+    assert all(
+        torch.equal(m.weight, before[n]) for n, m in aimc.pulsed_layers(analog).items() if "base_layer" in n
+    )
