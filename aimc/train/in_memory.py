@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from aimc.algorithms import Transfers
 from aimc.convert import evaluating
@@ -28,8 +30,8 @@ from aimc.train.checkpoint import (
     under,
 )
 from aimc.train.config import Schedule
-from aimc.train.loop import Batches, Fitted, Metric
-from aimc.train.progress import Advance, Progress
+from aimc.train.loop import Batches, EpochState, Fitted, Metric
+from aimc.train.progress import Progress
 from aimc.train.run import Run
 
 
@@ -48,13 +50,14 @@ def fit_in_memory(
     seed: int = 0,
     run: Run,
     name: str = "analog",
+    save_every: float = 600.0,
     progress: Progress | None = None,
 ) -> Fitted:
     """Train a classifier in place by SGD: pulsed layers by pulses, without momentum, and what is digital by torch.
 
     The weights that stay are those of the last epoch; nothing is selected. Every epoch is recorded and saved, with the
     telemetry of each pulsed layer. A training that the run has finished is loaded instead, and one that was interrupted
-    goes on after its last epoch and ends bit for bit where it would have ended.
+    goes on where it was saved last, after an epoch or within it, and ends bit for bit where it would have ended.
 
     Args:
         net: from :func:`aimc.convert` with a :class:`aimc.PulsedHardware`, or digital (a baseline).
@@ -70,6 +73,7 @@ def fit_in_memory(
         seed: of torch's generator during the training (dropout).
         run: run directory.
         name: of the training in records and checkpoints.
+        save_every: seconds between two checkpoints within an epoch; the result does not depend on it.
         progress: where lines and bars go.
 
     Raises:
@@ -91,49 +95,27 @@ def fit_in_memory(
     progress = progress or Progress()
     if len(batches) == 0:
         raise AimcError("there is no training data", field="batches")
-    final, current = run.checkpoint(name), run.checkpoint(f"{name}.epoch")
+    final = run.checkpoint(name)
     if final.exists():
         tensors, details = load_checkpoint(final)
         load_state(net, under("model", tensors), str(final))
         run.settle(name, details["history"])
-        current.unlink(missing_ok=True)
+        run.checkpoint(f"{name}.epoch").unlink(missing_ok=True)
         progress.line(f"{name}: finished earlier")
         return Fitted(tuple(details["history"]), len(details["history"]))
     optimizer = _optimizer(net, lr, momentum, weight_decay)
-    history: list[dict[str, Any]] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Key(seed).fold("torch", name).seed)
-        if current.exists():
-            tensors, details = load_checkpoint(current)
-            load_state(net, under("model", tensors), str(current))
-            load_moments(optimizer, under("optimizer", tensors))
-            torch.set_rng_state(tensors["generator"])
-            history = details["history"]
-            progress.line(f"{name}: goes on after epoch {len(history)} of {epochs}")
-        run.settle(name, history)
-        for epoch in range(len(history), epochs):
-            rate, started = schedule.rate(lr, epoch, epochs), time.perf_counter()
-            with progress.bar(f"{name} {epoch + 1}/{epochs}") as advance:
-                row = {"epoch": epoch + 1, "epochs": epochs, "lr": rate} | _epoch(
-                    net, optimizer, batches, epoch, rate, label_smoothing, name, advance
-                )
-            with evaluating(net):
-                row |= {"validation": float(validate(net)), "test": float(test(net))}
-            row |= {"seconds": time.perf_counter() - started, "layers": _telemetry(net)}
-            history.append(row)
-            tensors = prefixed("model", net.state_dict()) | prefixed("optimizer", moments(optimizer))
-            tensors["generator"] = torch.get_rng_state()
-            save_checkpoint(current, tensors, {"name": name, "history": history})
-            run.settle(name, history)
-            for key in ("loss", "accuracy", "validation", "test", "lr"):
-                run.scalar(f"{name}/{key}", row[key], epoch + 1)
-            progress.line(
-                f"{name} epoch {epoch + 1}/{epochs}: loss {row['loss']:.4f}, accuracy {row['accuracy']:.4f}, "
-                f"validation {row['validation']:.4f}, test {row['test']:.4f}, {row['seconds']:.1f} s"
-            )
-    save_checkpoint(final, prefixed("model", net.state_dict()), {"name": name, "history": history})
-    current.unlink(missing_ok=True)
-    return Fitted(tuple(history), epochs)
+        training = _Training(
+            net, optimizer, batches, epochs, label_smoothing, run, name, save_every, progress
+        )
+        training.resume()
+        for epoch in range(len(training.history), epochs):
+            row = training.epoch(epoch, schedule.rate(lr, epoch, epochs), validate, test)
+            training.settle(row)
+    save_checkpoint(final, prefixed("model", net.state_dict()), {"name": name, "history": training.history})
+    run.checkpoint(f"{name}.epoch").unlink(missing_ok=True)
+    return Fitted(tuple(training.history), epochs)
 
 
 def _optimizer(net: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -149,44 +131,106 @@ def _optimizer(net: nn.Module, lr: float, momentum: float, weight_decay: float) 
     return wrap(optimizer, net) if pulsed_layers(net) else optimizer
 
 
-def _epoch(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Batches,
-    epoch: int,
-    rate: float,
-    label_smoothing: float,
-    name: str,
-    advance: Advance,
-) -> dict[str, float]:
-    """Train for one epoch, tell the algorithms its loss, and return loss and accuracy."""
-    seen, right, total = 0, 0, 0.0
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    net.train()
-    for number, (inputs, targets) in enumerate(batches(epoch)):
-        optimizer.zero_grad(set_to_none=True)
-        logits = net(inputs)
-        loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+@dataclasses.dataclass
+class _Training:
+    """A training under way. Attributes as for :func:`fit_in_memory`, and what it has come to."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Batches
+    epochs: int
+    label_smoothing: float
+    run: Run
+    name: str
+    save_every: float
+    progress: Progress
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    current: EpochState = dataclasses.field(default_factory=EpochState)
+
+    def resume(self) -> None:
+        """Go on from the run's checkpoint, if there is one; the records follow it."""
+        place = self.run.checkpoint(f"{self.name}.epoch")
+        if place.exists():
+            tensors, details = load_checkpoint(place)
+            load_state(self.net, under("model", tensors), str(place))
+            load_moments(self.optimizer, under("optimizer", tensors))
+            torch.set_rng_state(tensors["generator"])
+            self.history = details["history"]
+            self.current = EpochState(
+                **details.get("current", {})
+            )  # older runs saved after whole epochs only
+            within = f" and {self.current.batches} batches" if self.current.batches else ""
+            self.progress.line(
+                f"{self.name}: goes on after epoch {len(self.history)}{within} of {self.epochs}"
+            )
+        self.run.settle(self.name, self.history)
+
+    def save(self) -> None:
+        """Write everything that the rest of the training depends on."""
+        tensors = prefixed("model", self.net.state_dict()) | prefixed("optimizer", moments(self.optimizer))
+        tensors["generator"] = torch.get_rng_state()
+        details = {"name": self.name, "history": self.history, "current": dataclasses.asdict(self.current)}
+        save_checkpoint(self.run.checkpoint(f"{self.name}.epoch"), tensors, details)
+
+    def epoch(self, epoch: int, rate: float, validate: Metric, test: Metric) -> dict[str, Any]:
+        """Train for what is left of an epoch, tell the algorithms its loss, measure and describe it."""
+        current, count = self.current, len(self.batches)
+        before, started = current.seconds, time.perf_counter()
+        saved = started
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.net.train()
+        with self.progress.bar(f"{self.name} {epoch + 1}/{self.epochs}") as advance:
+            for inputs, targets in itertools.islice(self.batches(epoch), current.batches, None):
+                self.step(epoch, inputs, targets)
+                now = time.perf_counter()
+                current.seconds = before + now - started
+                if now - saved >= self.save_every and current.batches < count:
+                    self.save()
+                    saved = time.perf_counter()
+                advance(current.batches, count)
+        row = {
+            "epoch": epoch + 1, "epochs": self.epochs, "lr": rate, "loss": current.total / current.seen,
+            "accuracy": (current.right or 0) / current.seen,
+        }  # fmt: skip
+        if pulsed_layers(self.net):
+            observe(self.net, row["loss"])
+        with evaluating(self.net):
+            row |= {"validation": float(validate(self.net)), "test": float(test(self.net))}
+        telemetry = {name: layer.telemetry() for name, layer in pulsed_layers(self.net).items()}
+        return row | {"seconds": before + time.perf_counter() - started, "layers": telemetry}
+
+    def step(self, epoch: int, inputs: Tensor, targets: Tensor) -> None:
+        """One update of the network."""
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.net(inputs)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise AimcError(
-                f"the loss of {name!r} became {value} in epoch {epoch + 1}; lower the learning rate",
+                f"the loss of {self.name!r} became {value} in epoch {epoch + 1}; lower the learning rate",
                 field="lr",
             )
         loss.backward()
-        optimizer.step()
-        seen += len(targets)
-        right += int((logits.detach().argmax(-1) == targets).sum())
-        total += value * len(targets)
-        advance(number + 1, len(batches))
-    if pulsed_layers(net):
-        observe(net, total / seen)
-    return {"loss": total / seen, "accuracy": right / seen}
+        self.optimizer.step()
+        self.current.batches += 1
+        self.current.seen += len(targets)
+        self.current.right = (self.current.right or 0) + int((logits.detach().argmax(-1) == targets).sum())
+        self.current.total += value * len(targets)
 
-
-def _telemetry(net: nn.Module) -> dict[str, dict[str, Any]]:
-    return {name: layer.telemetry() for name, layer in pulsed_layers(net).items()}
+    def settle(self, row: dict[str, Any]) -> None:
+        """Take a finished epoch into the history, save and say it."""
+        self.history.append(row)
+        self.current = EpochState()
+        self.save()
+        self.run.settle(self.name, self.history)
+        for key in ("loss", "accuracy", "validation", "test", "lr"):
+            self.run.scalar(f"{self.name}/{key}", row[key], row["epoch"])
+        self.progress.line(
+            f"{self.name} epoch {row['epoch']}/{row['epochs']}: loss {row['loss']:.4f}, "
+            f"accuracy {row['accuracy']:.4f}, validation {row['validation']:.4f}, test {row['test']:.4f}, "
+            f"{row['seconds']:.1f} s"
+        )
 
 
 def schedule_table(

@@ -70,7 +70,7 @@ class Fitted:
 
 
 @dataclasses.dataclass
-class _Epoch:
+class EpochState:
     """What an epoch under way has gathered; a part of the checkpoint.
 
     Attributes:
@@ -247,7 +247,7 @@ class _Training:
         self.optimizer = build_optimizer(net, stage.optimizer)
         self.history: list[dict[str, Any]] = []
         self.chosen, self.best = 0, {}
-        self.current = _Epoch()
+        self.current = EpochState()
         self.ramped = stage.noise_ramp > 0 and bool(analog_layers(net))
 
     def resume(self) -> None:
@@ -263,7 +263,9 @@ class _Training:
             self.history, self.chosen = details["history"], details["chosen"]
             self.best = under("best", tensors)
             self.objective.carry_on(under("carried", tensors))
-            self.current = _Epoch(**details.get("current", {}))  # older runs saved after whole epochs only
+            self.current = EpochState(
+                **details.get("current", {})
+            )  # older runs saved after whole epochs only
             within = f" and {self.current.batches} batches" if self.current.batches else ""
             self.progress.line(
                 f"{self.name}: goes on after epoch {len(self.history)}{within} of {self.stage.epochs}"
@@ -355,7 +357,7 @@ class _Training:
     def settle(self, row: dict[str, Any]) -> None:
         """Take a finished epoch into the history, select, save and say it."""
         self.history.append(row)
-        self.current = _Epoch()
+        self.current = EpochState()
         sign = 1 if getattr(self.validate, "higher_is_better", True) else -1
         better = (
             not self.best or sign * row["validation"] > sign * self.history[self.chosen - 1]["validation"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aimc import cli
+from aimc.algorithms import Residual, WarmStart
 from aimc.errors import AimcError
 from aimc.files import read_records
 from aimc.nn import PulsedConv2d, PulsedLinear, pulsed_layers
@@ -17,7 +18,7 @@ from aimc.recipes.in_memory import _in_cells
 from aimc.recipes.overrides import configured
 from aimc.recipes.parts import fresh_network, load_images
 from aimc.recipes.resnet_insitu import digital_parts
-from aimc.train import Progress, Run, load_checkpoint, load_weights
+from aimc.train import Progress, Run, fit_in_memory, load_checkpoint, load_weights
 
 RECIPE = RECIPES["resnet18_insitu"]
 
@@ -178,6 +179,67 @@ def test_a_run_goes_on_to_the_bit_with_momentum_and_augmentation(pictures, tmp_p
             load_checkpoint(tmp_path / run / "checkpoints" / f"{stage}.safetensors")[0] for run in "ab"
         )
         assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+class Interrupted:
+    """The batches of a data set, and Ctrl-C at one of them, counted over all epochs."""
+
+    def __init__(self, batches, at=None):
+        self.batches, self.left = batches, at
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __call__(self, epoch):
+        for batch in self.batches(epoch):
+            if self.left is not None:
+                if self.left == 0:
+                    raise KeyboardInterrupt
+                self.left -= 1
+            yield batch
+
+
+def _fit(config, folder, run, at=None, **options):
+    """Train what is in cells, from the start or from where the run was left."""
+    images = load_images(config.dataset, folder)
+    net = _in_cells(config, config.hardware, images, run, Progress())
+    done = fit_in_memory(
+        net, Interrupted(images.batches(8, 0), at), images.metric("validation"), images.metric("test"), epochs=3,
+        lr=config.lr, momentum=0.9, label_smoothing=0.1, run=run, **options,
+    )  # fmt: skip
+    return net, done
+
+
+def test_a_run_interrupted_within_an_epoch_ends_the_same(pictures, tmp_path):
+    """Cells, moments of what is digital, loss and accuracy; a warm start moves on as if nothing had happened."""
+    hardware = _tiny().hardware.replace(algorithm=Residual(tiles=3, order="paper", warm_start=WarmStart()))
+    config = _tiny().replace(hardware=hardware)
+    with Run(tmp_path / "a", config, tensorboard=False) as run:
+        straight, expected = _fit(config, pictures, run)
+    with Run(tmp_path / "b", config, tensorboard=False) as run:
+        for at in (2, 4, 3, 1):  # trains 2 batches of 3, passes over 2 and trains 2, over 1 and 2, 1
+            with pytest.raises(KeyboardInterrupt):
+                _fit(config, pictures, run, at, save_every=0)
+        net, done = _fit(config, pictures, run, save_every=0)
+    assert all(torch.equal(v, straight.state_dict()[n]) for n, v in net.state_dict().items())
+    for ours, theirs in zip(done.history, expected.history, strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {
+            k: v for k, v in theirs.items() if k != "seconds"
+        }
+
+
+def test_checkpoints_within_an_epoch_are_made_at_times(pictures, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        "aimc.train.in_memory.save_checkpoint", lambda path, tensors, details: saved.append(details)
+    )
+    config = _tiny(algorithm="mp")
+    for every, within in ((0, 2), (1e9, 0)):
+        saved.clear()
+        with Run(tmp_path / str(within), config, tensorboard=False) as run:
+            _fit(config, pictures, run, save_every=every)
+        marks = [d["current"]["batches"] for d in saved if "current" in d]
+        assert marks == [*range(1, within + 1), 0] * 3
 
 
 def test_what_was_trained_goes_onto_chips_block_by_block(pictures, tmp_path):
