@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from aimc.convert import evaluating, set_noise_strength
+from aimc.data import Inputs
 from aimc.errors import AimcError
 from aimc.nn import analog_layers
 from aimc.random import Key
 from aimc.train.checkpoint import load_checkpoint, load_state, prefixed, save_checkpoint, under
 from aimc.train.config import Optimizer, Stage
-from aimc.train.objective import Classification, Inputs, Objective
+from aimc.train.objective import Classification, Objective
 from aimc.train.progress import Progress
 from aimc.train.run import Run
 
