@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aimc.convert import evaluating, set_noise_strength
+from aimc.data import Inputs
 from aimc.errors import AimcError
 from aimc.nn import analog_layers
 from aimc.random import Key
@@ -27,7 +28,7 @@ from aimc.train.checkpoint import (
     under,
 )
 from aimc.train.config import Optimizer, Stage
-from aimc.train.objective import Classification, Inputs, Objective
+from aimc.train.objective import Classification, Objective
 from aimc.train.progress import Progress
 from aimc.train.run import Run
 

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aimc.data import Inputs
 from aimc.hwa import distillation_loss
 from aimc.train.config import Stage
-
-Inputs = Tensor | tuple[Tensor, ...]
 
 
 @dataclasses.dataclass(frozen=True)
