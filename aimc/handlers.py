@@ -70,7 +70,9 @@ class Registered:
 
 def _made_anew(module: nn.Module) -> bool:
     """Whether a hook or a parametrization computes a weight or bias at every step, so that a copy would stay behind."""
-    return any(n.endswith("_orig") for n in module._parameters) or hasattr(module, "parametrizations")
+    # torch's hooks keep "weight_orig" or "weight_g" and "weight_v" as parameters and leave "weight" as a plain tensor.
+    made = {n.rpartition("_")[0] for n in module._parameters if n.endswith(("_orig", "_g", "_v"))}
+    return not made.isdisjoint(module.__dict__) or hasattr(module, "parametrizations")
 
 
 _HANDLERS: dict[type, dict[type[nn.Module], Registered]] = {Hardware: {}, PulsedHardware: {}}

@@ -10,10 +10,8 @@ import torch
 import aimc
 from tests.helpers import assert_close
 
-peft = pytest.importorskip("peft", reason="needs peft: pip install 'aimc[transformers]'")
-transformers = pytest.importorskip(
-    "transformers", reason="needs transformers: pip install 'aimc[transformers]'"
-)
+peft = pytest.importorskip("peft", reason="needs peft: pip install 'aimc[language]'")
+transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'aimc[language]'")
 transformers.logging.set_verbosity_error()
 
 IDEAL = aimc.presets.ideal()

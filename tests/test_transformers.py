@@ -11,9 +11,7 @@ from torch import nn
 import aimc
 from tests.helpers import assert_close
 
-transformers = pytest.importorskip(
-    "transformers", reason="needs transformers: pip install 'aimc[transformers]'"
-)
+transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'aimc[language]'")
 transformers.logging.set_verbosity_error()
 
 IDEAL = aimc.presets.ideal()
