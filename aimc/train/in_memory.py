@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from aimc.algorithms import Transfers
 from aimc.convert import evaluating
+from aimc.data import Inputs
 from aimc.errors import AimcError
 from aimc.nn import PulsedLayer, pulsed_layers
 from aimc.nn.pulsed import CellWeight
@@ -200,7 +201,7 @@ class _Training:
         telemetry = {name: layer.telemetry() for name, layer in pulsed_layers(self.net).items()}
         return row | {"seconds": before + time.perf_counter() - started, "layers": telemetry}
 
-    def step(self, epoch: int, inputs: Tensor, targets: Tensor) -> None:
+    def step(self, epoch: int, inputs: Inputs, targets: Tensor) -> None:
         """One update of the network."""
         self.optimizer.zero_grad(set_to_none=True)
         logits = self.net(inputs)
