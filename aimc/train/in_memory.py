@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from aimc.algorithms import Transfers
 from aimc.convert import evaluating
-from aimc.data import Inputs
 from aimc.errors import AimcError
 from aimc.nn import PulsedLayer, pulsed_layers
 from aimc.nn.pulsed import CellWeight
@@ -32,6 +31,7 @@ from aimc.train.checkpoint import (
 )
 from aimc.train.config import Schedule
 from aimc.train.loop import Batches, EpochState, Fitted, Metric
+from aimc.train.objective import Inputs
 from aimc.train.progress import Progress
 from aimc.train.run import Run
 
