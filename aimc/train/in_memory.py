@@ -32,7 +32,6 @@ from aimc.train.checkpoint import (
 )
 from aimc.train.config import Schedule
 from aimc.train.loop import Batches, EpochState, Fitted, Metric
-from aimc.train.objective import Inputs
 from aimc.train.progress import Progress
 from aimc.train.run import Run
 
