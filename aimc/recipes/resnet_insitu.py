@@ -101,8 +101,8 @@ def resnet18_insitu(
     100; crop, cutout, flip and AutoAugment; label smoothing 0.1: the setting of Z. Li et al., arXiv:2510.02516, and of
     its program. The rates of the cells are those of LeNet-5.
 
-    On a GPU: aimc run resnet18_insitu --torch_device cuda. There is no GPU body of the pulses yet: the plain torch
-    body runs there, right but slow, so that the compiled body on a CPU is the faster one today.
+    On a GPU: aimc run resnet18_insitu --torch_device cuda. There is no GPU body of the pulses yet: the plain torch body
+    runs there, one column and one slot after another, and a warning says so. It was not run on a GPU.
 
     Expected: not run at this length. Published with 4 states, after 200 epochs: residual learning 89.79 % with 6 tiles
     and 90.45 % with 8 on CIFAR-10, 59.68 % and 60.62 % on CIFAR-100; mixed precision 92.77 % and 64.08 %; Tiki-Taka
@@ -144,7 +144,7 @@ def resnet34_insitu(
     tiles and 90.65 % with 8 on CIFAR-10, 68.46 % and 69.63 % on CIFAR-100; mixed precision 93.31 % and 70.25 %;
     Tiki-Taka version 2 87.43 % and 11.28 %.
 
-    Machine: 7 GB of memory with 8 tiles, 11 GB to go on from a checkpoint of 5 GB.
+    Machine: 7 GB of memory with 8 tiles; to go on from a checkpoint, of about 5 GB, about 11 GB (not tried).
 
     Time: not run. A step of 32 images takes 9 s on one core that other work shared, 2.3 s of it pulses of 8 tiles.
 
