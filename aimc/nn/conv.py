@@ -13,6 +13,7 @@ from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.nn.base import AnalogLayer
 from aimc.nn.linear import export
+from aimc.ops import sampled_convolution_gradient
 from aimc.random import Key
 
 FIELDS = (
@@ -88,7 +89,18 @@ class ConvGeometry:
         return self.flatten_output(y)
 
     def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor, backend: str) -> Tensor | None:
-        return None  # an input touches many outputs; the native gradient of all of them is faster
+        vector, group, channel, position = clipped.nonzero(as_tuple=True)
+        if len(vector) * 128 > clipped.numel():  # gathering costs as much as the native gradient of all
+            return None
+        image, channel = vector, group * clipped.shape[2] + channel
+        if self.channels_last:
+            positions = math.prod(self.size)
+            image, position = vector // positions, vector % positions
+        images = clipped.shape[0] // (math.prod(self.size) if self.channels_last else 1)
+        return sampled_convolution_gradient(
+            self.unflatten(grad, images), self._filter(weight), image, channel, position,
+            self.size, self.stride, self.padding, self.dilation, self.groups, backend,
+        )  # fmt: skip
 
     def transposed(
         self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None

@@ -5,7 +5,7 @@ from aimc.ops.backend import BACKENDS, check_backend, choose_backend
 from aimc.ops.convert_input import convert_input, convert_input_backward
 from aimc.ops.perturb_weights import perturb_weights
 from aimc.ops.read_out import read_out, read_out_backward
-from aimc.ops.sampled_product import sampled_product
+from aimc.ops.sampled_product import sampled_convolution_gradient, sampled_product
 
 __all__ = [
     "BACKENDS",
@@ -16,5 +16,6 @@ __all__ = [
     "perturb_weights",
     "read_out",
     "read_out_backward",
+    "sampled_convolution_gradient",
     "sampled_product",
 ]

@@ -308,18 +308,34 @@ def test_input_range_gradient():
     assert shrinking.input_range.grad.tolist() == [-2.0]
 
 
+FIRST_LAYERS = {
+    "linear": (lambda: nn.Linear(50, 8), (30, 50)),
+    "convolution": (lambda: nn.Conv2d(3, 8, 3, stride=2, padding=1), (4, 3, 11, 9)),
+    "channels last": (lambda: nn.Conv2d(6, 8, 3, stride=(1, 2), groups=2), (4, 6, 11, 9)),
+    "groups": (lambda: nn.Conv1d(6, 8, 3, dilation=2, groups=2, padding="same"), (4, 6, 40)),
+    "many channels": (
+        lambda: nn.Conv2d(64, 8, (2, 3), padding="same", padding_mode="circular"),
+        (2, 64, 5, 6),
+    ),
+}
+
+
 @pytest.mark.parametrize("rows", [512, 20])
-def test_input_range_gradient_of_a_first_layer(rows):
+@pytest.mark.parametrize("name", list(FIRST_LAYERS))
+def test_input_range_gradient_of_a_first_layer(name, rows):
     """An input that needs no gradient takes a shorter way to the same gradient of the range."""
     torch.manual_seed(0)
-    hardware = learned(decay=0.0, value=3.0).replace(
+    hardware = learned(decay=0.0, value=2.8).replace(
         adc=aimc.periphery.ADC(bound=3.0), **{"tile.rows": rows, "mapping.learned_gain": True}
     )
-    x, up = torch.randn(30, 50), torch.randn(30, 8)
-    found = []
+    make, shape = FIRST_LAYERS[name]
+    x, found = torch.randn(shape), []
+    if name == "channels last":
+        x = x.to(memory_format=torch.channels_last)
+    layer = make()
+    up = torch.randn(layer(x).shape)
     for needs in (False, True):
-        torch.manual_seed(1)
-        analog = aimc.convert(nn.Linear(50, 8), hardware)
+        analog = aimc.convert(layer, hardware, seed=0)
         analog(x.clone().requires_grad_(needs)).backward(up)
         found.append(analog.input_range.grad)
     assert float(found[0].abs().max()) > 0

@@ -1,7 +1,10 @@
 """Every body of an operation against the reference: odd shapes, noise off and then on with the same key."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from aimc.errors import AimcError
 from aimc.ops import (
@@ -11,6 +14,7 @@ from aimc.ops import (
     perturb_weights,
     read_out,
     read_out_backward,
+    sampled_convolution_gradient,
     sampled_product,
 )
 from aimc.ops.read_out import ReadOut
@@ -346,3 +350,39 @@ def test_sampled_products_are_elements_of_the_product(inner, samples):
 def test_sampled_products_of_shapes_that_do_not_fit_are_refused():
     with pytest.raises(AimcError, match="shapes do not fit"):
         sampled_product(draws(2, 3), draws(4, 2), torch.tensor([0]), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(
+    "size, kernel, stride, padding, dilation",
+    [
+        ((9,), (4,), (3,), (2,), (1,)),
+        ((7, 8), (3, 2), (2, 1), (1, 0), (1, 3)),
+        ((5, 6, 4), (2, 3, 1), (1, 2, 1), (1, 2, 0), (2, 1, 1)),
+    ],
+)
+def test_sampled_convolution_gradients_are_elements_of_autograds(
+    size, kernel, stride, padding, dilation, groups, channels_last
+):
+    convolution = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(size)]
+    x = draws(2, 6, *size).double().requires_grad_()
+    weight = draws(9, 6 // groups, *kernel, seed=1)
+    y = convolution(x, weight.double(), None, stride, padding, dilation, groups)
+    grad = draws(*y.shape, seed=2)
+    y.backward(grad.double())
+    assert x.grad is not None
+    if channels_last:
+        grad = grad.movedim(1, -1).contiguous().movedim(-1, 1)
+    image, channel, position = torch.ones(2, 6, math.prod(size)).nonzero(as_tuple=True)  # every input
+    for backend in ("reference", "cpu"):
+        found = sampled_convolution_gradient(
+            grad, weight, image, channel, position, size, stride, padding, dilation, groups, backend
+        )
+        assert_close(backend, found.double(), x.grad.flatten(), atol=1e-4)
+
+
+def test_sampled_convolution_gradients_of_shapes_that_do_not_fit_are_refused():
+    at = torch.tensor([0])
+    with pytest.raises(AimcError, match="shapes do not fit"):
+        sampled_convolution_gradient(draws(1, 2, 3), draws(3, 1, 2), at, at, at, [4], [1], [0], [1])

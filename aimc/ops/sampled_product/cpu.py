@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
@@ -41,3 +42,60 @@ def sampled_product(left: Tensor, right: Tensor, row: Tensor, column: Tensor) ->
         lambda s0, s1: _sample(*arrays, s0, s1), len(row), max(1, _MINIMUM_CHUNK // max(right.shape[0], 1))
     )
     return out.to(left.dtype)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _sample_convolution(grad, weight, image, channel, position, geometry, out, s0, s1):
+    """Everything with three spatial dimensions; geometry is [size, stride, padding, dilation]."""
+    outputs, per_group = weight.shape[0], weight.shape[1]
+    kernel, reach = weight.shape[2:], grad.shape[2:]
+    height, width = geometry[0, 1], geometry[0, 2]
+    stride, padding, dilation = geometry[1], geometry[2], geometry[3]
+    shares = outputs // (geometry[4, 0])
+    for s in range(s0, s1):
+        group, c = channel[s] // per_group, channel[s] % per_group
+        first = group * shares
+        z, y, x = position[s] // (height * width), position[s] // width % height, position[s] % width
+        d, total = grad[image[s]], 0.0
+        for i in range(kernel[0]):
+            # The output that reads this input through this weight, if there is one.
+            a = z + padding[0] - i * dilation[0]
+            if a < 0 or a % stride[0] != 0 or a // stride[0] >= reach[0]:
+                continue
+            for j in range(kernel[1]):
+                b = y + padding[1] - j * dilation[1]
+                if b < 0 or b % stride[1] != 0 or b // stride[1] >= reach[1]:
+                    continue
+                for k in range(kernel[2]):
+                    e = x + padding[2] - k * dilation[2]
+                    if e < 0 or e % stride[2] != 0 or e // stride[2] >= reach[2]:
+                        continue
+                    for o in range(first, first + shares):
+                        total += d[o, a // stride[0], b // stride[1], e // stride[2]] * weight[o, c, i, j, k]
+        out[s] = total
+
+
+def sampled_convolution_gradient(
+    grad, weight, image, channel, position, size, stride, padding, dilation, groups
+):
+    lead = (1,) * (3 - len(size))
+    unit, none = list(lead), [0] * len(lead)
+    geometry = np.array(
+        [[*unit, *size], [*unit, *stride], [*none, *padding], [*unit, *dilation], [groups, 0, 0]],
+        dtype=np.int64,
+    )
+    out = torch.empty(len(image), dtype=torch.float64)
+    arrays = (
+        grad.detach().view(*grad.shape[:2], *lead, *grad.shape[2:]).numpy(),
+        weight.detach().view(*weight.shape[:2], *lead, *weight.shape[2:]).numpy(),
+        image.numpy(),
+        channel.numpy(),
+        position.numpy(),
+        geometry,
+        out.numpy(),
+    )
+    work = max(weight.numel() // max(weight.shape[1] * groups, 1), 1)
+    run_chunks(
+        lambda s0, s1: _sample_convolution(*arrays, s0, s1), len(image), max(1, _MINIMUM_CHUNK // work)
+    )
+    return out.to(grad.dtype)
