@@ -1,7 +1,7 @@
 """Time and memory of a hardware-aware training step over the same step of plain PyTorch.
 
-Both run in this process, interleaved, on one thread; the figure is the ratio of the medians, with the spread of the
-ratio over rounds. Absolute times depend on the machine. The step is forward, loss, backward and an SGD update.
+Plain torch and one setting take turns in a process of their own, on one thread; the figure is the median over rounds of
+the ratio, with its spread. Absolute times depend on the machine. The step is forward, loss, backward and an SGD update.
 
     python benchmarks/hwa_step.py [--rounds 15] [--networks lenet,mlp,wideresnet] [--memory]
 
@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -74,9 +76,9 @@ def peer(net: nn.Module) -> Any:
     return convert_to_analog(net, config)
 
 
-def variants() -> list[str | None]:
+def variants() -> list[str]:
     has_peer = importlib.util.find_spec("aihwkit_lightning") is not None
-    return [None, *settings(), *(["peer"] if has_peer else [])]
+    return [*settings(), *(["peer"] if has_peer else [])]
 
 
 def stepper(net: nn.Module, x: torch.Tensor, y: torch.Tensor):
@@ -107,46 +109,50 @@ def build(name: str, setting: str | None):
     return stepper(net, x, torch.randint(classes, (shape[0],)))
 
 
-def measure(name: str, rounds: int) -> list[dict]:
-    """Interleaved rounds; the first two of each are warm-up."""
-    names = variants()
-    steps = {s: build(name, s) for s in names}
+def measure(name: str, setting: str, rounds: int) -> dict[str, float]:
+    """Interleaved rounds of plain torch and one setting; the first two of each are warm-up."""
+    steps = [build(name, None), build(name, setting)]
     repeat = 10 if name == "lenet" else 1
-    times: dict[str | None, list[float]] = {s: [] for s in names}
+    times: list[list[float]] = [[], []]
     for r in range(rounds + 2):
-        for s in names:
+        for step, taken in zip(steps, times, strict=True):
             start = time.perf_counter()
             for _ in range(repeat):
-                steps[s]()
+                step()
             if r >= 2:
-                times[s].append((time.perf_counter() - start) / repeat)
-    rows = []
-    for s in names:
-        ratios = sorted(a / b for a, b in zip(times[s], times[None], strict=True))
-        rows.append(
-            {
-                "network": name,
-                "setting": s or "plain torch",
-                "ms": 1e3 * statistics.median(times[s]),
-                "ratio": statistics.median(times[s]) / statistics.median(times[None]),
-                "low": ratios[len(ratios) // 10],
-                "high": ratios[-1 - len(ratios) // 10],
-            }
-        )
-    return rows
+                taken.append((time.perf_counter() - start) / repeat)
+    ratios = sorted(a / b for a, b in zip(times[1], times[0], strict=True))
+    return {
+        "plain": 1e3 * statistics.median(times[0]),
+        "ms": 1e3 * statistics.median(times[1]),
+        "ratio": statistics.median(ratios),
+        "low": ratios[len(ratios) // 10],
+        "high": ratios[-1 - len(ratios) // 10],
+    }
 
 
 def peak_memory(name: str, setting: str | None) -> float:
-    """MiB that three steps add to the process, in a process of its own."""
+    """MiB that three steps add to this process."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = build(name, setting)
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def alone(call: str) -> Any:
+    """What a function of this file returns in a process of its own, whose memory no other network has touched."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nimport hwa_step, resource, torch\ntorch.set_num_threads(1)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"step = hwa_step.build({name!r}, {setting!r})\n"
-        "step(); step(); step()\nprint((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+        "import sys, json; sys.path.insert(0, sys.argv[1])\nimport hwa_step, torch\ntorch.set_num_threads(1)\n"
+        f"print(json.dumps(hwa_step.{call}))"
     )
-    folder = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -156,28 +162,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--networks", default="lenet,mlp,wideresnet")
     parser.add_argument(
-        "--memory", action="store_true", help="also measure peak memory, each in its own process"
+        "--memory", action="store_true", help="also measure peak memory, each in a process of its own"
     )
     options = parser.parse_args()
-    torch.set_num_threads(1)
     print(
-        f"torch {torch.__version__}, {platform.machine()}, one thread, medians of {options.rounds} interleaved rounds"
+        f"torch {torch.__version__}, {platform.machine()}, one thread, {options.rounds} interleaved rounds a pair"
     )
-    print(
-        "| network | setting | time, ms | over plain torch | 10-90 % of rounds |"
-        + (" memory, MiB |" if options.memory else "")
-    )
-    print("|---|---|---|---|---|" + ("---|" if options.memory else ""))
+    print("| network | setting | plain, ms | time, ms | over plain torch | 10-90 % of rounds |", end="")
+    print(" memory over plain, MiB |" if options.memory else "")
+    print("|---|---|---|---|---|---|" + ("---|" if options.memory else ""))
     for name in options.networks.split(","):
-        for row in measure(name, options.rounds):
+        for setting in variants():
+            row = alone(f"measure({name!r}, {setting!r}, {options.rounds})")
             line = (
-                f"| {row['network']} | {row['setting']} | {row['ms']:.1f} | {row['ratio']:.2f} | "
+                f"| {name} | {setting} | {row['plain']:.1f} | {row['ms']:.1f} | {row['ratio']:.2f} | "
                 f"{row['low']:.2f}-{row['high']:.2f} |"
             )
             if options.memory:
-                line += (
-                    f" {peak_memory(name, None if row['setting'] == 'plain torch' else row['setting']):.0f} |"
-                )
+                plain, own = (alone(f"peak_memory({name!r}, {s!r})") for s in (None, setting))
+                line += f" {own - plain:.0f} |"
             print(line, flush=True)
 
 
