@@ -204,8 +204,7 @@ def _main(words: list[str]) -> int:
         if first == "demo":
             name = "demo_insitu" if name == "insitu" else "demo"
         if wants_help and name is not None:
-            recipe = _recipe(name)
-            print(_recipe_help(parsers[first], recipe))
+            print(_recipe_help(parsers[first], _recipe(name), overrides))
             return 0
         words = [first, *plain]
     try:
@@ -379,6 +378,7 @@ def _evaluate(asked: argparse.Namespace) -> int:
     from aimc.chip import Compensation
     from aimc.recipes import evaluate_run
     from aimc.recipes.overrides import parse
+    from aimc.report import load_run, show_evaluations
     from aimc.train import choose_progress
 
     options: dict[str, Any] = {"chips": asked.chips, "seed": asked.seed, "onto": asked.onto}
@@ -388,9 +388,12 @@ def _evaluate(asked: argparse.Namespace) -> int:
         given = parse(asked.compensation, "--compensation")
         given = {"type": given} if isinstance(given, str) else given
         options["compensation"] = Compensation.from_dict(given) if given is not None else None
-    for result in evaluate_run(asked.run, **options, data=asked.data, progress=choose_progress()):
-        print(f"\n{result}")
-    print(f"\nwritten: {asked.run}/records.jsonl; all tables: aimc report {shlex.quote(asked.run)}")
+    results = evaluate_run(asked.run, **options, data=asked.data, progress=choose_progress())
+    show_evaluations(load_run(asked.run), results)
+    print(
+        f"added to {asked.run}/records.jsonl, beside what was evaluated before; all of it: "
+        f"aimc report {shlex.quote(asked.run)}"
+    )
     return 0
 
 
@@ -450,9 +453,9 @@ def _cell(asked: argparse.Namespace) -> int:
     return command(asked)
 
 
-def _recipe_help(parser: _Parser, recipe: Recipe) -> str:
-    """The command's help followed by every field of the recipe."""
-    from aimc.recipes.overrides import describe, describe_arguments
+def _recipe_help(parser: _Parser, recipe: Recipe, overrides: list[tuple[str, str]]) -> str:
+    """The command's help followed by every field of the recipe, as the flags beside --help change it."""
+    from aimc.recipes.overrides import configured, describe, describe_arguments
 
     head = parser.format_help().replace("NAME", recipe.name, 1)
     about = [f"The recipe {recipe.name}: {recipe.summary}", ""]
@@ -461,7 +464,15 @@ def _recipe_help(parser: _Parser, recipe: Recipe) -> str:
     if recipe.arguments:
         about += ["", "Its arguments, with their defaults:", "", describe_arguments(recipe)]
     return "\n".join(
-        [head, *about, "", "Flags of its configuration, with their defaults:", "", describe(recipe.config())]
+        [
+            head,
+            *about,
+            "",
+            "Flags of its configuration, with their defaults. Where a field has several types, its flags are those of",
+            "the present one; for those of another: --hardware.cell '{type: Hermes}' --help",
+            "",
+            describe(configured(recipe, None, overrides, parser.flags)),
+        ]
     )
 
 

@@ -259,7 +259,17 @@ def _freeze(value: Any, field: str, hint: Any) -> Any:
         fitted, ok = _fit(value, option, field)
         if ok:
             return fitted
-    raise AimcError(f"expects {' or '.join(_describe(o) for o in options)}, got {value!r}", field=field)
+    way = ""
+    if isinstance(value, str) and any(value == kind.__name__ for o in options for kind in _kinds(o)):
+        way = f"; to choose it write {{type: {value}}}"
+    raise AimcError(f"expects {' or '.join(_describe(o) for o in options)}, got {value!r}{way}", field=field)
+
+
+def _kinds(option: Any) -> list[type[Config]]:
+    """A configuration's class and everything derived from it."""
+    if not (isinstance(option, type) and issubclass(option, Config)):
+        return []
+    return [option, *(kind for below in option.__subclasses__() for kind in _kinds(below))]
 
 
 def _describe(option: Any) -> str:

@@ -432,7 +432,7 @@ class Coverage:
             "parameters",
             "tiles",
             "tile size",
-            "used",
+            "cells used",
             "levels in/out",
             "g_max",
             "cells" if any(r.cells for r in self.rows) else "",

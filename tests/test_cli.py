@@ -118,7 +118,8 @@ def test_the_whole_way_through(finished, capsys):
         cli.main(["evaluate", str(finished), "--times", "1d, 2d", "--chips", "1", "--compensation", "null"])
         == 0
     )
-    assert "compensation: none" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mapped, not compensated" in out and "2 d" in out and "1 h" not in out and "added to" in out
     assert read_records(finished)[-1]["times"] == [86400.0, 172800.0]
     assert (
         cli.main(["evaluate", str(finished), "--times", "1h", "--chips", "1", "--compensation", "MeanAbs"])
@@ -253,6 +254,25 @@ def test_the_help_of_a_recipe_shows_every_field_with_its_default(words, capsys):
     assert RECIPES["demo"].expected[:40] in out
     assert "Hermes" in out and "passes over the training data" in out
     assert "``" not in out and ":class:" not in out
+
+
+def test_every_field_of_a_recipe_says_what_it_is():
+    for path, value, _, text in _fields(DEMO):
+        assert text or isinstance(value, Config), path
+
+
+def test_the_help_of_another_type_lists_its_fields(capsys):
+    assert (
+        cli.main(["run", "demo", "--hardware.cell", "{type: Hermes}", "--student.epochs", "7", "--help"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "--hardware.cell.parallel" in out and "--student.epochs 7\n" in out
+    assert cli.main(["run", "demo", "--hardware.cell", "Hermse", "--help"]) == 2
+
+
+def test_a_bare_type_name_says_how_to_choose_it(capsys):
+    assert cli.main(["run", "demo", "--hardware.cell", "Hermes"]) == 2
+    assert "hardware.cell" in (err := capsys.readouterr().err) and "{type: Hermes}" in err
 
 
 def test_every_shown_default_is_accepted_as_a_value():

@@ -22,10 +22,10 @@ _DEPTH = 16
 class Faults(Config):
     """Share of devices that are stuck for good; a stuck device is neither programmed nor drifts.
 
-    Fields (probabilities per device):
-        reset: stuck at ``g_min``.
-        maximum: stuck at ``g_max``.
-        random: stuck at a value uniform between the two.
+    Fields:
+        reset: share of devices stuck at ``g_min``.
+        maximum: share stuck at ``g_max``.
+        random: share stuck at a value uniform between the two.
     """
 
     reset: float = 0.0
@@ -66,6 +66,11 @@ class Cell(Config):
 
     Every draw is a pure function of the key and the position of the device in the tensor, so the same key is the
     same chip at any time, in any order of questions.
+
+    Fields:
+        g_max: full scale, uS: the conductance that the largest weight of a column takes.
+        g_min: the lowest conductance that is programmed, uS.
+        faults: devices that are stuck for good.
     """
 
     g_max: float = 25.0

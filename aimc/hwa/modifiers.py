@@ -76,6 +76,9 @@ class Polynomial(Modifier):
 class ProgrammingNoise(Modifier):
     """The cell's own programming error times ``scale``; a weight keeps its sign (it is reflected at zero).
 
+    Fields:
+        scale: multiplies the error.
+
     Example:
         >>> from aimc.cells import PCM
         >>> kind, factor, *c = ProgrammingNoise(scale=3.0).changes(PCM(), 1.0)[0]

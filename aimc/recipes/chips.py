@@ -68,7 +68,10 @@ class Evaluation(Config):
     def validate(self):
         self.require(len(self.times) > 0, "times", "needs at least one time")
         for time_ in self.times:
-            seconds(time_)
+            try:
+                seconds(time_)
+            except AimcError as error:
+                self.require(False, "times", error.message)
         self.require(self.chips >= 1, "chips", f"must be at least 1, got {self.chips}")
         self.require(self.batch_size >= 1, "batch_size", f"must be at least 1, got {self.batch_size}")
 

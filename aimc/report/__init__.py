@@ -4,7 +4,16 @@ from aimc.report.comparison import comparison_table, draw_comparison, load_compa
 from aimc.report.figures import draw
 from aimc.report.in_memory_figures import draw_accuracy, draw_telemetry
 from aimc.report.reading import Evaluated, RunReport, load_run
-from aimc.report.tables import Table, markdown, markdown_table, show, show_table, tables, transfer_table
+from aimc.report.tables import (
+    Table,
+    markdown,
+    markdown_table,
+    show,
+    show_evaluations,
+    show_table,
+    tables,
+    transfer_table,
+)
 
 __all__ = [
     "Evaluated",
@@ -20,6 +29,7 @@ __all__ = [
     "markdown",
     "markdown_table",
     "show",
+    "show_evaluations",
     "show_table",
     "transfer_table",
     "tables",

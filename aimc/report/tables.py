@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from aimc.algorithms import Transfers
 from aimc.chip import DriftResult
@@ -47,15 +48,15 @@ def _star(result: DriftResult, i: int) -> str:
     return f"{100 * star[i]:.1f} ({100 * inside[i][0]:.1f} to {100 * inside[i][1]:.1f}){mark}"
 
 
-def tables(run: RunReport) -> list[Table]:
-    """All tables of a run: of training in memory the accuracy and the cells; of chips, for each protocol, the mean and
+def tables(run: RunReport, groups: Sequence[Sequence[Evaluated]] | None = None) -> list[Table]:
+    """All tables of a run, or those of some of its evaluations: of training in memory the accuracy and the cells; of chips, for each protocol, the mean and
     spread over chips, the worst chip, and A*.
 
     A* is the share of the digital network's lead over guessing that is left, of a perplexity in cross entropy; a star
     marks iso-accuracy (A* of at least 99 %) shown at the 5 % level.
     """
-    found = _training(run)
-    for group in run.groups:
+    found = _training(run) if groups is None else []
+    for group in run.groups if groups is None else groups:
         first = group[0].result
         chips = f"{first.chips} chip{'s' if first.chips > 1 else ''}, seed {first.seed}"
         title = f"test {first.metric}{', %' if first.percent else ''}"
@@ -70,7 +71,9 @@ def tables(run: RunReport) -> list[Table]:
             of = " of the cross entropy" if first.logarithmic else ""
             found.append(
                 Table(
-                    f"A*{of}, % (95 % interval of the mean; * iso-accuracy shown)", head, _rows(group, _star)
+                    f"A*{of}, % (95 % bootstrap interval of the mean over chips; * at least 99 % by a one-sided t-test)",
+                    head,
+                    _rows(group, _star),
                 )
             )
     return found
@@ -123,9 +126,19 @@ def _rows(group: Sequence[Evaluated], cell: Callable[[DriftResult, int], str]) -
 def _heading(run: RunReport) -> str:
     e = run.environment
     return (
-        f"aimc {e.get('aimc')}, torch {e.get('torch')}, {e.get('cpu')} ({e.get('threads')} threads), "
+        f"aimc {_version(e)}, torch {e.get('torch')}, {e.get('cpu')} ({e.get('threads')} threads), "
         f"started {e.get('started')}"
     )
+
+
+def _version(environment: dict[str, Any]) -> str:
+    """The installed version, the commit of a source tree, or both."""
+    installed, commit = environment.get("aimc"), environment.get("git")
+    if commit is None:
+        return str(installed)
+    changed = " with changes" if commit.endswith("+changes") else ""
+    known = "" if installed in (None, "not installed") else f"{installed}, "
+    return f"{known}commit {commit[:9]}{changed}"
 
 
 def markdown_table(table: Table) -> str:
@@ -153,6 +166,14 @@ def show(runs: Sequence[RunReport]) -> None:
         console.print(_heading(run), markup=False)
         for table in tables(run):
             console.print(_grid(table))
+
+
+def show_evaluations(run: RunReport, results: Sequence[DriftResult]) -> None:
+    """Print the tables that some results of a run are in, with whatever else was evaluated on the same chips."""
+    asked = [(r.times, r.chips, r.seed) for r in results]
+    console = _console()
+    for table in tables(run, [group for group in run.groups if group[0].protocol in asked]):
+        console.print(_grid(table))
 
 
 def transfer_table(lines: Sequence[tuple[str, Transfers]]) -> Table:

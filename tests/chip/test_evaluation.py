@@ -52,6 +52,18 @@ def test_bootstrap_interval():
     np.testing.assert_array_equal(interval, DriftResult.from_dict(RESULT.to_dict()).interval)
 
 
+def test_the_interval_of_few_chips_is_as_wide_as_students():
+    """Percentiles of a plain bootstrap cover about 81 % of the time for four chips."""
+    values = np.random.default_rng(0).normal(0.9, 0.01, (400, 4))
+    covered = 0
+    for row in values:
+        low, high = DriftResult(times=(1.0,), values=row[None], seed=0).interval[0]
+        covered += low <= 0.9 <= high
+    assert 0.85 < covered / 400 < 0.97
+    assert "too narrow" in str(DriftResult(times=(1.0,), values=values[:1], seed=0))
+    assert "too narrow" not in str(RESULT)
+
+
 def test_normalised_accuracy():
     by_hand = (VALUES - 0.1) / (0.91 - 0.1)
     np.testing.assert_allclose(RESULT.normalised_values, by_hand)
