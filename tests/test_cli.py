@@ -12,6 +12,7 @@ import yaml
 
 from aimc import cli
 from aimc.cells import PCM, Hermes
+from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import read_config, read_records
 from aimc.recipes import RECIPES

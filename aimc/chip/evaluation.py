@@ -226,7 +226,7 @@ class DriftResult:
 
     @property
     def interval(self) -> np.ndarray | None:
-        """95 % bootstrap interval of the mean over chips, ``[times, 2]``, of expanded percentiles; None for one chip."""
+        """95 % interval of the mean over chips, ``[times, 2]``: expanded bootstrap percentiles; None for one chip."""
         return self._interval(self.values)
 
     @property

@@ -150,14 +150,16 @@ def look_up(
             return found
     looked = ", ".join(str(folder) for folder in folders if folder.is_dir()) or "no folder, for there is none"
     raise AimcError(
-        f"{root} has no {part} files of {name!r} (looked in {looked}); put {kinds} into {root / name}, or name another folder: --data on the command line, root= in Python",
+        f"{root} has no {part} files of {name!r} (looked in {looked}); put {kinds} into {root / name}, "
+        "or name another folder: --data on the command line, root= in Python",
         field="root",
     )
 
 
 def fetch(name: str, hub: tuple[str, str] | None, part: str) -> list[Path]:
     """Download a part of a data set from the hub."""
-    way_out = f"name a folder that has {name}/{part}-*.parquet with --data, root= in Python or AIMC_DATA in the environment"
+    files = f"{name}/{part}-*.parquet"
+    way_out = f"name a folder that has {files} with --data, root= in Python or AIMC_DATA in the environment"
     if hub is None:
         raise AimcError(f"no folder with {name!r} is known, and the hub has no copy: {way_out}", field="root")
     repository, folder = hub

@@ -49,8 +49,10 @@ def _star(result: DriftResult, i: int) -> str:
 
 
 def tables(run: RunReport, groups: Sequence[Sequence[Evaluated]] | None = None) -> list[Table]:
-    """All tables of a run, or those of some of its evaluations: of training in memory the accuracy and the cells; of chips, for each protocol, the mean and
-    spread over chips, the worst chip, and A*.
+    """All tables of a run, or those of some of its evaluations.
+
+    Of training in memory the accuracy and the cells; of chips, for each protocol, the mean and spread over chips, the
+    worst chip, and A*.
 
     A* is the share of the digital network's lead over guessing that is left, of a perplexity in cross entropy; a star
     marks iso-accuracy (A* of at least 99 %) shown at the 5 % level.
@@ -71,7 +73,8 @@ def tables(run: RunReport, groups: Sequence[Sequence[Evaluated]] | None = None) 
             of = " of the cross entropy" if first.logarithmic else ""
             found.append(
                 Table(
-                    f"A*{of}, % (95 % bootstrap interval of the mean over chips; * at least 99 % by a one-sided t-test)",
+                    f"A*{of}, % (95 % bootstrap interval of the mean over chips; "
+                    "* at least 99 % by a one-sided t-test)",
                     head,
                     _rows(group, _star),
                 )
