@@ -8,6 +8,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,15 @@ from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.hwa import clip_, modify_weights
 from aimc.nn.held import HeldPass
+from aimc.nn.opaque import followed, read_opaquely, register
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
+from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
 from aimc.ops import check_backend
 from aimc.random import Key
 
 _EXTRAS = ("input_range", "output_gain", "column_scale", "analog_state", "analog_hardware")
 _LAYERS: weakref.WeakKeyDictionary[AnalogLayer, None] = weakref.WeakKeyDictionary()
+_NOTHING = contextlib.nullcontext()
 
 
 @dataclasses.dataclass
@@ -66,6 +70,11 @@ class Call:
     held: HeldPass | None = None
 
 
+def version(tensor: Tensor) -> int:
+    """Counts the changes of a tensor; 0 where torch does not count, in inference mode, where nothing is trained."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _smallest(dtype: torch.dtype) -> float:
     """The smallest input range: its inverse stays finite."""
     return min(torch.finfo(dtype).tiny * 1e6, 1e-4)
@@ -105,6 +114,9 @@ class AnalogLayer(nn.Module):
         self._programmed: ProgrammedWeights | None = None
         self._pass: HeldPass | None = None
         self._observer: Callable[[Tensor], None] | None = None
+        self._records = Records()
+        self._replay: Record | None = None
+        self._recording: Record | None = None
         self._folded: tuple[tuple[Key, int], list[list[Key]]] | None = None
         self._step = self._evaluated = self._range_batches = 0
         self._clipped_version = self._range_version = -1
@@ -128,6 +140,7 @@ class AnalogLayer(nn.Module):
         fixed = hardware.training is not None and hardware.training.remap_every != 1
         self.register_buffer("column_scale", self._weight_scale() if fixed else None)
         _LAYERS[self] = None
+        self._handle = register(self)
         _watch_optimizers()
 
     # Weights -------------------------------------------------------------------------------------------------------
@@ -169,7 +182,7 @@ class AnalogLayer(nn.Module):
         trained = parameter is not None and parameter.requires_grad
         if training is not None and training.clip is not None and trained:
             clip_(self.weight, training.clip)
-            self._clipped_version = self.weight._version
+            self._clipped_version = version(self.weight)
         if isinstance(self.input_range, nn.Parameter):
             self.input_range.clamp_(min=_smallest(self.input_range.dtype))
 
@@ -177,12 +190,15 @@ class AnalogLayer(nn.Module):
         """Before a forward pass in training mode, if the weights changed otherwise than by an optimizer."""
         training = self.hardware.training
         clips = self.training and training is not None and training.clip is not None
-        if clips and self.weight._version != self._clipped_version:
+        if clips and version(self.weight) != self._clipped_version:
             self.constrain()
 
     def _tiles(self) -> Tiles:
-        if self._programmed is not None:
-            held = self._programmed
+        step, programmed, replay = self._step, self._programmed, self._replay
+        if replay is not None:
+            step, programmed = replay.step, replay.programmed
+        if programmed is not None:
+            held = programmed
             if self.training:
                 raise AimcError(
                     "a chip is in place and the network is in training mode; call net.eval() first"
@@ -190,20 +206,22 @@ class AnalogLayer(nn.Module):
             weights = [held.weights[:, a:b] for a, b in self.layout.row_splits]
             return Tiles(weights, held.scale, compensation=held.compensation, trained=False)
         training = self.hardware.training if self.training else None
-        self._clip_changes()
         matrix = self.matrix()
-        if training is not None and training.remap_every > 1 and self._step % training.remap_every == 0:
-            self.remap()
+        if replay is None:
+            self._clip_changes()
+            matrix = self.matrix()
+            if training is not None and training.remap_every > 1 and step % training.remap_every == 0:
+                self.remap()
         scale = self.column_scale
         if scale is None and self.hardware.mapping.scale != "column":
             scale = column_scale(matrix, self.layout, self.hardware.mapping)
         modifiers = training.modifiers if training is not None else ()
         strength = self.noise_strength
         if strength is None:
-            strength = training.strength(self._step) if training is not None else 0.0
+            strength = training.strength(step) if training is not None else 0.0
         weights, scale, factor = modify_weights(
             matrix, self.layout, modifiers, self.hardware.cell, scale,
-            self.key.at("modifier", step=self._step), strength, True, self.backend, Key(self.network_seed),
+            self.key.at("modifier", step=step), strength, True, self.backend, Key(self.network_seed),
         )  # fmt: skip
         return Tiles(weights, scale, factor)
 
@@ -230,7 +248,7 @@ class AnalogLayer(nn.Module):
         held, values = False, self.input_range.detach()
         if self._programmed is not None and self._programmed.input_range is not None:
             held, values = True, self._programmed.input_range
-        changed = held or self._range_version != values._version
+        changed = held or self._range_version != version(values)
         unset = changed and any(math.isnan(v) for v in values.tolist())
         if unset and starts:  # a tile that has seen nothing but zeros
             if self._range_batches >= setting.init_batches:
@@ -242,7 +260,7 @@ class AnalogLayer(nn.Module):
                 "hardware.input_range.value",
                 field="input_range",
             )
-        self._range_version = -1 if held else values._version
+        self._range_version = -1 if held else version(values)
         # The backward pass needs the range of this read, and the next one of the same layer moves it on.
         return (values.clone() if starting else values).unsqueeze(1)
 
@@ -289,6 +307,20 @@ class AnalogLayer(nn.Module):
 
     # Forward -------------------------------------------------------------------------------------------------------
 
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Arguments and result of the torch layer; only transposed convolutions have an ``output_size``."""
+        if followed(input):
+            return read_opaquely(self, input, output_size)
+        return self.read(input) if output_size is None else self.read(input, output_size)
+
+    def read(self, input: Tensor, *args: Any) -> Tensor:
+        """One forward pass through the tiles; arguments as for the torch layer."""
+        raise NotImplementedError
+
+    def digital(self, input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+        """The torch layer's own product, of the same shape as what :meth:`read` returns."""
+        raise NotImplementedError
+
     def _read_keys(self) -> tuple[Key, ...]:
         """Keys of the reads of this forward pass, one per row tile."""
         if self._folded is None or self._folded[0] != (self.key, self.layout.row_tiles):
@@ -299,7 +331,8 @@ class AnalogLayer(nn.Module):
             ]
             self._folded = (self.key, self.layout.row_tiles), keys
         keys = self._folded[1][0 if self.training else 1]
-        return tuple(k.at(step=self._step) for k in keys) if self.training else tuple(keys)
+        step = self._step if self._replay is None else self._replay.step
+        return tuple(k.at(step=step) for k in keys) if self.training else tuple(keys)
 
     def _analog(
         self,
@@ -313,18 +346,41 @@ class AnalogLayer(nn.Module):
             x = x.to(self.weight.dtype)
         if self._observer is not None:
             self._observer(x.detach())
-        held = self._programmed
         x = x.contiguous()
+        run = self._pass
+        with self._replayed(x) if self._replay is None and run is None and inside_backward() else _NOTHING:
+            return self._read_tiles(x, geometry, finish, flatten)
+
+    def _read_tiles(
+        self,
+        x: Tensor,
+        geometry: Geometry,
+        finish: Callable[[Tensor], Tensor],
+        flatten: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        replay = self._replay
+        held = self._programmed if replay is None else replay.programmed
+        new = replay is None and self._pass is None and self._recording is None
+        if new and may_come_back(self.training) and x.is_floating_point():
+            self._record(fingerprint(x))
         try:
             if not x.is_floating_point():
                 raise AimcError(f"expects floating-point inputs, got {x.dtype}")
             run = self._pass
             tiles = self._tiles() if run is None else run.tiles
             started = self._range_batches >= self.hardware.input_range.init_batches
-            ranges = self._ranges(x.detach())
+            evaluated = self._evaluated
+            if replay is None:
+                ranges = self._ranges(x.detach())
+                if self._recording is not None:
+                    self._recording.ranges.append(ranges)
+            else:
+                started, evaluated = replay.started, replay.evaluated
+                ranges = replay.ranges[min(replay.position, len(replay.ranges) - 1)]
+                replay.position += 1
             call = Call(
                 held.keys if held is not None else self._read_keys(),
-                (0 if run is None else run.vectors) if self.training else self._evaluated,
+                (0 if run is None else run.vectors) if self.training else evaluated,
                 self.backend,
                 self.check_finite,
                 finish,
@@ -340,17 +396,46 @@ class AnalogLayer(nn.Module):
         except AimcError as error:
             raise error.at(layer=self.name or type(self).__name__, shape=x.shape) from None
         state = self.__dict__  # past torch's search for parameters and modules, at every step of every layer
-        state["statistics"] = call.statistics
-        if not self.training:
-            state["_evaluated"] += call.vectors
-        elif run is None:
-            state["_step"] += 1
+        if replay is None:
+            state["statistics"] = call.statistics
+            if not self.training:
+                state["_evaluated"] += call.vectors
+            elif run is None:
+                state["_step"] += 1
+            if run is None:
+                state["_recording"] = None
         if run is not None:
             run.add(call)
         dtype, device = x.dtype, x.device.type
         if torch.is_autocast_enabled(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         return y if y.dtype == dtype else y.to(dtype)
+
+    # Once more ----------------------------------------------------------------------------------------------------
+
+    def _record(self, mark: tuple | None) -> Record:
+        """Write down what this forward pass depends on, so that it can be made again."""
+        started = self._range_batches >= self.hardware.input_range.init_batches
+        self._recording = self._records.add(
+            step=self._step, evaluated=self._evaluated, training=self.training, started=started,
+            programmed=self._programmed, fingerprint=mark,
+        )  # fmt: skip
+        return self._recording
+
+    @contextlib.contextmanager
+    def _replayed(self, what: Tensor | Record | None) -> Iterator[None]:
+        """Make a forward pass again: that of a record, of such an input, or the last one; else a new one."""
+        record = what if isinstance(what, Record) else None
+        if record is None and len(self._records):
+            record = self._records.matching(fingerprint(what) if isinstance(what, Tensor) else None)
+        if record is None:
+            yield
+            return
+        record.used, record.position, self._replay = True, 0, record
+        try:
+            yield
+        finally:
+            self._replay = None
 
     @contextlib.contextmanager
     def programmed(self, weights: ProgrammedWeights) -> Iterator[None]:
@@ -471,7 +556,7 @@ class AnalogLayer(nn.Module):
         if prefix + "column_scale" not in state_dict:
             self.remap()
         # Weights saved from an analog layer were clipped; clipping at n deviations again would shrink them.
-        self._clipped_version = self.weight._version if saved is not None else -1
+        self._clipped_version = version(self.weight) if saved is not None else -1
         self._range_version = -1
 
     def _fits(self, name: str, value: Tensor) -> bool:
@@ -480,21 +565,24 @@ class AnalogLayer(nn.Module):
 
     def __getstate__(self):
         state = self.__dict__.copy()
-        state["_clipped_version"] = (
-            self._clipped_version == self.weight._version
+        state["_clipped_version"] = self._clipped_version == version(
+            self.weight
         )  # a copy counts versions from zero
         state["_range_version"] = -1
         state["statistics"] = state["_observer"] = state["_pass"] = None
+        state["_replay"] = state["_recording"] = None
+        state["_records"] = Records()  # of backward passes that the copy does not have
         return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self._count_versions()
         _LAYERS[self] = None
+        self._handle = register(self)
 
     def _count_versions(self) -> None:
         """Make of "was clipped" the version of a copied weight."""
-        self._clipped_version = self.weight._version if self._clipped_version else -1
+        self._clipped_version = version(self.weight) if self._clipped_version else -1
 
     def analog_description(self) -> str:
         h, parts = self.hardware, self.layout

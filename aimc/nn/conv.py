@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,7 +181,10 @@ class AnalogConv(AnalogLayer):
         single = input.dim() == self.spatial + 1
         return input[None] if single else input, single
 
-    def forward(self, input: Tensor) -> Tensor:
+    def digital(self, input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+        return self._conv_forward(input, weight, None)  # type: ignore[attr-defined]  (of torch's layer)
+
+    def read(self, input: Tensor, *args: Any) -> Tensor:
         x, single = self._batched(input)
         amounts = self._reversed_padding_repeated_twice
         symmetric = tuple(amounts[2 * i] for i in reversed(range(self.spatial)))

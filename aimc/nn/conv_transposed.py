@@ -129,8 +129,12 @@ class AnalogConvTranspose(AnalogConv):
     def shaped_like_weight(self, matrix: Tensor) -> Tensor:
         return inputs_first(matrix, self.groups, self.kernel_size)
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Arguments as for the torch layer."""
+    def digital(self, input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+        rest = output_padding(self, input, args[0], self.name) if args else self.output_padding
+        product = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[self.spatial]
+        return product(input, weight, None, self.stride, self.padding, rest, self.groups, self.dilation)
+
+    def read(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         x, single = self._batched(input)
         rest = output_padding(self, input, output_size, self.name)
         geometry = TransposedGeometry(self, tuple(x.shape[2:]), rest)

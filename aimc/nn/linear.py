@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.crossbar import Layout
@@ -14,6 +16,7 @@ from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.nn.base import AnalogLayer
 from aimc.nn.held import HeldPass
+from aimc.nn.replay import inside_backward, may_come_back
 from aimc.ops import sampled_product
 from aimc.random import Key
 
@@ -71,7 +74,10 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         layout = Layout.of(hardware.tile, self.out_features, self.in_features)
         self._set_up(hardware, layout, key, name, backend)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def digital(self, input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+        return F.linear(input, weight)
+
+    def read(self, input: Tensor, *args: Any) -> Tensor:
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise AimcError(f"expects {self.in_features} features", layer=self.name, shape=input.shape)
         flat = input.reshape(math.prod(input.shape[:-1]), 1, self.in_features, 1)
@@ -99,6 +105,15 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         if self._pass is not None:  # part of a longer pass
             yield
             return
+        again = inside_backward()
+        with self._replayed(None) if again else contextlib.nullcontext():
+            if self._replay is None and may_come_back(self.training):
+                self._record(None)
+            with self._held(reads):
+                yield
+
+    @contextlib.contextmanager
+    def _held(self, reads: int) -> Iterator[None]:
         try:
             tiles = self._tiles()
         except AimcError as error:
@@ -108,10 +123,11 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         try:
             yield
         finally:
-            self._pass = None
-            self._range_batches += bool(run.seen)
-            self._step += self.training
-            self.statistics = run.statistics()
+            self._pass = self._recording = None
+            if self._replay is None:
+                self._range_batches += bool(run.seen)
+                self._step += self.training
+                self.statistics = run.statistics()
 
     def to_digital(self) -> nn.Linear:
         """An ``nn.Linear`` with a copy of the weight, the output gain multiplied in."""

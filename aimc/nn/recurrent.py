@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from aimc.errors import AimcError
 from aimc.nn.composite import AnyHardware, Composite, Piece, held
+from aimc.nn.opaque import outside_graphs
 from aimc.random import Key
 
 State = tuple[Tensor, ...]
@@ -131,6 +132,7 @@ class _Recurrent(Composite):
 
     # Forward -------------------------------------------------------------------------------------------------------
 
+    @outside_graphs
     def forward(self, input: Tensor | PackedSequence, hx: Any = None):
         """Arguments and results as for the torch layer."""
         packed = isinstance(input, PackedSequence)
@@ -303,6 +305,7 @@ class _Cell(Composite):
 
     reset_parameters = _Recurrent.reset_parameters
 
+    @outside_graphs
     def forward(self, input: Tensor, hx: Any = None):
         """Arguments and results as for the torch cell."""
         if input.dim() not in (1, 2):

@@ -17,6 +17,7 @@ from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
 from aimc.nn.base import hardware_record, saved_hardware
+from aimc.nn.opaque import outside_graphs
 from aimc.nn.pulsed.read import Reads
 from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
 from aimc.ops import check_backend
@@ -272,6 +273,7 @@ class PulsedLayer(nn.Module):
 
     # Forward -------------------------------------------------------------------------------------------------------
 
+    @outside_graphs
     def _product(self, x: Tensor) -> Tensor:
         """``x`` in the shape that the form takes; the output likewise."""
         if self._versions() != self._written:

@@ -1,0 +1,213 @@
+"""Whoever follows a network instead of running it, or runs it twice, gets what a plain run gives."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import aimc
+from aimc.errors import AimcError
+from aimc.nn.replay import Records
+from tests.helpers import assert_close
+
+FIXED = aimc.presets.pcm().replace(**{"input_range.value": 3.0})
+X = torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.ConvTranspose2d(2, 3, 3, stride=2), nn.ReLU(), nn.Conv2d(3, 2, 3, padding="same", padding_mode="circular"),
+        nn.Flatten(), nn.Linear(242, 4),
+    )  # fmt: skip
+
+
+def twins(net: nn.Module, hardware=FIXED):
+    torch.manual_seed(0)
+    analog = aimc.convert(net, hardware, seed=0)
+    return analog, copy.deepcopy(analog)
+
+
+def train(net, follow, x, steps=3):
+    """Outputs of some steps of training, the last gradients and the weights."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    outputs = []
+    for k in range(steps):
+        optimizer.zero_grad()
+        y = follow(x * (k + 1))
+        y = y[0] if isinstance(y, tuple) else y
+        y.pow(2).sum().backward()
+        optimizer.step()
+        outputs.append(y.detach())
+    return outputs, [p.grad for p in net.parameters()], list(net.parameters())
+
+
+def assert_equal_training(net, follow, plain, x):
+    for found, expected in zip(train(net, follow, x), train(plain, plain, x), strict=True):
+        for a, b in zip(found, expected, strict=True):
+            assert_close("training", a.detach(), b.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("hardware", [FIXED, aimc.presets.pcm()], ids=["range given", "range from data"])
+def test_a_compiled_network_trains_alike(hardware):
+    torch._dynamo.reset()
+    net, plain = twins(convolutions(), hardware)
+    assert_equal_training(net, torch.compile(net, backend="aot_eager", fullgraph=True), plain, X)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_compiled_recurrent_network_trains_alike(kind):
+    torch._dynamo.reset()
+    net, plain = twins(kind(25, 4, 2, batch_first=True))
+    assert_equal_training(net, torch.compile(net, backend="aot_eager"), plain, X.flatten(2))
+
+
+def test_a_compiled_network_in_cells_trains_alike():
+    torch._dynamo.reset()
+    reram = aimc.presets.reram(w_max_dtod=0.0, w_min_dtod=0.0)
+    nets = twins(nn.Sequential(nn.Flatten(), nn.Linear(50, 6), nn.Tanh(), nn.Linear(6, 3)), reram)
+    found = []
+    for net, follow in zip(nets, (torch.compile(nets[0], backend="aot_eager"), nets[1])):
+        optimizer = aimc.optim.wrap(torch.optim.SGD(net.parameters(), lr=0.1), net)
+        for _ in range(3):
+            optimizer.zero_grad()
+            follow(X).pow(2).sum().backward()
+            optimizer.step()
+        found.append(net(X))
+    assert_close("after training", found[0], found[1], atol=1e-6)
+
+
+def test_a_compiled_network_evaluates_alike():
+    torch._dynamo.reset()
+    net, plain = twins(convolutions())
+    follow = torch.compile(net.eval(), backend="aot_eager", fullgraph=True)
+    plain.eval()
+    with torch.no_grad():
+        for _ in range(2):
+            assert_close("output", follow(X), plain(X), atol=1e-6)
+    outputs = []
+    for one, forward in ((net, follow), (plain, plain)):
+        with torch.no_grad(), aimc.program(one, seed=3).at("1h"):
+            outputs.append(forward(X))
+    assert_close("chip", outputs[0], outputs[1], atol=1e-6)
+
+
+def test_autocast_reaches_a_compiled_layer():
+    torch._dynamo.reset()
+    net, plain = twins(nn.Linear(5, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = torch.compile(net, backend="aot_eager", fullgraph=True)(X)
+        assert y.dtype == torch.bfloat16 == plain(X).dtype
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_network(strict, tmp_path):
+    net, plain = twins(convolutions())
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(net.eval(), (X,), dynamic_shapes=({0: batch},), strict=strict)
+    torch.export.save(program, tmp_path / "net.pt2")
+    again = torch.export.load(tmp_path / "net.pt2").module()
+    plain.eval()
+    for x in (X, X[:3]):
+        assert_close("output", again(x), plain(x), atol=1e-6)
+
+
+def test_a_layer_that_is_gone_says_where_it_ran():
+    """As an exported program in another process."""
+    with pytest.raises(AimcError, match="to_digital"):
+        torch.ops.aimc.layer(X, torch.ones(3, 5), None, None, None, 10**9, None)
+
+
+def test_gradients_by_transforms():
+    net, plain = twins(convolutions())
+    net.eval(), plain.eval()
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(parameters):
+        return torch.func.functional_call(net, parameters, (X,)).pow(2).sum()
+
+    found = torch.func.grad(loss)(parameters)
+    plain(X).pow(2).sum().backward()
+    for name, p in plain.named_parameters():
+        assert_close(name, found[name], p.grad, atol=1e-5)
+
+
+def test_a_mapped_forward_pass_is_that_of_the_batch():
+    for make, x in ((convolutions, X), (lambda: nn.Linear(5, 3), X)):
+        net, plain = twins(make())
+        net.eval(), plain.eval()
+        mapped = torch.func.vmap(lambda one, net=net: net(one[None])[0], randomness="different")(x)
+        assert_close("output", mapped, plain(x), atol=1e-6)
+
+
+def test_parameters_are_not_mapped():
+    net, _ = twins(nn.Linear(5, 3))
+    stack = {name: torch.stack([p.detach()] * 2) for name, p in net.eval().named_parameters()}
+    with pytest.raises(AimcError, match="tiles"):
+        torch.func.vmap(lambda p: torch.func.functional_call(net, p, (X,)), randomness="different")(stack)
+
+
+def test_traced_networks():
+    net, plain = twins(convolutions())
+    net.eval(), plain.eval()
+    assert_close("fx", torch.fx.symbolic_trace(net)(X), plain(X), atol=1e-6)
+    traced = torch.jit.trace(net, (X,), check_trace=False)
+    plain(X)  # tracing ran it once
+    assert_close("jit", traced(X), plain(X), atol=1e-6)
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        net, plain = twins(convolutions())
+        assert_close("output", net.eval()(X), plain.eval()(X))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["convolutions", "LSTM"])
+def test_activation_checkpoints_meet_the_same_noise(name, reentrant):
+    """The same input in every step, and the range started by the first ones: what a second pass could mistake."""
+    net, plain = twins(convolutions() if name == "convolutions" else nn.LSTM(25, 4, 2), aimc.presets.pcm())
+    x = (X if name == "convolutions" else X.flatten(2)).clone().requires_grad_()
+    for _ in range(12):
+        for one, forward in ((net, lambda x: checkpoint(net, x, use_reentrant=reentrant)), (plain, plain)):
+            one.zero_grad()
+            y = forward(x)
+            (y if name == "convolutions" else y[0]).pow(2).sum().backward()
+        for (where, p), q in zip(net.named_parameters(), plain.parameters(), strict=True):
+            assert_close(where, p.grad, q.grad, atol=1e-6)
+
+
+def test_a_shared_layer_under_checkpoints():
+    """Two passes of one layer with equal inputs, each with noise of its own."""
+    net, plain = twins(nn.Linear(5, 5))
+    x = X[0, 0].clone().requires_grad_()
+    weights = torch.tensor([1.0, 3.0])
+    for one, forward in ((net, lambda x: checkpoint(net, x, use_reentrant=False)), (plain, plain)):
+        sum(w * forward(x).pow(2).sum() for w in weights).backward()  # type: ignore[union-attr]
+        assert one._step == 2
+    assert_close("weight", net.weight.grad, plain.weight.grad, atol=1e-6)
+
+
+def test_without_checkpoints_nothing_is_recorded():
+    net, _ = twins(nn.Linear(5, 3))
+    net(X).sum().backward()
+    assert len(net._records) == 0
+
+
+def test_the_latest_unused_record_is_meant():
+    records = Records()
+    values = dict(step=0, evaluated=0, training=True, started=True, programmed=None)
+    first, second = (records.add(fingerprint=("x",), **values) for _ in range(2))
+    assert records.matching(("x",)) is second and records.matching(("y",)) is None
+    second.used = True
+    assert records.matching(("x",)) is first
+    first.used = True
+    assert records.matching(("x",)) is second and records.named(1) is first and records.named(9) is None
+
+
+def test_importing_is_cheap():
+    code = "import aimc, sys; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
