@@ -85,7 +85,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         else:
             parser.add_argument(
                 "half", nargs="?", choices=("insitu",), metavar="insitu",
-                help="instead: train in memory with several algorithms, about two minutes",
+                help="instead: train in memory with several algorithms, about a minute",
             )  # fmt: skip
         parser.add_argument(
             "--config", metavar="FILE", help="YAML file with fields that replace the recipe's"

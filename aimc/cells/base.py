@@ -187,7 +187,10 @@ class DriftingCell(Cell):
     Fields:
         t0: time between programming and the first drift reading, s.
         t_read: duration of one read, s.
-        programming_scale, drift_scale, drift_spread_scale, read_noise_scale: multiply one effect; 0 switches it off.
+        programming_scale: multiplies the programming error; 0 switches it off.
+        drift_scale: multiplies the drift exponents; 0 switches drift off.
+        drift_spread_scale: multiplies the spread of the exponents from device to device; 0 makes them alike.
+        read_noise_scale: multiplies the read noise; 0 switches it off.
     """
 
     t0: float = 20.0

@@ -18,6 +18,7 @@ from aimc.nn.linear import LinearGeometry
 from aimc.nn.product import Periphery, read_tile
 from aimc.ops import convert_input
 from aimc.ops.read_out import ReadOut
+from aimc.periphery import ADC
 from aimc.random import Key, uniform
 
 _GEOMETRY = LinearGeometry()
@@ -115,29 +116,54 @@ def _tile_mean(values: Tensor, tile: Tensor) -> Tensor:
     return (torch.zeros_like(count).scatter_add_(0, tile, values) / count)[tile]
 
 
+def _ratio(before: Tensor, after: Tensor, floor: float) -> Tensor:
+    """``before / after``; NaN where either is too small to be a reading."""
+    return torch.where((before > floor) & (after > floor), before / after, torch.nan)
+
+
+_FEWEST_STEPS = 8
+
+
 class MeanAbs(Compensation):
     """Ratio of the mean magnitude of all one-hot reads of a tile, as published and as other tools have it.
 
     Every weight is read alone, near or below one step of the ADC, so noise biases it low for small weights; averages
-    help. Costs one read per row.
+    help. Costs one read per row. Reads that add up to fewer than 8 steps of the ADC count as none.
 
     Fields:
         averages: reads of each vector.
-        floor: smallest mean magnitude taken seriously.
+        floor: smallest mean magnitude that counts as a reading, in units of the column's full scale; below it the chip
+            stays uncompensated there and says so.
     """
 
     floor: float = 1e-4
 
     def measure(self, reader: TileReader, weight: Tensor, key: Key, noise: Key) -> Tensor:
-        return _mean_abs(self.averages, reader, weight, noise)
+        reading = _mean_abs(self.averages, reader, weight, noise)
+        steps = self._steps(reading, reader.periphery.adc, weight.shape[1])
+        return reading if steps is None else torch.where(steps < _FEWEST_STEPS, 0, reading)
+
+    def _steps(self, reading: Tensor, adc: ADC | None, rows: int) -> Tensor | None:
+        """Steps of the ADC that a reading is made of, broadcast over the outputs; None without steps."""
+        if adc is None or not adc.half:
+            return None
+        return self._together(reading) * (rows * self.averages * adc.half / adc.bound)
+
+    def _together(self, reading: Tensor) -> Tensor:
+        """What one factor is made of."""
+        return reading.sum()
 
     def factor(self, baseline: Tensor, now: Tensor, tile: Tensor) -> Tensor:
         before, after = _tile_mean(baseline, tile), _tile_mean(now, tile)
-        return torch.where(before > self.floor, before, 0) / after.clamp_min(self.floor)
+        return _ratio(before, after, self.floor)
 
 
 class ExactReference(MeanAbs):
-    """As :class:`MeanAbs`, but the baseline is computed digitally from the target weights, free of noise."""
+    """As :class:`MeanAbs`, but the baseline is computed digitally from the target weights, free of noise.
+
+    The later readings are not free of it. Where noise is most of what a column reads they are too large, and the
+    factor is too small, below 1 even; :class:`MeanAbs` has the same noise on both sides.
+    """
 
     def reference(
         self, reader: TileReader, programmed: Tensor, target: Tensor, key: Key, noise: Key
@@ -148,19 +174,23 @@ class ExactReference(MeanAbs):
 class PerColumn(MeanAbs):
     """As :class:`MeanAbs`, one factor per output."""
 
+    def _together(self, reading: Tensor) -> Tensor:
+        return reading
+
     def factor(self, baseline: Tensor, now: Tensor, tile: Tensor) -> Tensor:
-        return torch.where(baseline > 0, baseline / now.clamp_min(self.floor), 1)
+        return _ratio(baseline, now, self.floor)
 
 
 class LeastSquares(Compensation):
     """Slope of the first readings on the present ones, ``<y0, yt> / <yt, yt>``, for random ±amplitude probes.
 
     Outputs are tens of ADC steps, so noise hardly biases it; close to the factor with the least squared error of the
-    weights, for a small part of the reads of :class:`MeanAbs`. The default.
+    weights. 64 reads a tile, where :class:`MeanAbs` makes one a row, and up to twelve times that once, at programming,
+    for the amplitude. The default.
 
     Fields:
         averages: repetitions of the whole set, averaged before the fit.
-        probes: random vectors.
+        probes: how many random vectors are read.
         amplitude: of the input range; null takes the largest of 1, 0.7, 0.49, ... for which at most 0.1 % of the
             baseline's outputs saturate.
         per: one factor per physical ``tile`` or per ``column``.

@@ -13,9 +13,10 @@ BACKENDS = ("auto", "reference", "cpu")
 def check_backend(backend: str) -> str:
     """Return the name or raise, suggesting the nearest one."""
     if backend not in BACKENDS:
-        raise AimcError(
-            f"no backend is called {backend!r}; {suggest(str(backend), BACKENDS)}", field="backend"
-        )
+        hint = suggest(str(backend), BACKENDS)
+        if backend in ("gpu", "cuda"):
+            hint = "GPUs have no body of their own yet and use 'reference', which 'auto' chooses for their tensors"
+        raise AimcError(f"no backend is called {backend!r}; {hint}", field="backend")
     return backend
 
 

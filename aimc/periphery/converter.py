@@ -73,7 +73,8 @@ class ADC(_Converter):
     """Converts column currents to numbers: rounds to the grid and saturates at the bound.
 
     Fields:
-        bits, steps: as for :class:`DAC`.
+        bits: n bits are ``2^n - 1`` levels; null leaves only the saturation.
+        steps: instead of bits, the number of steps over ±bound (an even number, so that zero is a level).
         bound: full scale, in units of one fully-on input at a full-scale weight (10: ten such inputs saturate it).
     """
 

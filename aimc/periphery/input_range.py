@@ -16,7 +16,8 @@ class InputRange(Config):
             or what :func:`aimc.calibrate` measured; ``dynamic``: the largest magnitude of each input vector (each
             image, for a convolution), digital pre-scaling.
         value: a first value; required before an evaluation unless a training or a calibration sets one.
-        init_batches, init_std: see above.
+        init_batches: training batches that set a learned range which has no ``value``; a recipe calibrates instead.
+        init_std: standard deviations of these batches' inputs that the range begins with.
         decay: shrinks the range by this share per unit learning rate while more than ``keep`` of the inputs fit.
         keep: share of inputs that should fit into the range.
         gradient_scale: multiplies the range's gradient, which is relative to r.

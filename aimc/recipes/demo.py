@@ -18,7 +18,7 @@ def demo() -> HwaExperiment:
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: about a minute, and 20 s more the first time, while the kernels are compiled.
+    Time: about a minute, and up to a minute more the first time, while the kernels are compiled.
     """
     return HwaExperiment(
         dataset=Dataset(name="mnist_small", test_images=400),

@@ -12,6 +12,7 @@ from torch import nn
 from aimc.chip import Compensation, DriftResult
 from aimc.config import Config
 from aimc.convert import convert, to_digital
+from aimc.errors import AimcError
 from aimc.files import read_config, write_atomic
 from aimc.hardware import Hardware
 from aimc.ops import check_backend
@@ -61,6 +62,16 @@ class HwaExperiment(Config):
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
+        plain = Stage()
+        for name in ("noise_ramp", "distillation", "temperature", "validation_repeats"):
+            self.require(
+                getattr(self.teacher, name) == getattr(plain, name), f"teacher.{name}",
+                "is of students; the teacher is digital and learns from the labels",
+            )  # fmt: skip
+        self.require(
+            self.student.noise_ramp <= self.student.epochs, "student.noise_ramp",
+            f"takes longer than the {self.student.epochs} epochs of training, which would never see the whole noise",
+        )  # fmt: skip
         training = self.hardware.training
         self.require(
             training is not None, "hardware.training", "is null, so there is nothing to train a student with"
@@ -180,6 +191,8 @@ def evaluate_hwa(
     """Evaluate a finished run again; arguments and errors as for :func:`aimc.recipes.evaluate_run`."""
     progress = progress or Progress()
     config: HwaExperiment = read_config(path, HwaExperiment)
+    if not os.path.isdir(os.path.join(path, "checkpoints")):
+        raise AimcError(f"{os.fspath(path)} has records, but no checkpoints to evaluate", field="run")
     changes = {"times": times, "chips": chips, "seed": seed}
     setting = config.evaluation.replace(**{k: v for k, v in changes.items() if v is not None})
     wanted = (setting.compensation, None) if compensation == "configured" else (compensation,)

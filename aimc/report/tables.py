@@ -43,9 +43,9 @@ def _star(result: DriftResult, i: int) -> str:
     if star is None:
         return "-"
     if inside is None:
-        return f"{100 * star[i]:.1f}"
+        return f"{100 * star[i]:.2f}"
     mark = " *" if p is not None and p[i] < 0.05 else ""
-    return f"{100 * star[i]:.1f} ({100 * inside[i][0]:.1f} to {100 * inside[i][1]:.1f}){mark}"
+    return f"{100 * star[i]:.2f} ({100 * inside[i][0]:.2f} to {100 * inside[i][1]:.2f}){mark}"
 
 
 def tables(run: RunReport, groups: Sequence[Sequence[Evaluated]] | None = None) -> list[Table]:
@@ -131,7 +131,16 @@ def _heading(run: RunReport) -> str:
     return (
         f"aimc {_version(e)}, torch {e.get('torch')}, {e.get('cpu')} ({e.get('threads')} threads), "
         f"started {e.get('started')}"
+    ) + "".join(
+        f"; continued {later.get('started')} by {_version(later)}"
+        for later in e.get("resumed", ())
+        if _differs(e, later)
     )
+
+
+def _differs(first: dict[str, Any], later: dict[str, Any]) -> bool:
+    """Whether a later session of a run was made by another aimc."""
+    return _version(first) != _version(later)
 
 
 def _version(environment: dict[str, Any]) -> str:

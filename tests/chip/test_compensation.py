@@ -211,7 +211,7 @@ def test_readings_pass_through_the_converters_and_their_noise():
 
     assert ratio(None, 0.0) == pytest.approx(exact, rel=1e-5)
     assert ratio(None, 0.04) < 0.85 * exact
-    assert abs(ratio(ADC(bits=6), 0.0) / exact - 1) > 0.1
+    assert abs(ratio(ADC(bits=7), 0.0) / exact - 1) > 0.1
 
 
 def test_every_reading_has_its_own_noise():
@@ -237,10 +237,23 @@ def test_factor_per_tile_and_per_column():
     )
     assert_close("column", LeastSquares(per="column").factor(base[None], now[None], tile), 1 / now)
     dark = torch.zeros(4)
-    for estimator in (PerColumn(), LeastSquares(per="column")):
-        shaped = dark if isinstance(estimator, PerColumn) else dark[None]
-        assert_close("an empty column is left alone", estimator.factor(shaped, shaped, tile), torch.ones(4))
-    assert float(MeanAbs(floor=0.1).factor(base, dark, tile)[0]) == pytest.approx(10)
+    empty = LeastSquares(per="column").factor(dark[None], dark[None], tile)
+    assert_close("an empty column is left alone", empty, torch.ones(4))
+    # A reading below the floor is none, and is not made into a factor.
+    for estimator in (MeanAbs(floor=0.1), PerColumn(floor=0.1)):
+        assert bool(estimator.factor(base, dark + 0.05, tile).isnan().all())
+        assert not bool(estimator.factor(base, dark + 0.2, tile).isnan().any())
+
+
+@pytest.mark.parametrize("estimator", [MeanAbs(), PerColumn()])
+def test_what_coarse_converters_cannot_read_stays_uncompensated_and_is_said(estimator):
+    hardware = aimc.presets.pcm().replace(**{"adc.bits": 4, "input_range.value": 1.0})
+    torch.manual_seed(0)
+    net = aimc.convert(nn.Sequential(nn.Linear(256, 32)), hardware, seed=0).eval()
+    chip = aimc.program(net, seed=1, compensation=estimator)
+    with pytest.warns(UserWarning, match="could not read .* of 32 columns"), chip.at("1y"):
+        factor = net[0]._programmed.compensation
+        assert bool(((factor >= 1) & (factor < 10)).all()) and bool((factor == 1).any())
 
 
 @pytest.mark.parametrize("name", ["mean_abs", "per_column", "least_squares"])

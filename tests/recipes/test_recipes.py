@@ -1,6 +1,7 @@
 """Recipes say what to expect and build; an experiment runs, resumes and writes what it found."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,3 +267,24 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path):
         assert line in text
         text = text.replace(line, "")
     assert HwaExperiment.from_yaml(text) == TINY
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("teacher.noise_ramp", 2.0, "the teacher is digital"),
+        ("teacher.distillation", 0.1, "the teacher is digital"),
+        ("teacher.validation_repeats", 9, "the teacher is digital"),
+        ("student.noise_ramp", 99.0, "longer than the"),
+    ],
+)
+def test_settings_that_could_do_nothing_are_refused(field, value, message):
+    with pytest.raises(AimcError, match=message) as caught:
+        RECIPES["demo"].config().replace(**{field: value})
+    assert caught.value.field == field
+
+
+def test_records_without_checkpoints_cannot_be_evaluated():
+    path = Path(__file__).parents[2] / "docs" / "runs" / "lenet_mnist_hwa"
+    with pytest.raises(AimcError, match="no checkpoints"):
+        evaluate_run(path)

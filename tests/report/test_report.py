@@ -1,5 +1,6 @@
 """Reports show what the records hold, number by number."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_tables_equal_the_records(tmp_path):
     assert "3 chips" in accuracy.title
     assert worst.rows == (("student, compensated", "91.00", "61.00"),)
     low, high = 100 * _result().normalised_interval[0]
-    assert star.rows[0][1] == f"{100 * (0.93 - 0.1) / 0.85:.1f} ({low:.1f} to {high:.1f})"
+    assert star.rows[0][1] == f"{100 * (0.93 - 0.1) / 0.85:.2f} ({low:.2f} to {high:.2f})"
 
 
 def test_iso_accuracy_is_marked_only_where_it_is_shown(tmp_path):
@@ -81,7 +82,7 @@ def test_a_perplexity_is_named_and_not_in_per_cent(tmp_path, monkeypatch):
     mean, worst, star = tables(run)
     assert mean.title.startswith("test perplexity: mean") and worst.title.startswith("test perplexity: worst")
     assert mean.rows[-1] == ("x", "73 ± 0.1414", "310 ± 268.7") and worst.rows == (("x", "73.1", "500"),)
-    assert "of the cross entropy" in star.title and star.rows[0][1].startswith("98.4 (")
+    assert "of the cross entropy" in star.title and star.rows[0][1].startswith("98.41 (")
     scales, labels = [], []
     real = Axes.set_yscale
     monkeypatch.setattr(Axes, "set_yscale", lambda self, v: (scales.append(v), real(self, v))[1])
@@ -197,3 +198,12 @@ def test_damaged_files_of_a_run_are_named(tmp_path, file, content, message):
 def test_one_chip_has_no_interval():
     result = _result([[0.9], [0.8]])
     assert result.interval is None and result.normalised_interval is None and "nan" not in str(result)
+
+
+def test_a_later_session_by_another_version_is_named(tmp_path):
+    run = _run(tmp_path / "a", ("x", _result()))
+    here = {"aimc": "not installed", "git": "a" * 40, "started": "now"}
+    for later, named in (({"git": "b" * 40}, True), ({}, False)):
+        changed = dataclasses.replace(run, environment=here | {"resumed": [here | later]})
+        assert ("commit bbbbbbbbb" in markdown([changed])) is named
+        assert "commit aaaaaaaaa" in markdown([changed])
