@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
+from aimc import processes
 from aimc.crossbar import Layout, TileSize
 from aimc.errors import AimcError
 from aimc.handlers import find_handler, matches
 from aimc.hardware import Hardware, PulsedHardware
 from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, digital_copy, pulsed_layers
-from aimc.nn.pulsed import warn_of_overflow
+from aimc.nn.pulsed import CellWeight, warn_of_overflow
 from aimc.ops import check_backend
 from aimc.random import Key
 
@@ -180,7 +181,7 @@ def convert(
             field="net",
         )
     if seed is None:
-        seed = int(torch.randint(0, 2**63 - 1, ()))
+        seed = processes.agreed(int(torch.randint(0, 2**63 - 1, ())))
     if not inplace:
         net = copy.deepcopy(net)
     chosen = {row.name for row in rows if row.where == "analog"}
@@ -220,6 +221,12 @@ def convert(
     for layer in analog_layers(net).values():
         layer.network_seed = key.seed
     pulsed = pulsed_layers(net).values()
+    if pulsed:
+        # Cells have no gradient to be averaged: the optimizer gathers the vectors of all processes instead.
+        cells = [name for name, p in net.named_parameters() if isinstance(p, CellWeight)]
+        cells += [n for n, _ in net.named_buffers() if "cells" in n.split(".")]
+        kept = getattr(net, "_ddp_params_and_buffers_to_ignore", [])
+        net.__dict__["_ddp_params_and_buffers_to_ignore"] = [*kept, *cells]
     for layer in pulsed:
         layer._network = weakref.ref(net)
     warn_of_overflow(pulsed)

@@ -108,6 +108,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
             if layer.hardware.algorithm.fixed_rates() and self._rates.setdefault(layer, lr) not in (lr, None):
                 self._rates[layer] = None
                 missed.append(layer)
+            layer.pending.join()
             layer.pending.settle()
             if lr == 0:
                 layer.pending.clear()

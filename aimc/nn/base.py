@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aimc import processes
 from aimc.config import Config, differences
 from aimc.crossbar import Layout, column_scale
 from aimc.errors import AimcError
@@ -277,13 +278,11 @@ class AnalogLayer(nn.Module):
         tiny = _smallest(x.dtype)
         for tile, (a, b) in enumerate(self.layout.splits):
             part = x[:, :, a:b]
-            if part.numel() == 0 or not bool(torch.isfinite(part).all()):
+            number, spread, largest = processes.spread(part)
+            value = setting.init_std * spread if spread > 0 else largest
+            if number == 0 or not value > 0:  # nothing, or not finite
                 continue
-            spread = part.std() if part.numel() > 1 else part.new_zeros(())
-            value = setting.init_std * spread if float(spread) > 0 else part.abs().amax()
-            if float(value) == 0:
-                continue
-            value, old = value.clamp_min(tiny), self.input_range[tile]
+            value, old = part.new_tensor(value).clamp_min(tiny), self.input_range[tile]
             if k >= setting.init_batches and not torch.isnan(old):
                 continue  # started long ago
             self.input_range[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
@@ -378,9 +377,11 @@ class AnalogLayer(nn.Module):
                 started, evaluated = replay.started, replay.evaluated
                 ranges = replay.ranges[min(replay.position, len(replay.ranges) - 1)]
                 replay.position += 1
+            # In training a process reads its part of the batch, and numbers it as such.
+            before = processes.rank() * x.shape[0] + (0 if run is None else run.vectors * processes.count())
             call = Call(
                 held.keys if held is not None else self._read_keys(),
-                (0 if run is None else run.vectors) if self.training else evaluated,
+                before if self.training else evaluated,
                 self.backend,
                 self.check_finite,
                 finish,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from aimc import processes
 from aimc.crossbar import Layout
 from aimc.hardware import PulsedHardware
 from aimc.ops import convert_input, read_out
@@ -60,11 +61,12 @@ class Reads:
             return y if one is None else y.addcmul_(one[:, None, None], bias[None, :, None])  # type: ignore[index]
 
         if layer.training:
-            key, offset = self.key.fold("forward").at(step=self.forwards % (1 << 32)), 0
+            key, offset = self.key.fold("forward").at(step=self.forwards % (1 << 32)), None
             self.forwards += 1
         else:
             key, offset = self.key.fold("evaluation"), self.evaluated
         flat = form.flat(x.contiguous())
+        offset = processes.rank() * flat.shape[0] if offset is None else offset
         y = _read(
             flat, self.layout.splits, product, matrix, layer.scale, io, key, offset, layer.backend, analog
         )
@@ -88,7 +90,8 @@ class Reads:
 
         key = self.key.fold("backward").at(step=number % (1 << 32))
         columns = weight.new_empty(groups * matrix.shape[2], 0)
-        y = _read(flat, self.columns, product, columns, layer.scale, io, key, 0, layer.backend)
+        offset = processes.rank() * flat.shape[0]
+        y = _read(flat, self.columns, product, columns, layer.scale, io, key, offset, layer.backend)
         return layer.form.gathered(y, x).to(x.dtype)
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from aimc import processes
 from aimc.errors import AimcError
 from aimc.ops.pulsed_update import Vectors
 
@@ -163,8 +164,24 @@ class PendingUpdate:
                 record.factor *= factor
         self._forget()
 
-    def check(self) -> None:
-        """Raise unless the vectors are finite and as they were when the backward pass left them."""
+    def join(self) -> None:
+        """Put the vectors of all processes in place of this one's, as of one batch; its loss is the mean of theirs."""
+        if processes.count() == 1:
+            return
+        self.settle()
+        self._verify()
+        parts = torch.tensor([len(self.records), -len(self.records)])
+        if int(processes.largest(parts).sum()) != 0:
+            raise AimcError("the processes made different numbers of backward passes", layer=self.name)
+        records = []
+        for r in self.records:
+            x = processes.joined(r.x.detach(), f"inputs of layer {self.name!r}")
+            d = processes.joined(r.d * (r.factor / processes.count()), f"gradients of layer {self.name!r}")
+            records.append(Record(x, d, (x._version, d._version)))
+        self.records = records
+
+    def _verify(self) -> None:
+        """Raise if the vectors are not as the backward pass left them."""
         for record in self.records:
             if (record.x._version, record.d._version) != record.versions:
                 raise AimcError(
@@ -172,6 +189,11 @@ class PendingUpdate:
                     "need it; change a copy, or step first",
                     layer=self.name,
                 )
+
+    def check(self) -> None:
+        """Raise unless the vectors are finite and as they were when the backward pass left them."""
+        self._verify()
+        for record in self.records:
             for what, value in (("gradient", record.d), ("input", record.x)):
                 if not _finite(value) or not math.isfinite(record.factor):
                     raise AimcError(

@@ -1,0 +1,108 @@
+"""Data-parallel processes: which part of a batch this one has, and what all of them have together.
+
+Without ``torch.distributed``, or before ``init_process_group``, this is one process that has everything. Ranks are
+taken to hold parts of one batch, in their order and of equal size, as ``torchrun`` with a ``DistributedSampler`` makes
+them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aimc.errors import AimcError
+
+
+def rank() -> int:
+    """Number of this process, 0 where there is one."""
+    return dist.get_rank() if together() else 0
+
+
+def count() -> int:
+    """How many processes there are.
+
+    Example:
+        >>> count()
+        1
+    """
+    return dist.get_world_size() if together() else 1
+
+
+def agreed(number: int) -> int:
+    """The number of the first process, in all of them."""
+    if count() == 1:
+        return number
+    numbers = [number]
+    dist.broadcast_object_list(numbers, src=0)
+    return numbers[0]
+
+
+def together() -> bool:
+    """Whether this process is one of a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes, the same bits in each."""
+    if count() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest over all processes, element by element."""
+    if count() > 1:
+        values = values.clone()
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
+def spread(values: Tensor) -> tuple[int, float, float]:
+    """Number, standard deviation and largest magnitude of the values of all processes; NaN where any is not finite.
+
+    Example:
+        >>> spread(torch.tensor([1.0, -1.0]))
+        (2, 1.4142135381698608, 1.0)
+    """
+    if count() == 1:
+        number, finite = values.numel(), bool(torch.isfinite(values).all())
+        if number == 0 or not finite:
+            return number, float("nan"), float("nan")
+        return number, float(values.std()) if number > 1 else 0.0, float(values.abs().max())
+    x = values.double()
+    sums = summed(torch.stack([x.new_tensor(x.numel()), x.sum(), (x * x).sum()]))
+    peak = float(largest(x.abs().max() if x.numel() else x.new_zeros(())))
+    number, total, square = sums.tolist()
+    if number == 0 or not math.isfinite(square):
+        return int(number), float("nan"), float("nan")
+    variance = max(0.0, (square - total * total / number) / (number - 1)) if number > 1 else 0.0
+    return int(number), math.sqrt(variance), peak
+
+
+def joined(values: Tensor, what: str) -> Tensor:
+    """The values of all processes in the order of their ranks, one after another along the first dimension.
+
+    Args:
+        values: ``[n, ...]``; n may differ from process to process, the rest may not.
+        what: for messages.
+
+    Raises:
+        AimcError: the other dimensions or the type differ, in every process.
+    """
+    if count() == 1:
+        return values
+    mine = (tuple(values.shape), str(values.dtype))
+    everyone: list = [None] * count()
+    dist.all_gather_object(everyone, mine)
+    if len({(shape[1:], dtype) for shape, dtype in everyone}) > 1:
+        raise AimcError(f"the processes have different {what}: {', '.join(map(str, everyone))}")
+    longest = max(shape[0] for shape, _ in everyone)
+    padded = values.new_zeros((longest, *values.shape[1:]))
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in everyone]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: shape[0]] for part, (shape, _) in zip(parts, everyone, strict=True)])
