@@ -419,7 +419,7 @@ class AnalogLayer(nn.Module):
         started = self._range_batches >= self.hardware.input_range.init_batches
         self._recording = self._records.add(
             step=self._step, evaluated=self._evaluated, training=self.training, started=started,
-            programmed=self._programmed, fingerprint=mark,
+            chip=weakref.ref(self._programmed) if self._programmed is not None else None, fingerprint=mark,
         )  # fmt: skip
         return self._recording
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from aimc.errors import AimcError
 
 _KEPT = 4096
 """Records a layer keeps; one is a few numbers."""
@@ -28,7 +31,7 @@ class Record:
         evaluated: vectors read before, in evaluation mode.
         training: the layer's mode.
         started: whether the input range had been set.
-        programmed: the chip that was in place, or None.
+        chip: the weights of the chip that was in place, or None.
         fingerprint: of the input, or None where the record is asked for by name.
         ranges: input range of every read.
         used: whether the forward pass has been made again.
@@ -39,11 +42,23 @@ class Record:
     evaluated: int
     training: bool
     started: bool
-    programmed: Any
+    chip: weakref.ref[Any] | None
     fingerprint: tuple[Any, ...] | None = None
     ranges: list[Tensor] = dataclasses.field(default_factory=list)
     used: bool = False
     position: int = 0
+
+    @property
+    def programmed(self) -> Any:
+        """The weights of the chip that was in place, or None."""
+        if self.chip is None:
+            return None
+        weights = self.chip()
+        if weights is None:
+            raise AimcError(
+                "the chip that the forward pass read is gone; make the gradient while it is in place"
+            )
+        return weights
 
 
 class Records:

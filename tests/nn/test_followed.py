@@ -95,6 +95,23 @@ def test_a_compiled_network_evaluates_alike():
     assert_close("chip", outputs[0], outputs[1], atol=1e-6)
 
 
+def test_the_gradient_of_a_chip_is_made_while_it_is_in_place():
+    torch._dynamo.reset()
+    net, plain = twins(nn.Linear(5, 3))
+    follow = torch.compile(net.eval(), backend="aot_eager", fullgraph=True)
+    found = []
+    for one, forward in ((net, follow), (plain.eval(), plain)):
+        x = X.clone().requires_grad_()
+        with aimc.program(one, seed=3).at("1h"):
+            forward(x).pow(2).sum().backward()
+        found.append(x.grad)
+    assert_close("input", found[0], found[1], atol=1e-6)
+    with aimc.program(net, seed=3).at("1h"):
+        y = follow(X.clone().requires_grad_())
+    with pytest.raises(AimcError, match="chip .* is gone"):
+        y.sum().backward()
+
+
 def test_autocast_reaches_a_compiled_layer():
     torch._dynamo.reset()
     net, plain = twins(nn.Linear(5, 3))
@@ -199,7 +216,7 @@ def test_without_checkpoints_nothing_is_recorded():
 
 def test_the_latest_unused_record_is_meant():
     records = Records()
-    values = dict(step=0, evaluated=0, training=True, started=True, programmed=None)
+    values = dict(step=0, evaluated=0, training=True, started=True, chip=None)
     first, second = (records.add(fingerprint=("x",), **values) for _ in range(2))
     assert records.matching(("x",)) is second and records.matching(("y",)) is None
     second.used = True
