@@ -1,4 +1,4 @@
-"""The command line: ``aimc demo | list | run | compare | evaluate | report | cell``.
+"""The command line: ``aimc demo | list | run | compare | evaluate | reproduce | report | cell``.
 
 The heavy imports happen inside the commands, so that help and mistakes are answered at once.
 """
@@ -111,6 +111,11 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )  # fmt: skip
     _add_data(parser)
 
+    parser = add("reproduce", "run a finished run again elsewhere and compare every number")
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument("--output", metavar="DIR", help="directory of the second run (default: RUN-again)")
+    _add_data(parser)
+
     parser = add("report", "tables and figures from the records of runs")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
     parser.add_argument("--format", choices=("table", "markdown"), default="table", help="default: table")
@@ -163,7 +168,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 2 for a mistake that its message explains, 130 for Ctrl-C.
+    """Run a command line and return its exit code.
+
+    0; 1 where runs failed or differ; 2 for a mistake that its message explains; 130 for Ctrl-C.
 
     Example:
         >>> main(["report", "no such run"])
@@ -178,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         again = (
             f"; go on with: aimc {shlex.join(words)}"
-            if words and words[0] in ("demo", "run", "compare")
+            if words and words[0] in ("demo", "run", "compare", "reproduce")
             else ""
         )
         print(f"\naimc: interrupted{again}", file=sys.stderr)
@@ -232,7 +239,14 @@ def _main(words: list[str]) -> int:
     if asked.command in ("demo", "run"):
         name = "demo" if asked.command == "demo" else asked.name
         return _run(name, asked, overrides, parsers[asked.command].flags)
-    return {"list": _list, "evaluate": _evaluate, "report": _report, "cell": _cell}[asked.command](asked)
+    commands = {
+        "list": _list,
+        "evaluate": _evaluate,
+        "reproduce": _reproduce,
+        "report": _report,
+        "cell": _cell,
+    }
+    return commands[asked.command](asked)
 
 
 def _lists(words: list[str]) -> list[str]:
@@ -395,6 +409,15 @@ def _evaluate(asked: argparse.Namespace) -> int:
         f"aimc report {shlex.quote(asked.run)}"
     )
     return 0
+
+
+def _reproduce(asked: argparse.Namespace) -> int:
+    from aimc.recipes import reproduce_run
+    from aimc.train import choose_progress
+
+    result = reproduce_run(asked.run, asked.output, data=asked.data, progress=choose_progress())
+    print(result)
+    return 1 if result.differing else 0
 
 
 def _report(asked: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from aimc.recipes.lstm_wikitext2 import lstm_wikitext2, lstm_wikitext2_small
 from aimc.recipes.networks import LSTM, MLP, LeNet5, Network, ResNet, ThinResNet, WideResNet
 from aimc.recipes.parts import Data, Dataset, Task
 from aimc.recipes.recipe import Recipe
+from aimc.recipes.reproduce import Reproduction, reproduce_run
 from aimc.recipes.resnet32_cifar10 import resnet32_cifar10, resnet32_cifar10_small
 from aimc.recipes.resnet_insitu import (
     resnet18_insitu,
@@ -67,6 +68,7 @@ __all__ = [
     "Network",
     "OntoChips",
     "Recipe",
+    "Reproduction",
     "ResNet",
     "Sentences",
     "Task",
@@ -74,5 +76,6 @@ __all__ = [
     "ThinResNet",
     "WideResNet",
     "evaluate_run",
+    "reproduce_run",
     "run_experiment",
 ]

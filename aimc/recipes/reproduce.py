@@ -1,0 +1,125 @@
+"""Running a run again and comparing everything it recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aimc.errors import AimcError
+from aimc.files import read_config, read_json, read_records
+from aimc.recipes.running import run_experiment
+from aimc.train import Progress
+
+_CLOCKS = ("seconds",)
+_NAMES = ("kind", "stage", "name", "epoch", "times", "chips", "seed", "compensation")
+_CIRCUMSTANCES = (
+    "aimc",
+    "git",
+    "python",
+    "torch",
+    "numpy",
+    "numba",
+    "system",
+    "cpu",
+    "threads",
+    "backend",
+    "data",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """What a second run came to.
+
+    Attributes:
+        output: directory of the second run.
+        compared: numbers that were compared, bit by bit.
+        differing: those that differ, as ``record, field: first -> second``.
+        missing: records that the second run does not have: evaluations that were added to the first one later.
+        circumstances: what was another when the second one was run, as ``name: first -> second``.
+    """
+
+    output: Path
+    compared: int
+    differing: tuple[str, ...]
+    missing: tuple[str, ...]
+    circumstances: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [*self.differing[:20], *(["..."] if len(self.differing) > 20 else [])]
+        lines += [f"{name}: not a part of the configuration, not compared" for name in self.missing]
+        if self.differing and self.circumstances:
+            lines += ["made under other circumstances:", *(f"  {line}" for line in self.circumstances)]
+        return "\n".join(
+            [*lines, f"{self.compared} numbers compared, {len(self.differing)} differ ({self.output})"]
+        )
+
+
+def reproduce_run(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Reproduction:
+    """Run the configuration of a finished run once more, in another directory, and compare the records of both.
+
+    Args:
+        path: run directory.
+        output: directory of the second run, by default ``PATH-again``. One that was interrupted goes on.
+        data: folder of the data sets.
+        progress: where lines and bars go.
+
+    Raises:
+        AimcError: no run, one without records, or whatever running it raises.
+
+    Example:
+        >>> print(reproduce_run("runs/demo"))      # doctest: +SKIP
+        1312 numbers compared, 0 differ (runs/demo-again)
+    """
+    first = Path(path)
+    config = read_config(first)
+    before = [r for r in read_records(first) if r["kind"] in ("epoch", "digital", "evaluation")]
+    if not before:
+        raise AimcError(f"{first} has no records to compare with; finish it with aimc run", field="run")
+    second = Path(output) if output is not None else first.with_name(f"{first.name}-again")
+    if second.resolve() == first.resolve():
+        raise AimcError("is the run itself; give another directory", field="output")
+    run_experiment(config, second, data=data, tensorboard=False, progress=progress)
+    found = {_name(r): r for r in read_records(second)}
+    compared, differing, missing = 0, [], []
+    for record in before:
+        name = _name(record)
+        if name not in found:
+            missing.append(name)
+            continue
+        theirs = dict(_numbers(found[name]))
+        for place, value in _numbers(record):
+            compared += 1
+            other = theirs.pop(place, None)
+            if other != value:
+                differing.append(f"{name}, {place}: {value!r} -> {other!r}")
+        differing += [f"{name}, {place}: missing -> {value!r}" for place, value in theirs.items()]
+    here, there = (read_json(p / "environment.json") for p in (first, second))
+    changed = [f"{k}: {here.get(k)} -> {there.get(k)}" for k in _CIRCUMSTANCES if here.get(k) != there.get(k)]
+    return Reproduction(second, compared, tuple(differing), tuple(missing), tuple(changed))
+
+
+def _name(record: dict[str, Any]) -> str:
+    return " ".join(str(record[key]) for key in _NAMES if record.get(key) is not None)
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain value below, with its place; clocks left out."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in _CLOCKS and not (place == "" and key in _NAMES):
+                yield from _numbers(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _numbers(inner, f"{place}[{i}]")
+    else:
+        yield place, value

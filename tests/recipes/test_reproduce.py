@@ -1,0 +1,43 @@
+"""A run that is made again has the same numbers, and one that has not says which differ."""
+
+import json
+
+import pytest
+
+from aimc import cli
+from aimc.errors import AimcError
+from aimc.files import read_records
+from aimc.recipes import evaluate_run, reproduce_run, run_experiment
+from tests.recipes.test_insitu import TINY as IN_CELLS
+from tests.recipes.test_recipes import TINY as HARDWARE_AWARE
+
+
+@pytest.mark.parametrize("config", [HARDWARE_AWARE, IN_CELLS], ids=["hardware-aware", "in cells"])
+def test_a_run_is_reproduced_to_the_bit(config, tmp_path):
+    run_experiment(config, tmp_path / "run", tensorboard=False)
+    result = reproduce_run(tmp_path / "run")
+    assert result.output == tmp_path / "run-again" and result.compared > 20
+    assert result.differing == result.missing == ()
+    assert f"{result.compared} numbers compared, 0 differ" in str(result)
+
+
+def test_what_differs_is_named(tmp_path, capsys):
+    run = tmp_path / "run"
+    run_experiment(HARDWARE_AWARE, run, tensorboard=False)
+    evaluate_run(run, times=("2d",), chips=1, compensation=None)
+    records = read_records(run)
+    changed = next(r for r in records if r["kind"] == "digital")
+    changed["value"] += 1e-12
+    gone = next(r for r in records if r["kind"] == "epoch")
+    gone["invented"] = 1.0
+    (run / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert cli.main(["reproduce", str(run), "--output", str(tmp_path / "b")]) == 1
+    out = capsys.readouterr().out
+    assert "digital digital, value: " in out and "invented: 1.0 -> None" in out and "2 differ" in out
+    assert "not compared" in out and "172800.0" in out
+    assert cli.main(["reproduce", str(run), "--output", str(run)]) == 2
+
+
+def test_nothing_to_reproduce(tmp_path):
+    with pytest.raises(AimcError, match="no run directory"):
+        reproduce_run(tmp_path)
