@@ -439,7 +439,7 @@ class Coverage:
             "parameters",
             "tiles",
             "tile size",
-            "cells used",
+            "share used",
             "levels in/out",
             "g_max",
             "cells" if any(r.cells for r in self.rows) else "",
