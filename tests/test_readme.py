@@ -15,8 +15,9 @@ def _rows(table) -> list[str]:
     return [" | ".join(row) for row in table.rows]
 
 
-def test_rows_of_chips_are_the_tables_of_the_run():
-    mean, _, star = tables(load_run(ROOT / "docs" / "runs" / "lenet_mnist_hwa"))[:3]
+@pytest.mark.parametrize("name", ["lenet_mnist_hwa", "lstm_wikitext2"])
+def test_rows_of_chips_are_the_tables_of_the_run(name):
+    mean, _, star = tables(load_run(ROOT / "docs" / "runs" / name))[:3]
     for row in _rows(mean) + _rows(star):
         assert f"| {row} |" in README
 
