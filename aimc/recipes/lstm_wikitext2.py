@@ -20,14 +20,14 @@ def lstm_wikitext2(width: int = 200, tied: bool = False) -> HwaExperiment:
     is carried. Student: starts from the teacher and learns from it and from the text in equal parts; three times the
     programming error and 1 % of the weights off, both held for a window; clipping at 2.5 standard deviations.
 
-    Expected: not run at this length. On 1.2 million words with 4 + 1 epochs, 10,000 test words: perplexity 141.2 digital;
-    after a year on the chip 146.2 with and 388.9 without drift compensation, hardware-aware 145.7 and 399.6.
+    Expected: not run at this length. On 1.2 million words with 4 + 1 epochs, 10,000 test words: perplexity 141.2
+    digital; after a year on the chip 146.2 with and 388.9 without drift compensation, hardware-aware 145.7 and 399.6.
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: of that run 98 minutes on one core beside other work. At full length, by the time of single steps on one core 10 minutes an epoch (teacher), 35 minutes an epoch
-    (student) and 5 hours for the chips, all at width 200 and untied. Half that for the chips on two cores, or
-    a fifth with --dataset.test_tokens 50000.
+    Time: of that run 98 minutes on one core beside other work. At full length, by the time of single steps on one core,
+    10 minutes an epoch (teacher), 35 minutes an epoch (student) and 5 hours for the chips, all at width 200 and untied;
+    a fifth of that for the chips with --dataset.test_tokens 50000.
 
     Args:
         width: of the embedding and the layers.
