@@ -61,26 +61,26 @@ def largest(values: Tensor) -> Tensor:
     return values
 
 
-def spread(values: Tensor) -> tuple[int, float, float]:
-    """Number, standard deviation and largest magnitude of the values of all processes; NaN where any is not finite.
+def spread(values: Tensor) -> tuple[float, float]:
+    """Standard deviation and largest magnitude over all processes; NaN without any, or if one is not finite.
 
     Example:
         >>> spread(torch.tensor([1.0, -1.0]))
-        (2, 1.4142135381698608, 1.0)
+        (1.4142135381698608, 1.0)
     """
     if count() == 1:
         number, finite = values.numel(), bool(torch.isfinite(values).all())
         if number == 0 or not finite:
-            return number, float("nan"), float("nan")
-        return number, float(values.std()) if number > 1 else 0.0, float(values.abs().max())
+            return float("nan"), float("nan")
+        return float(values.std()) if number > 1 else 0.0, float(values.abs().max())
     x = values.double()
     sums = summed(torch.stack([x.new_tensor(x.numel()), x.sum(), (x * x).sum()]))
     peak = float(largest(x.abs().max() if x.numel() else x.new_zeros(())))
     number, total, square = sums.tolist()
     if number == 0 or not math.isfinite(square):
-        return int(number), float("nan"), float("nan")
+        return float("nan"), float("nan")
     variance = max(0.0, (square - total * total / number) / (number - 1)) if number > 1 else 0.0
-    return int(number), math.sqrt(variance), peak
+    return math.sqrt(variance), peak
 
 
 def joined(values: Tensor, what: str) -> Tensor:

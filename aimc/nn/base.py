@@ -207,12 +207,11 @@ class AnalogLayer(nn.Module):
             weights = [held.weights[:, a:b] for a, b in self.layout.row_splits]
             return Tiles(weights, held.scale, compensation=held.compensation, trained=False)
         training = self.hardware.training if self.training else None
-        matrix = self.matrix()
         if replay is None:
             self._clip_changes()
-            matrix = self.matrix()
             if training is not None and training.remap_every > 1 and step % training.remap_every == 0:
                 self.remap()
+        matrix = self.matrix()
         scale = self.column_scale
         if scale is None and self.hardware.mapping.scale != "column":
             scale = column_scale(matrix, self.layout, self.hardware.mapping)
@@ -278,9 +277,9 @@ class AnalogLayer(nn.Module):
         tiny = _smallest(x.dtype)
         for tile, (a, b) in enumerate(self.layout.splits):
             part = x[:, :, a:b]
-            number, spread, largest = processes.spread(part)
+            spread, largest = processes.spread(part)
             value = setting.init_std * spread if spread > 0 else largest
-            if number == 0 or not value > 0:  # nothing, or not finite
+            if not value > 0:  # also where there is nothing, or something that is not finite
                 continue
             value, old = part.new_tensor(value).clamp_min(tiny), self.input_range[tile]
             if k >= setting.init_batches and not torch.isnan(old):

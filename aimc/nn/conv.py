@@ -94,10 +94,11 @@ class ConvGeometry:
         if len(vector) * 128 > clipped.numel():  # gathering costs as much as the native gradient of all
             return None
         image, channel = vector, group * clipped.shape[2] + channel
+        images = clipped.shape[0]
         if self.channels_last:
             positions = math.prod(self.size)
             image, position = vector // positions, vector % positions
-        images = clipped.shape[0] // (math.prod(self.size) if self.channels_last else 1)
+            images //= positions
         return sampled_convolution_gradient(
             self.unflatten(grad, images), self._filter(weight), image, channel, position,
             self.size, self.stride, self.padding, self.dilation, self.groups, backend,

@@ -25,7 +25,7 @@ def lstm_wikitext2(width: int = 200, tied: bool = False) -> HwaExperiment:
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: of that run 98 minutes on one core beside other work. At full length, by the time of single steps on one core,
+    Time: of that run 97 minutes on one core beside other work. At full length, by the time of single steps on one core,
     10 minutes an epoch (teacher), 35 minutes an epoch (student) and 5 hours for the chips, all at width 200 and untied;
     a fifth of that for the chips with --dataset.test_tokens 50000.
 

@@ -46,7 +46,7 @@ def sampled_product(left: Tensor, right: Tensor, row: Tensor, column: Tensor) ->
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _sample_convolution(grad, weight, image, channel, position, geometry, out, s0, s1):
-    """Everything with three spatial dimensions; geometry is [size, stride, padding, dilation]."""
+    """Everything with three spatial dimensions; geometry has rows of size, stride, padding, dilation and groups."""
     outputs, per_group = weight.shape[0], weight.shape[1]
     kernel, reach = weight.shape[2:], grad.shape[2:]
     height, width = geometry[0, 1], geometry[0, 2]
