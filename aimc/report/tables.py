@@ -221,7 +221,7 @@ def _console():
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 140
+        console.width = 160
     return console
 
 
