@@ -38,6 +38,7 @@ class TabulatedPCM(DriftingCell):
         self.require(len(self.conductance) >= 2, "conductance", "needs at least two points")
         pairs = itertools.pairwise(self.conductance)
         self.require(all(a < b for a, b in pairs), "conductance", "must be increasing")
+        self.require(self.conductance[0] >= 0, "conductance", "must not be negative")
         for name in ("exponent_mean", "exponent_std"):
             values = getattr(self, name)
             self.require(

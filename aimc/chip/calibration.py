@@ -14,6 +14,7 @@ from aimc.errors import AimcError, suggest
 
 _KEPT = 1 << 17  # largest magnitudes kept per row tile: enough for the default quantile of 2.6e9 values
 Method = Literal["quantile", "max", "std", "moving_quantile", "moving_std"]
+QUANTILE, STDS = 0.99995, 3.0
 
 
 @torch.no_grad()
@@ -21,8 +22,8 @@ def calibrate(
     net: nn.Module,
     batches: Iterable[Any],
     method: Method = "quantile",
-    quantile: float = 0.99995,
-    stds: float = 3.0,
+    quantile: float = QUANTILE,
+    stds: float = STDS,
 ) -> None:
     """Set the input range of every row tile from what the digital network would send it.
 
@@ -32,11 +33,12 @@ def calibrate(
         method: ``quantile`` of the magnitudes, ``max``imum, or ``std``: so many standard deviations; all over the whole
             of the data. ``moving_quantile`` and ``moving_std`` take them of every batch and average these, so that
             memory does not grow with the data and one odd batch counts for less.
-        quantile: used by the quantiles.
-        stds: used by the standard deviations.
+        quantile: for the quantiles; another method refuses to be given one.
+        stds: for the standard deviations; likewise.
 
     Raises:
-        AimcError: no batches, a layer that saw no input, or inputs that are not finite.
+        AimcError: no batches, a setting that the method does not use, a layer that saw no input, or inputs that are
+            not finite.
 
     Example:
         >>> import aimc
@@ -56,6 +58,8 @@ def calibrate(
         )
     if not 0 < quantile <= 1:
         raise AimcError(f"is a share between 0 and 1, got {quantile}", field="quantile")
+    if field := unused_setting(method, quantile, stds):
+        raise AimcError(f"does nothing with the method {method!r}; leave it out", field=field)
     seen: dict[str, list[list[Tensor]]] = {
         name: [[] for _ in layer.layout.splits] for name, layer in layers.items()
     }
@@ -125,6 +129,13 @@ def calibrate(
         result[name] = torch.stack(values)
     for name, layer in layers.items():
         layer.set_input_range(result[name])
+
+
+def unused_setting(method: str, quantile: float, stds: float) -> str | None:
+    """The setting that was changed although the method has no use for it, or None."""
+    if quantile != QUANTILE and "quantile" not in method:
+        return "quantile"
+    return "stds" if stds != STDS and "std" not in method else None
 
 
 def _rank(count: int, quantile: float) -> int:

@@ -112,7 +112,8 @@ def may_come_back(training: bool) -> bool:
     if not torch.is_grad_enabled():
         return training
     autograd: Any = torch._C
-    return autograd._autograd._top_saved_tensors_default_hooks(True) is not None
+    hooks = getattr(autograd._autograd, "_top_saved_tensors_default_hooks", None)
+    return hooks is None or hooks(True) is not None  # torch 2.6 and 2.7 do not tell: there every pass may
 
 
 def inside_backward() -> bool:

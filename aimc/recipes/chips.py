@@ -17,7 +17,7 @@ from aimc.chip import (
     calibrate,
     evaluate_over_time,
 )
-from aimc.chip.calibration import Method
+from aimc.chip.calibration import QUANTILE, STDS, Method, unused_setting
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
@@ -39,13 +39,17 @@ class Calibration(Config):
 
     images: int = 1000
     method: Method = "quantile"
-    quantile: float = 0.99995
-    stds: float = 3.0
+    quantile: float = QUANTILE
+    stds: float = STDS
 
     def validate(self):
         self.require(self.images >= 1, "images", f"must be at least 1, got {self.images}")
         self.require(0 < self.quantile <= 1, "quantile", f"is a share between 0 and 1, got {self.quantile}")
         self.require(self.stds > 0, "stds", f"must be positive, got {self.stds}")
+        unused = unused_setting(self.method, self.quantile, self.stds)
+        self.require(
+            unused is None, str(unused), f"does nothing with the method {self.method!r}; leave it out"
+        )
 
 
 class Evaluation(Config):

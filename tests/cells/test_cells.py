@@ -206,6 +206,7 @@ def test_table_is_in_microsiemens():
     [
         ({"conductance": (5, 1, 25)}, "conductance"),
         ({"conductance": (1, 1, 25)}, "conductance"),
+        ({"conductance": (-1, 5, 25)}, "conductance"),
         ({"exponent_mean": (0.1, 0.05)}, "exponent_mean"),
         ({"exponent_std": (0.1, -0.05, 0.1)}, "exponent_std"),
     ],

@@ -17,6 +17,7 @@ from aimc.chip import Chip, LeastSquares, MeanAbs
 from aimc.errors import AimcError
 from aimc.hwa import AddNormal, HardwareAware
 from aimc.periphery import InputRange
+from aimc.recipes.chips import Calibration
 from tests.helpers import assert_close
 from tests.moments import assert_moments
 
@@ -516,7 +517,7 @@ def test_calibration_measures_what_the_digital_network_sends():
         ("moving_std", lambda v: sum(3 * part.std(correction=0) for part in v.chunk(2)) / 2),
         ("moving_quantile", lambda v: sum(p.abs().flatten().quantile(0.999) for p in v.chunk(2)) / 2),
     ):
-        aimc.calibrate(net, batches, method=method, quantile=0.999)
+        aimc.calibrate(net, batches, method=method, **({"quantile": 0.999} if "quantile" in method else {}))
         for i, values in zip((0, 2), expected(measure), strict=True):
             assert_close(
                 method, net[i].input_range.detach(), values, rtol=0.01 if "quantile" in method else 1e-4
@@ -524,6 +525,15 @@ def test_calibration_measures_what_the_digital_network_sends():
     assert not net.training
     with pytest.raises(AimcError, match="did you mean 'moving_std'"):
         aimc.calibrate(net, batches, method="moving_sdt")
+    for method, field, value in (
+        ("quantile", "stds", 2.0),
+        ("max", "quantile", 0.9),
+        ("std", "quantile", 0.9),
+    ):
+        for refusing in (lambda **k: aimc.calibrate(net, batches, **k), Calibration):
+            with pytest.raises(AimcError, match="does nothing with the method") as caught:
+                refusing(**{"method": method, field: value})
+            assert caught.value.field == field
 
 
 def test_chips_read_with_noise_of_their_own():

@@ -155,6 +155,7 @@ def test_real_drift_is_not_undone(name):
 def test_no_estimator_can_see_the_time():
     allowed = {
         "measure": ["self", "reader", "weight", "key", "noise"],
+        "settle": ["self", "reader", "weight", "key", "noise"],
         "reference": ["self", "reader", "programmed", "target", "key", "noise"],
         "factor": ["self", "baseline", "now", "tile"],
     }
@@ -162,6 +163,8 @@ def test_no_estimator_can_see_the_time():
     for kind in kinds:
         for method, names in allowed.items():
             assert list(inspect.signature(getattr(kind, method)).parameters) == names, (kind, method)
+        own = {name for name, f in vars(kind).items() if inspect.isfunction(f) and not name.startswith("_")}
+        assert own <= {*allowed, "validate"}, kind
         assert not set(kind.field_names()) & {"time", "t", "t0", "nu", "exponent", "cell"}
     assert {f for f in TileReader.__dataclass_fields__} == {"scale", "periphery", "backend"}
     assert {f for f in Periphery.__dataclass_fields__} == {
