@@ -170,7 +170,7 @@ def register_products(
         >>> aimc.register_products(Bare, weights=["matrix"], transposed=["matrix"])
         >>> net = aimc.convert(nn.Sequential(Bare()), aimc.presets.pcm())
         >>> list(aimc.analog_layers(net))
-        ['0.matrix_tiles']
+        ['0.tiles_matrix']
     """
     handler = functools.partial(own_forward, weights=tuple(weights), transposed=tuple(transposed))
     register(*types, hardware=hardware, weights=weights, others=others, whole=False)(handler)

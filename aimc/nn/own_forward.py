@@ -24,8 +24,8 @@ class OwnForward(Composite):
     """A module that computes as its author wrote it, but for the products by some of its parameters.
 
     While the forward pass runs, those parameters are :class:`StandIn` objects: a product by one is made on its tiles,
-    anything else that is done with one is an error. A matrix ``matrix`` has its tiles in the child ``matrix_tiles``,
-    the matrices of a stack ``[matrices, ., .]`` theirs in ``stack_0``, ``stack_1`` and so on. Other children are
+    anything else that is done with one is an error. A matrix ``matrix`` has its tiles in the child ``tiles_matrix``,
+    the matrices of a stack ``[matrices, ., .]`` theirs in ``tiles_stack_0`` and so on. Other children are
     converted beside it. Made by :func:`own_forward`.
     """
 
@@ -170,7 +170,8 @@ def own_forward(
 
 
 def _child(parameter: str, index: int | None) -> str:
-    return f"{parameter}_{'tiles' if index is None else index}"
+    # Not after the parameter: libraries that rename parameters in files go by the beginning of a name.
+    return f"tiles_{parameter}" if index is None else f"tiles_{parameter}_{index}"
 
 
 class _Refused(AimcError, AttributeError):

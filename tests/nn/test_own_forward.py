@@ -96,7 +96,7 @@ def test_ideal_hardware_is_digital(net, x, hardware):
             assert_close(f"product {i}", a, e, atol=2e-5)
     assert type(aimc.to_digital(analog)) is Bare
     assert aimc.coverage(analog).analog_share == 1.0
-    names = ["out_in_tiles", "in_out_tiles", "stack_0", "stack_1", "child"]
+    names = ["tiles_out_in", "tiles_in_out", "tiles_stack_0", "tiles_stack_1", "child"]
     assert sorted({**aimc.analog_layers(analog), **aimc.pulsed_layers(analog)}) == sorted(names)
 
 
@@ -141,7 +141,7 @@ def test_noise_and_chips_reach_every_product(net):
     with chip.at("1d"):
         for i, (a, e) in enumerate(zip(outputs(analog, X, TOKENS), clean, strict=True)):
             assert 1e-3 < float((a - e).detach().std()) < 2, i
-    assert chip.weights()["in_out_tiles"].shape == (4, 3)
+    assert chip.weights()["tiles_in_out"].shape == (4, 3)
 
 
 @pytest.mark.parametrize(
