@@ -93,6 +93,10 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         parser.add_argument("--output", metavar="DIR", help="run directory (default: runs/NAME)")
         _add_data(parser)
         parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard scalars")
+        parser.add_argument(
+            "--keep", type=int, default=2, metavar="N",
+            help="checkpoints kept of a training under way: the latest, and those before it (default: 2)",
+        )  # fmt: skip
     _add_compare(add("compare", "compare algorithms that train in memory", _COMPARE_DESCRIPTION))
     add("list", "list the recipes with expected result, machine and time")
 
@@ -305,7 +309,8 @@ def _run(name: str, asked: argparse.Namespace, overrides: list[tuple[str, str]],
         return _show_schedule(config, asked.data)
     output = asked.output or os.path.join("runs", name)
     progress = choose_progress()
-    run_experiment(config, output, data=asked.data, tensorboard=not asked.no_tensorboard, progress=progress)
+    options = {"tensorboard": not asked.no_tensorboard, "keep": asked.keep}
+    run_experiment(config, output, data=asked.data, progress=progress, **options)
     found = load_run(output)
     show([found])
     print("time: " + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in found.parts))

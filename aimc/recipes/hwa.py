@@ -105,13 +105,15 @@ def run_hwa(
     *,
     data: str | os.PathLike[str] | None = None,
     tensorboard: bool = True,
+    keep: int = 2,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run an experiment, or what is left of it; arguments and errors as for :func:`aimc.recipes.run_experiment`."""
     progress = progress or Progress()
     with limited_threads(config.threads):
         loaded = config.dataset.load(data, config.network)
-        with Run(output, config, data=loaded.hashes, backend=config.backend, tensorboard=tensorboard) as run:
+        options = {"backend": config.backend, "tensorboard": tensorboard, "keep": keep}
+        with Run(output, config, data=loaded.hashes, **options) as run:
             _Experiment(config, loaded, run, progress).all()
             return finish(run.path, progress)
 

@@ -131,13 +131,15 @@ def run_in_situ(
     *,
     data: str | os.PathLike[str] | None = None,
     tensorboard: bool = True,
+    keep: int = 2,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run an experiment, or what is left of it; arguments and errors as for :func:`aimc.recipes.run_experiment`."""
     progress = progress or Progress()
     with limited_threads(config.threads):
         images = _images(config, data)
-        with Run(output, config, data=images.hashes, backend=config.backend, tensorboard=tensorboard) as run:
+        options = {"backend": config.backend, "tensorboard": tensorboard, "keep": keep}
+        with Run(output, config, data=images.hashes, **options) as run:
             if config.baseline:
                 net = _fresh(config, images)
                 value = _train(BASELINE, net, config.baseline_lr, config, images, run, progress)

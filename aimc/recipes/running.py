@@ -20,6 +20,7 @@ def run_experiment(
     *,
     data: str | os.PathLike[str] | None = None,
     tensorboard: bool = True,
+    keep: int = 2,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run an experiment, or what is left of it, and write everything it found into its directory.
@@ -31,6 +32,7 @@ def run_experiment(
         output: run directory.
         data: folder of the data sets.
         tensorboard: write scalars for TensorBoard.
+        keep: checkpoints kept of a training under way.
         progress: where lines and bars go.
 
     Returns:
@@ -45,10 +47,11 @@ def run_experiment(
         >>> results = run_experiment(config, "runs/demo")                      # doctest: +SKIP
         >>> results["evaluations"]["hardware-aware, compensated"]["statistics"]["mean"]   # doctest: +SKIP
     """
+    options: dict[str, Any] = {"data": data, "tensorboard": tensorboard, "keep": keep, "progress": progress}
     if isinstance(config, HwaExperiment):
-        return run_hwa(config, output, data=data, tensorboard=tensorboard, progress=progress)
+        return run_hwa(config, output, **options)
     if isinstance(config, InSituExperiment):
-        return run_in_situ(config, output, data=data, tensorboard=tensorboard, progress=progress)
+        return run_in_situ(config, output, **options)
     raise AimcError(f"is no experiment, but a {type(config).__name__}", field="config")
 
 

@@ -101,7 +101,7 @@ def fit_in_memory(
         tensors, details = load_checkpoint(final)
         load_state(net, under("model", tensors), str(final))
         run.settle(name, details["history"])
-        run.checkpoint(f"{name}.epoch").unlink(missing_ok=True)
+        run.forget_progress(name)
         progress.line(f"{name}: finished earlier")
         return Fitted(tuple(details["history"]), len(details["history"]))
     optimizer = _optimizer(net, lr, momentum, weight_decay)
@@ -115,7 +115,7 @@ def fit_in_memory(
             row = training.epoch(epoch, schedule.rate(lr, epoch, epochs), validate, test)
             training.settle(row)
     save_checkpoint(final, prefixed("model", net.state_dict()), {"name": name, "history": training.history})
-    run.checkpoint(f"{name}.epoch").unlink(missing_ok=True)
+    run.forget_progress(name)
     return Fitted(tuple(training.history), epochs)
 
 
@@ -150,9 +150,9 @@ class _Training:
 
     def resume(self) -> None:
         """Go on from the run's checkpoint, if there is one; the records follow it."""
-        place = self.run.checkpoint(f"{self.name}.epoch")
-        if place.exists():
-            tensors, details = load_checkpoint(place)
+        found = self.run.load_progress(self.name)
+        if found is not None:
+            place, tensors, details = found
             load_state(self.net, under("model", tensors), str(place))
             load_moments(self.optimizer, under("optimizer", tensors))
             torch.set_rng_state(tensors["generator"])
@@ -171,7 +171,7 @@ class _Training:
         tensors = prefixed("model", self.net.state_dict()) | prefixed("optimizer", moments(self.optimizer))
         tensors["generator"] = torch.get_rng_state()
         details = {"name": self.name, "history": self.history, "current": dataclasses.asdict(self.current)}
-        save_checkpoint(self.run.checkpoint(f"{self.name}.epoch"), tensors, details)
+        self.run.save_progress(self.name, tensors, details)
 
     def epoch(self, epoch: int, rate: float, validate: Metric, test: Metric) -> dict[str, Any]:
         """Train for what is left of an epoch, tell the algorithms its loss, measure and describe it."""

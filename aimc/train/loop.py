@@ -197,7 +197,7 @@ def fit(
         tensors, details = load_checkpoint(run.checkpoint(name))
         load_state(net, under("model", tensors), str(run.checkpoint(name)))
         run.settle(name, details["history"])
-        run.checkpoint(f"{name}.epoch").unlink(missing_ok=True)
+        run.forget_progress(name)
         progress.line(f"{name}: finished earlier, kept epoch {details['chosen']}")
         return Fitted(tuple(details["history"]), details["chosen"])
 
@@ -222,7 +222,7 @@ def fit(
     if run is not None:
         details = {"name": name, "history": history, "chosen": chosen, "stage": stage.to_dict()}
         save_checkpoint(run.checkpoint(name), prefixed("model", net.state_dict()), details)
-        run.checkpoint(f"{name}.epoch").unlink(missing_ok=True)
+        run.forget_progress(name)
     return Fitted(tuple(history), chosen)
 
 
@@ -255,9 +255,9 @@ class _Training:
         """Go on from the run's checkpoint, if there is one; the records follow it."""
         if self.run is None:
             return
-        place = self.run.checkpoint(f"{self.name}.epoch")
-        if place.exists():
-            tensors, details = load_checkpoint(place)
+        found = self.run.load_progress(self.name)
+        if found is not None:
+            place, tensors, details = found
             load_state(self.net, under("model", tensors), str(place))
             load_moments(self.optimizer, under("optimizer", tensors))
             torch.set_rng_state(tensors["generator"])
@@ -285,7 +285,7 @@ class _Training:
             "name": self.name, "history": self.history, "chosen": self.chosen,
             "current": dataclasses.asdict(self.current),
         }  # fmt: skip
-        save_checkpoint(self.run.checkpoint(f"{self.name}.epoch"), tensors, details)
+        self.run.save_progress(self.name, tensors, details)
 
     def all(self) -> None:
         """Every epoch that is left."""

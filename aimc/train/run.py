@@ -5,24 +5,30 @@
     config.yaml        the whole configuration
     environment.json   versions, machine, data, command line; later sessions under "resumed"
     records.jsonl      one line per epoch and per evaluation
-    checkpoints/       NAME.safetensors of a finished stage, NAME.epoch.safetensors of one under way
+    checkpoints/       NAME.safetensors of a finished stage; of one under way NAME.epoch.safetensors, and the ones
+                       before it as NAME.epoch.1.safetensors and so on
     tensorboard/       the same numbers as scalars
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import pathlib
 import platform
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aimc.config import Config, differences
 from aimc.errors import AimcError
 from aimc.files import read_config, read_json, read_records, write_atomic
+from aimc.train.checkpoint import load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     import fcntl
@@ -108,6 +114,7 @@ class Run:
         data: sha256 of each data set, by split.
         backend: noted in the environment.
         tensorboard: also write scalars for TensorBoard.
+        keep: checkpoints kept of a stage under way, the latest and those before it.
 
     Raises:
         AimcError: the directory holds other files, a run of a different configuration (the fields are named) or on
@@ -132,8 +139,11 @@ class Run:
         data: dict[str, str] | None = None,
         backend: str = "auto",
         tensorboard: bool = True,
+        keep: int = 2,
     ):
-        self.path = pathlib.Path(path)
+        if keep < 1:
+            raise AimcError(f"keeps at least the latest checkpoint, got {keep}", field="keep")
+        self.path, self.keep = pathlib.Path(path), keep
         self.config = config
         self._tensorboard, self._writer, self._lock = tensorboard, None, None
         try:
@@ -238,6 +248,72 @@ class Run:
     def checkpoint(self, name: str) -> pathlib.Path:
         """Where a checkpoint of this name lies."""
         return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def save_progress(self, stage: str, tensors: dict[str, Tensor], details: dict[str, Any]) -> None:
+        """Write how far a stage is. Until the new file is whole the latest one stays, and then becomes the one before.
+
+        Args:
+            stage: its name.
+            tensors, details: as for :func:`aimc.train.save_checkpoint`.
+        """
+        new = self.checkpoint(f"{stage}.epoch.new")
+        save_checkpoint(new, tensors, details)
+        places = [self._progress(stage, age) for age in range(self.keep)]
+        try:
+            for younger, older in reversed(list(itertools.pairwise(places))):
+                if younger.exists():
+                    os.replace(younger, older)
+            os.replace(new, places[0])
+        except OSError as error:
+            raise AimcError(f"cannot write {places[0]}: {error.strerror}", field="output") from None
+
+    def load_progress(self, stage: str) -> tuple[pathlib.Path, dict[str, Tensor], dict[str, Any]] | None:
+        """File, tensors and details of the latest checkpoint of a stage under way; None if there is none.
+
+        Raises:
+            AimcError: it is damaged or foreign; says from where one could go on.
+        """
+        places = self._all_progress(stage)
+        for place in places[:1]:
+            try:
+                return place, *load_checkpoint(place)
+            except AimcError as error:
+                raise AimcError(
+                    f"{error.message}. {self._way_out(place, places[1:])}", field="checkpoint"
+                ) from None
+        return None
+
+    def _way_out(self, damaged: pathlib.Path, older: list[pathlib.Path]) -> str:
+        for place in older:
+            try:
+                _, details = load_checkpoint(place)
+            except AimcError:
+                continue
+            done, within = len(details["history"]), details.get("current", {}).get("batches", 0)
+            newer = [damaged, *older[: older.index(place)]]
+            return (
+                f"The one before it is whole: delete {' and '.join(map(str, newer))}, and the run goes on from {place} "
+                f"(after epoch {done}{f' and {within} batches' if within else ''})"
+            )
+        others = " and those before it" if older else ""
+        return f"There is no whole one before it: delete {damaged}{others} to start over"
+
+    def forget_progress(self, stage: str) -> None:
+        """Remove the checkpoints of a stage that is finished."""
+        for place in (*self._all_progress(stage), self.checkpoint(f"{stage}.epoch.new")):
+            place.unlink(missing_ok=True)
+
+    def _progress(self, stage: str, age: int) -> pathlib.Path:
+        return self.checkpoint(f"{stage}.epoch.{age}" if age else f"{stage}.epoch")
+
+    def _all_progress(self, stage: str) -> list[pathlib.Path]:
+        """Latest first, however many were kept when they were written."""
+        found = [self._progress(stage, 0)]
+        prefix, suffix = f"{stage}.epoch.", ".safetensors"
+        names = [p.name for p in (self.path / "checkpoints").iterdir()]
+        ages = [n[len(prefix) : -len(suffix)] for n in names if n.startswith(prefix) and n.endswith(suffix)]
+        found += [self._progress(stage, age) for age in sorted(int(a) for a in ages if a.isdecimal())]
+        return [place for place in found if place.exists()]
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One point of a TensorBoard curve."""

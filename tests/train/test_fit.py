@@ -7,7 +7,17 @@ from torch import nn
 import aimc
 from aimc.errors import AimcError
 from aimc.random import Key, normal, permutation
-from aimc.train import Optimizer, Progress, Run, Stage, build_optimizer, fit, load_weights, noisy
+from aimc.train import (
+    Optimizer,
+    Progress,
+    Run,
+    Stage,
+    build_optimizer,
+    fit,
+    load_checkpoint,
+    load_weights,
+    noisy,
+)  # fmt: skip
 
 X = normal(Key(1), (96, 12))
 Y = (X[:, 0] > 0).long() + 2 * (X[:, 1] > 0).long()
@@ -148,7 +158,8 @@ def test_checkpoints_within_an_epoch_are_made_at_times(tmp_path, monkeypatch):
     import aimc.train.loop as loop
 
     saved = []
-    monkeypatch.setattr(loop, "save_checkpoint", lambda path, tensors, details: saved.append(details))
+    monkeypatch.setattr(Run, "save_progress", lambda self, stage, tensors, details: saved.append(details))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda path, tensors, details: None)
     for every, within in ((0, 2), (1e9, 0)):
         saved.clear()
         with Run(tmp_path / str(within), Stage(), tensorboard=False) as run:
@@ -157,7 +168,7 @@ def test_checkpoints_within_an_epoch_are_made_at_times(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path):
-    from aimc.train import load_checkpoint, save_checkpoint
+    from aimc.train import save_checkpoint
 
     stage = Stage(epochs=2, batch_size=32)
     straight, net = _digital(), _digital()
@@ -170,6 +181,88 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path):
         save_checkpoint(run.checkpoint("s.epoch"), tensors, details)
         done = fit(net, stage, Shuffled(), METRIC, run=run, name="s")
     assert _same(net, straight) and done.chosen == expected.chosen
+
+
+def _interrupted(folder, batches, keep=3, **options):
+    """A stage that saves after every batch and stops before its end; its checkpoints, latest first."""
+    stage = Stage(epochs=3, batch_size=32)
+    with Run(folder, stage, tensorboard=False, keep=keep) as run, pytest.raises(KeyboardInterrupt):
+        fit(_digital(), stage, Interrupted(batches), METRIC, run=run, name="s", save_every=0, **options)
+    return stage, [run.checkpoint(name) for name in ("s.epoch", "s.epoch.1", "s.epoch.2", "s.epoch.3")]
+
+
+def _state(place):
+    _, details = load_checkpoint(place)
+    return len(details["history"]), details["current"]["batches"]
+
+
+def test_the_last_checkpoints_are_kept_and_removed_when_the_stage_is_finished(tmp_path):
+    stage, places = _interrupted(tmp_path, 5)
+    assert [_state(p) for p in places[:3]] == [(1, 2), (1, 1), (1, 0)] and not places[3].exists()
+    with Run(
+        tmp_path, stage, tensorboard=False, keep=1
+    ) as run:  # fewer are asked for now: none is left behind
+        fit(_digital(), stage, Shuffled(), METRIC, run=run, name="s")
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["s.safetensors"]
+    with pytest.raises(AimcError, match="latest checkpoint"):
+        Run(tmp_path, stage, tensorboard=False, keep=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "gone", "both"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, damage):
+    straight, net = _digital(), _digital()
+    stage, places = _interrupted(tmp_path, 5)
+    fit(straight, stage, Shuffled(), METRIC, name="s")
+    spoilt = places[: 2 if damage == "both" else 1]
+    for place in spoilt:
+        if damage == "gone":
+            place.unlink()
+        else:
+            place.write_bytes(b"hello" if damage == "foreign" else place.read_bytes()[:-9])
+    with Run(tmp_path, stage, tensorboard=False) as run:
+        if damage != "gone":
+            with pytest.raises(AimcError) as caught:
+                fit(_digital(), stage, Shuffled(), METRIC, run=run, name="s")
+            message = str(caught.value)
+            assert all(f"{place} " in message or f"{place}," in message for place in spoilt)
+            offered = places[len(spoilt)]
+            assert f"goes on from {offered} (after epoch 1" in message
+            for place in spoilt:
+                place.unlink()
+        batches = Shuffled()
+        fit(net, stage, batches, METRIC, run=run, name="s")
+    assert batches.epochs == [1, 2] and _same(net, straight)
+
+
+def test_with_no_whole_checkpoint_left_the_error_says_so(tmp_path):
+    stage, places = _interrupted(tmp_path, 2, keep=1)
+    places[0].write_bytes(b"")
+    with Run(tmp_path, stage, tensorboard=False) as run, pytest.raises(AimcError, match="to start over"):
+        fit(_digital(), stage, Shuffled(), METRIC, run=run, name="s")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_those_before_it(tmp_path, monkeypatch):
+    """The disk is full at some checkpoint; with room again, the run goes on from the one before."""
+    from safetensors import torch as files
+
+    written, save_file = [], files.save_file
+
+    def save_until_full(*args):
+        written.append(args)
+        if len(written) > 3:
+            raise OSError(28, "No space left on device")
+        save_file(*args)
+
+    straight, net, stage = _digital(), _digital(), Stage(epochs=3, batch_size=32)
+    fit(straight, stage, Shuffled(), METRIC, name="s")
+    with Run(tmp_path, stage, tensorboard=False) as run:
+        with monkeypatch.context() as patch, pytest.raises(AimcError, match="No space left"):
+            patch.setattr(files, "save_file", save_until_full)
+            fit(_digital(), stage, Shuffled(), METRIC, run=run, name="s", save_every=0)
+        assert [_state(run.checkpoint(n)) for n in ("s.epoch", "s.epoch.1")] == [(1, 0), (0, 2)]
+        assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+        fit(net, stage, Shuffled(), METRIC, run=run, name="s")
+    assert _same(net, straight)
 
 
 def test_a_run_directory_changes_nothing(tmp_path):
