@@ -83,6 +83,7 @@ def work(rank: int, place: str, folder: str) -> None:
     for name in CASES:
         net = build(name)
         found[name] = train(net, DistributedDataParallel(net), part)
+    torch.manual_seed(rank)  # each would draw another one
     seeds = aimc.convert(nn.Linear(2, 2), aimc.presets.pcm()).key.seed
     found["seed"] = {"seed": torch.tensor(seeds % (1 << 62))}
     joined = processes.joined(torch.full((rank + 1, 2), float(rank)), "rows")

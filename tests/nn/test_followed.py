@@ -112,6 +112,20 @@ def test_the_gradient_of_a_chip_is_made_while_it_is_in_place():
         y.sum().backward()
 
 
+def test_the_gradient_of_a_compiled_layer_is_that_of_its_forward_pass_whatever_the_mode_now():
+    torch._dynamo.reset()
+    net, plain = twins(nn.Linear(5, 3))
+    found = []
+    for one, forward in ((net, torch.compile(net, backend="aot_eager", fullgraph=True)), (plain, plain)):
+        x = X.clone().requires_grad_()
+        y = forward(x).pow(2).sum()
+        one.eval()
+        y.backward()
+        assert not one.training
+        found.append(x.grad)
+    assert_close("input", found[0], found[1], atol=1e-6)
+
+
 def test_autocast_reaches_a_compiled_layer():
     torch._dynamo.reset()
     net, plain = twins(nn.Linear(5, 3))
@@ -160,6 +174,13 @@ def test_a_mapped_forward_pass_is_that_of_the_batch():
         assert_close("output", mapped, plain(x), atol=1e-6)
 
 
+def test_inputs_are_mapped_over_another_dimension():
+    net, plain = twins(nn.Linear(5, 3))
+    net.eval(), plain.eval()
+    mapped = torch.func.vmap(net, 1, randomness="different")(X)
+    assert_close("output", mapped, plain(X.movedim(1, 0)), atol=1e-6)
+
+
 def test_parameters_are_not_mapped():
     net, _ = twins(nn.Linear(5, 3))
     stack = {name: torch.stack([p.detach()] * 2) for name, p in net.eval().named_parameters()}
@@ -200,12 +221,14 @@ def test_activation_checkpoints_meet_the_same_noise(name, reentrant):
 def test_a_shared_layer_under_checkpoints():
     """Two passes of one layer with equal inputs, each with noise of its own."""
     net, plain = twins(nn.Linear(5, 5))
-    x = X[0, 0].clone().requires_grad_()
-    weights = torch.tensor([1.0, 3.0])
+    weights, gradients = torch.tensor([1.0, 3.0]), []
     for one, forward in ((net, lambda x: checkpoint(net, x, use_reentrant=False)), (plain, plain)):
+        x = X[0, 0].clone().requires_grad_()
         sum(w * forward(x).pow(2).sum() for w in weights).backward()  # type: ignore[union-attr]
         assert one._step == 2
+        gradients.append(x.grad)
     assert_close("weight", net.weight.grad, plain.weight.grad, atol=1e-6)
+    assert_close("input", gradients[0], gradients[1], atol=1e-6)  # the noise of the weights is in this one
 
 
 def test_without_checkpoints_nothing_is_recorded():

@@ -97,6 +97,19 @@ def test_direct_transfers_agree(cell, how, train):
     assert counts.sum() > 0 and found[0] == 4
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (7, 1), (1, 1)], ids=str)
+def test_transfers_agree_in_arrays_of_one_row_or_column(shape):
+    """Whose devices differ all the same."""
+    source = normals(*shape)
+
+    def run(backend):
+        cells = Cells(CELLS["soft"], shape=shape, spread=0.1)
+        found = transfer(cells.tile(), source, 0, shape[1], 17, 0.6, Key(5), NOISY, TRAINS["usual"], backend)
+        return [*cells.contents, found]
+
+    assert assert_bodies_agree(run)[-2].sum() > 0
+
+
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 def test_whole_steps_agree(cell):
     def run(backend):
