@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -89,8 +90,23 @@ def read_config(path: str | os.PathLike[str], kind: type[Config] = Config) -> An
         raise AimcError(f"{place}: {error}", field="run") from None
 
 
+def record_line(record: dict[str, Any]) -> str:
+    """A record as a line of ``records.jsonl``, with a checksum.
+
+    Example:
+        >>> record_line({"kind": "note", "text": "hello"})
+        '{"kind": "note", "text": "hello", "check": "0ccbca93"}\\n'
+    """
+    record = json.loads(json.dumps(record, allow_nan=False))
+    return json.dumps({**record, "check": _check(record)}) + "\n"
+
+
+def _check(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a run; a last line that was cut short is left out.
+    """The records of a run, without their checksums; a last line that was cut short is left out.
 
     Raises:
         AimcError: a line in the middle is damaged.
@@ -105,8 +121,8 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             record = None
-        if not isinstance(record, dict) or "kind" not in record:
-            raise AimcError(f"line {number} of {place} is damaged", field="run")
+        if not isinstance(record, dict) or "kind" not in record or record.pop("check", "") != _check(record):
+            raise AimcError(f"line {number} of {place} is damaged (its checksum does not fit)", field="run")
         found.append(record)
     return found
 

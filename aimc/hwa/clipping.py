@@ -40,8 +40,8 @@ class GaussianClip(Config):
 def clip_(weight: Tensor, clip: FixedClip | GaussianClip) -> None:
     """Clip in place."""
     if isinstance(clip, FixedClip):
-        weight.clamp_(-clip.value, clip.value)
-    elif weight.numel() > 1:
-        bound = clip.sigma * float(weight.std())
-        if bound > 0:
-            weight.clamp_(-bound, bound)
+        bound = clip.value
+    else:
+        bound = clip.sigma * float(weight.std()) if weight.numel() > 1 else 0.0
+    if 0 < bound <= torch.finfo(weight.dtype).max:
+        weight.clamp_(-bound, bound)

@@ -170,7 +170,7 @@ class _Recurrent(Composite):
         hidden = final if self.mode == "LSTM" else final[0]
         if packed:
             return PackedSequence(x, input.batch_sizes, order, back), hidden
-        x = x.view(len(sizes), sizes[0], -1)
+        x = x.view(len(sizes), sizes[0], x.shape[-1])
         x = x[:, 0] if single else x.transpose(0, 1) if self.batch_first else x
         return x, hidden
 

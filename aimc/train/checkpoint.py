@@ -90,8 +90,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         raise AimcError(f"{path} is damaged or no safetensors file: {error}", field="checkpoint") from None
     if metadata.get("format") != _FORMAT:
         raise AimcError(f"{path} was not written as a checkpoint of aimc", field="checkpoint")
-    if int(metadata.get("version", 0)) > _VERSION:
-        raise AimcError(f"{path} was written by a newer aimc; update aimc", field="checkpoint")
+    if metadata.get("version") != str(_VERSION):
+        raise AimcError(f"{path} was written by another version of aimc, or is damaged", field="checkpoint")
     text = metadata.get("details", "")
     if metadata.get("sha256") != _digest(tensors, text):
         raise AimcError(

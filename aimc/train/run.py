@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from aimc.config import Config, differences
 from aimc.errors import AimcError
-from aimc.files import read_config, read_json, read_records, write_atomic
+from aimc.files import read_config, read_json, read_records, record_line, write_atomic
 from aimc.train.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ class Run:
         before = self.path / "environment.json"
         if before.exists():
             known = read_json(before)
+            if not isinstance(known.get("data", {}), dict) or not isinstance(known.get("resumed", []), list):
+                raise AimcError(f"{before} is damaged: delete it to go on", field="run")
             moved = [k for k, v in now["data"].items() if known.get("data", {}).get(k, v) != v]
             if moved:
                 raise AimcError(
@@ -211,12 +213,11 @@ class Run:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        write_atomic(self.path / "records.jsonl", "".join(json.dumps(r) + "\n" for r in self.records))
+        write_atomic(self.path / "records.jsonl", "".join(map(record_line, self.records)))
 
     def record(self, kind: str, **fields: Any) -> None:
         """Append one line to the records, on disk before this returns."""
-        entry = {"kind": kind, **fields}
-        line = (json.dumps(entry, allow_nan=False) + "\n").encode()
+        line = record_line({"kind": kind, **fields}).encode()
         try:
             with open(self.path / "records.jsonl", "ab") as file:
                 file.write(line)
@@ -224,7 +225,9 @@ class Run:
                 os.fsync(file.fileno())
         except OSError as error:
             raise AimcError(f"cannot write to {self.path}: {error.strerror}", field="output") from None
-        self.records.append(json.loads(line))
+        entry = json.loads(line)
+        del entry["check"]
+        self.records.append(entry)
 
     def find(self, kind: str, **fields: Any) -> dict[str, Any] | None:
         """The last record of a kind with these values."""

@@ -1,12 +1,10 @@
 """A run that is made again has the same numbers, and one that has not says which differ."""
 
-import json
-
 import pytest
 
 from aimc import cli
 from aimc.errors import AimcError
-from aimc.files import read_records
+from aimc.files import read_records, record_line
 from aimc.recipes import evaluate_run, reproduce_run, run_experiment
 from tests.recipes.test_insitu import TINY as IN_CELLS
 from tests.recipes.test_recipes import TINY as HARDWARE_AWARE
@@ -30,7 +28,7 @@ def test_what_differs_is_named(tmp_path, capsys):
     changed["value"] += 1e-12
     gone = next(r for r in records if r["kind"] == "epoch")
     gone["invented"] = 1.0
-    (run / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (run / "records.jsonl").write_text("".join(map(record_line, records)))
     assert cli.main(["reproduce", str(run), "--output", str(tmp_path / "b")]) == 1
     out = capsys.readouterr().out
     assert "digital digital, value: " in out and "invented: 1.0 -> None" in out and "2 differ" in out

@@ -1,6 +1,5 @@
 """Checkpoints are whole, checked, and refused by name when they are not."""
 
-import json
 import os
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from aimc.errors import AimcError
-from aimc.files import read_records, write_atomic
+from aimc.files import read_records, record_line, write_atomic
 from aimc.train import load_checkpoint, save_checkpoint
 
 
@@ -62,7 +61,7 @@ def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path, damage):
         assert path.read_bytes() != data
     with pytest.raises(AimcError, match=r"model\.safetensors") as caught:
         load_checkpoint(path)
-    expected = {"missing": "no such", "foreign": "not written", "newer": "newer"}.get(damage, "damaged")
+    expected = {"missing": "no such", "foreign": "not written", "newer": "another version"}.get(damage, "damaged")
     assert expected in str(caught.value)
 
 
@@ -101,8 +100,10 @@ def test_a_folder_that_is_missing_is_named(tmp_path):
 
 def test_a_record_cut_short_is_left_out_and_one_in_the_middle_is_an_error(tmp_path):
     place = tmp_path / "records.jsonl"
-    place.write_text(json.dumps({"kind": "a"}) + "\n" + '{"kind": "b')
+    whole = record_line({"kind": "a"})
+    place.write_text(whole + '{"kind": "b')
     assert read_records(tmp_path) == [{"kind": "a"}]
-    place.write_text('{"kind": "b\n' + json.dumps({"kind": "a"}) + "\n")
-    with pytest.raises(AimcError, match="line 1"):
-        read_records(tmp_path)
+    for damaged in ('{"kind": "b\n', whole.replace("a", "b", 1), '{"kind": "a"}\n'):
+        place.write_text(damaged + whole)
+        with pytest.raises(AimcError, match="line 1"):
+            read_records(tmp_path)

@@ -1,0 +1,418 @@
+"""Bad input by the thousand: each is taken or refused with a message, and never anything else.
+
+One function makes and tries an input of each kind from a seed. It returns whether the input was accepted, and raises
+:class:`Wrong` where the tool crashed, hung, lost something or returned nonsense. :mod:`tests.test_rubbish` tries a few,
+``make soak`` thousands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import random
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+import aimc
+from aimc.algorithms import AnalogSGD, MixedPrecision, Residual, TikiTakaV1, TikiTakaV2, TikiTakaV3, TikiTakaV4
+from aimc.cells import Ideal
+from aimc.chip import LeastSquares, MeanAbs, PerColumn
+from aimc.config import Config
+from aimc.errors import AimcError
+from aimc.files import read_config
+from aimc.periphery import InputRange
+from aimc.recipes import RECIPES, run_experiment
+from aimc.report import load_run, tables
+from aimc.train import load_checkpoint
+
+LIMIT = 60
+"""Seconds after which an input counts as one that hangs."""
+
+
+class Wrong(AssertionError):
+    """The tool neither took an input nor refused it."""
+
+
+@contextlib.contextmanager
+def judged(what: str) -> Iterator[None]:
+    """Lets refusals pass and turns every other exception, and more than :data:`LIMIT` seconds, into :class:`Wrong`."""
+
+    def hang(*args: Any) -> None:
+        raise Wrong(f"hangs: {what}")
+
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(LIMIT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (AimcError, Wrong):
+        raise
+    except Exception as error:
+        raise Wrong(f"{type(error).__name__}: {error}\nfrom: {what}") from error
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def accepted(what: str, attempt: Callable[[], None]) -> bool:
+    """Whether an attempt went through; a refusal has to say something."""
+    try:
+        with judged(what):
+            attempt()
+    except AimcError as error:
+        if len(str(error)) < 10:
+            raise Wrong(f"refused without a reason: {what}") from error
+        return False
+    return True
+
+
+def require(condition: bool, what: str) -> None:
+    """Raise :class:`Wrong` unless the condition holds."""
+    if not condition:
+        raise Wrong(what)
+
+
+# Configurations -------------------------------------------------------------------------------------------------------
+
+VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 3, 10**30, -(10**30), 0.0, -0.0, 0.5, -1.5, 1e-300, 1e300, math.inf, -math.inf,
+    math.nan, "", "x", "PCM", "1s", "null", [], [1], [None], ["a", 2], {}, {"type": "PCM"}, {"type": "Nothing"},
+    {"type": 3}, {1: 2}, [[[]]], "!!python/object/apply:os.system ['true']", "é" * 1000,
+)  # fmt: skip
+CHARACTERS = "{}[]:,&*!|>'\"%@`#-? \t\n\0\x07é0a"
+
+
+def _places(tree: Any, path: tuple = ()) -> list[tuple]:
+    found = [path] if path else []
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in children:
+        found += _places(value, (*path, key))
+    return found
+
+
+def spoilt_tree(rng: random.Random, tree: Any) -> Any:
+    """A copy with one to three places replaced, renamed, removed or moved."""
+    tree = copy.deepcopy(tree)
+    for _ in range(rng.randint(1, 3)):
+        places = _places(tree)
+        if not places:
+            return tree
+        *above, last = rng.choice(places)
+        holder = tree
+        for key in above:
+            holder = holder[key]
+        how = rng.random()
+        if how < 0.6:
+            holder[last] = copy.deepcopy(rng.choice(VALUES))
+        elif how < 0.75 and isinstance(holder, dict):
+            holder[str(last)[:-1] + rng.choice("abc_")] = holder.pop(last)
+        elif how < 0.9:
+            del holder[last]
+        else:
+            holder[last] = {str(last): holder[last]}
+    return tree
+
+
+def spoilt_text(rng: random.Random, text: str) -> str:
+    """A copy with some characters, lines or whole halves gone, doubled or replaced."""
+    for _ in range(rng.randint(1, 4)):
+        a, b = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+        b = min(b, a + rng.choice((0, 1, 1, 3, 40)))
+        text = text[:a] + rng.choice(("", rng.choice(CHARACTERS), text[a:b] * 2)) + text[b:]
+    return text
+
+
+def try_configuration(seed: int) -> bool:
+    """A recipe's configuration, spoilt. One that is taken comes back from YAML as it is."""
+    rng = random.Random(seed)
+    recipe = RECIPES[rng.choice(sorted(RECIPES))]
+    whole = recipe.config().to_yaml()
+    if rng.random() < 0.7:
+        text = yaml.safe_dump(spoilt_tree(rng, yaml.safe_load(whole)), allow_unicode=True)
+    else:
+        text = spoilt_text(rng, whole)
+
+    def attempt() -> None:
+        config = Config.from_yaml(text)
+        require(Config.from_yaml(config.to_yaml()) == config, f"changes on a trip through YAML:\n{text}")
+
+    return accepted(text, attempt)
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def spoilt_bytes(rng: random.Random, data: bytes) -> bytes:
+    """A file cut, with bits flipped, bytes put in, or something else altogether."""
+    how = rng.random()
+    if how < 0.3:
+        return data[: rng.randrange(len(data) + 1)]
+    if how < 0.6:
+        changed = bytearray(data)
+        for _ in range(rng.randint(1, 8)):
+            if changed:  # the beginning holds names and lengths: hit it as often as the rest
+                at = rng.randrange(len(changed) if rng.random() < 0.5 else min(len(changed), 400))
+                changed[at] ^= 1 << rng.randrange(8)
+        return bytes(changed)
+    if how < 0.75:
+        at = rng.randrange(len(data) + 1)
+        return data[:at] + rng.randbytes(rng.randint(1, 50)) + data[at:]
+    if how < 0.85:
+        return rng.choice((b"", b"{}", b"[]", b"null", b"\x80\x04.", b"PK\x03\x04", b"\n\n", b'{"a": 1}'))
+    return rng.randbytes(rng.randint(1, 2000))
+
+
+def spoilt_json(rng: random.Random, data: bytes) -> bytes:
+    """A file of JSON lines with one document changed in its structure."""
+    lines = data.decode().splitlines(keepends=True) if b"\n{" in data.strip() else [data.decode()]
+    at = rng.randrange(len(lines))
+    lines[at] = json.dumps(spoilt_tree(rng, json.loads(lines[at])), default=str) + "\n"
+    return "".join(lines).encode()
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"
+    }  # fmt: skip
+
+
+def try_run_directory(seed: int, finished: Path) -> bool:
+    """A finished run with one file spoilt: reported, and gone on with. What is refused stays as it was."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "run"
+        shutil.copytree(finished, place)
+        names = sorted(
+            p for p in place.rglob("*") if p.suffix in (".yaml", ".json", ".jsonl", ".safetensors") and p.is_file()
+        )
+        victim = rng.choice(names)
+        data = victim.read_bytes()
+        by_structure = victim.suffix in (".json", ".jsonl") and rng.random() < 0.6
+        victim.write_bytes(spoilt_json(rng, data) if by_structure else spoilt_bytes(rng, data))
+        config, before = read_config(finished), _contents(place)
+        about = f"{victim.relative_to(place)} spoilt, seed {seed}"
+        reported = accepted(f"report of {about}", lambda: [str(t.rows) for t in tables(load_run(place))] and None)
+        gone_on = accepted(f"running on with {about}", lambda: run_experiment(config, place, tensorboard=False) and None)
+        if not gone_on:
+            after = _contents(place)
+            lost = [n for n, d in before.items() if n != "environment.json" and after.get(n) != d]
+            require(not lost, f"{about}: refused, but {lost} changed")
+        return reported and gone_on
+
+
+def try_checkpoint(seed: int, file: Path) -> bool:
+    """A checkpoint, spoilt: it is refused, or nothing of it changed."""
+    rng = random.Random(seed)
+    whole, details = load_checkpoint(file)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "a.safetensors"
+        place.write_bytes(spoilt_bytes(rng, file.read_bytes()))
+
+        def attempt() -> None:
+            found, about = load_checkpoint(place)
+            same = found.keys() == whole.keys() and all(torch.equal(found[n], t) for n, t in whole.items())
+            require(same and about == details, f"a spoilt checkpoint was taken, seed {seed}")
+
+        return accepted(f"checkpoint, seed {seed}", attempt)
+
+
+def try_chip(seed: int, net: nn.Module, file: Path) -> bool:
+    """A saved chip, spoilt: it is refused, or nothing of it changed."""
+    rng = random.Random(seed)
+    whole = aimc.Chip.load(file, net).weights()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "chip.safetensors"
+        place.write_bytes(spoilt_bytes(rng, file.read_bytes()))
+
+        def attempt() -> None:
+            found = aimc.Chip.load(place, net).weights()
+            same = all(torch.equal(found[n], t) for n, t in whole.items())
+            require(same, f"a spoilt chip was taken, seed {seed}")
+
+        return accepted(f"chip, seed {seed}", attempt)
+
+
+# Layers ---------------------------------------------------------------------------------------------------------------
+
+SCALES = (0.0, 1e-38, 1e-20, 1e-6, 1.0, 1e6, 1e20, 3e38)
+BAD = (math.nan, math.inf, -math.inf)
+
+
+def _layer(rng: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
+    """A small layer, and the shape of an input: one row, one column, no vector at all among them."""
+    batch, size = rng.choice((0, 1, 1, 2, 5)), lambda: rng.choice((1, 1, 2, 3, 7))
+    bias = rng.random() < 0.5
+    kind = rng.choice(("linear", "sequence", "conv1d", "conv2d", "depthwise", "transposed", "lstm", "attention"))
+    if kind in ("linear", "sequence"):
+        layer = nn.Linear(size(), size(), bias)
+        middle = (rng.choice((0, 1, 4)),) if kind == "sequence" else ()
+        return layer, (batch, *middle, layer.in_features)
+    if kind == "lstm":
+        width = size()
+        return nn.LSTM(width, size(), batch_first=True), (batch, rng.choice((1, 3)), width)
+    if kind == "attention":
+        return nn.TransformerEncoderLayer(4, 2, 3, 0.0, batch_first=True), (batch, rng.choice((1, 3)), 4)
+    channels, k = size(), rng.choice((1, 2, 3))
+    pixels = k + rng.choice((0, 1, 2))
+    if kind == "conv1d":
+        return nn.Conv1d(channels, size(), k, bias=bias), (batch, channels, pixels)
+    if kind == "depthwise":
+        return nn.Conv2d(channels, channels, k, groups=channels, padding="same"), (batch, channels, pixels, pixels)
+    make = nn.ConvTranspose2d if kind == "transposed" else nn.Conv2d
+    return make(channels, size(), k, stride=rng.choice((1, 2)), bias=bias), (batch, channels, pixels, pixels)
+
+
+def _spoil_values(rng: random.Random, values: Tensor) -> bool:
+    """Scale, zero, or put something that is no number into a tensor, in place; returns whether all are numbers."""
+    if values.numel() == 0:
+        return True
+    how = rng.random()
+    if how < 0.5:
+        values.mul_(rng.choice(SCALES))
+    elif how < 0.65 and values.dim() > 1:
+        values[rng.randrange(len(values))] = 0
+    elif how < 0.75:
+        values.view(-1)[rng.randrange(values.numel())] = rng.choice(BAD)
+        return False
+    elif how < 0.85:
+        values.view(-1)[rng.randrange(values.numel())] = 1e30
+    return True
+
+
+def _inference_hardware(rng: random.Random) -> aimc.Hardware:
+    hardware = rng.choice(
+        (aimc.presets.pcm, aimc.presets.hermes, aimc.presets.single_exponent_pcm, aimc.presets.ideal)
+    )()
+    changes: dict[str, Any] = {
+        "tile.rows": rng.choice((1, 3, 9, 10, 512)),
+        "tile.columns": rng.choice((1, 2, 512, None)),
+        "mapping.scale": rng.choice(("column", "tile", "fan_in")),
+    }
+    if hardware.dac is not None:
+        changes |= {
+            "dac.bits": rng.choice((2, 3, 8, 16)),
+            "input_range": rng.choice(
+                (InputRange(), InputRange(value=1.0), InputRange(value=1e-30), InputRange(mode="dynamic"))
+            ),
+        }
+    if hardware.adc is not None:
+        changes |= {"adc.bits": rng.choice((2, 3, 8, 16)), "adc.bound": rng.choice((1e-6, 1.0, 10.0, 1e6))}
+    if rng.random() < 0.3:
+        changes["ir_drop"] = None
+    return hardware.replace(**changes)
+
+
+def _pulsed_hardware(rng: random.Random) -> aimc.PulsedHardware:
+    algorithm = rng.choice(
+        (AnalogSGD(), TikiTakaV1(), TikiTakaV2(), TikiTakaV3(), TikiTakaV4(), MixedPrecision(), Residual(tiles=3))
+    )
+    make = rng.choice((aimc.presets.reram, aimc.presets.ecram, aimc.presets.capacitor, aimc.presets.idealized))
+    return make(algorithm=algorithm, io=rng.choice(("perfect", "noisy")))
+
+
+def _output(net: nn.Module, x: Tensor) -> Tensor:
+    y = net(x)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def try_layer(seed: int) -> bool:
+    """A layer of some shape and hardware with weights and inputs of all sizes: trained, programmed and aged.
+
+    What is taken has outputs of torch's shape and type, and finite ones where weights and inputs are.
+    """
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    digital, shape = _layer(rng)
+    numbers = True
+    if rng.random() < 0.6:
+        with torch.no_grad():
+            for p in digital.parameters():
+                numbers &= _spoil_values(rng, p) if rng.random() < 0.5 else True
+    x = torch.randn(shape)
+    if rng.random() < 0.6:
+        numbers &= _spoil_values(rng, x)
+    dtype = rng.choice((torch.float32,) * 3 + (torch.float64, torch.bfloat16))
+    digital, x = digital.to(dtype), x.to(dtype)
+    pulsed = rng.random() < 0.4 and dtype == torch.float32
+    hardware = _pulsed_hardware(rng) if pulsed else _inference_hardware(rng)
+    steps = rng.choice((0, 1, 2))
+    about = f"{digital} on {hardware} with {list(x.shape)} {dtype}, seed {seed}"
+
+    def attempt() -> None:
+        with torch.no_grad():
+            expected = _output(copy.deepcopy(digital), x)
+        largest = [float(v.abs().double().max()) for v in (x, expected, *digital.parameters()) if v.numel()]
+        moderate = numbers and all(size < 1e15 for size in largest)  # larger ones may overflow on the way
+        net = aimc.convert(digital, hardware, seed=seed)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        if pulsed:
+            optimizer = aimc.optim.wrap(optimizer, net)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            y = _output(net, x)
+            y.square().mean().backward() if y.numel() else y.sum().backward()
+            optimizer.step()
+        net.eval()
+
+        def check(y: Tensor, where: str) -> None:
+            require(y.shape == expected.shape and y.dtype == dtype, f"{where}: {list(y.shape)} {y.dtype} of {about}")
+            require(not moderate or bool(torch.isfinite(y).all()), f"{where}: not finite, {about}")
+
+        with torch.no_grad():
+            if steps == 0:
+                check(_output(net, x), "evaluation")
+            if pulsed:
+                check(_output(aimc.to_digital(net), x), "digital")
+                return
+            if steps == 0 and hardware.dac is not None and rng.random() < 0.5:
+                aimc.calibrate(net, [x], method=rng.choice(("max", "quantile", "std", "moving_std")))
+            estimator = rng.choice((None, LeastSquares(), MeanAbs(), PerColumn()))
+            chip = aimc.program(net, seed=1, compensation=estimator)
+            with chip.at(0.0 if isinstance(hardware.cell, Ideal) else rng.choice((0.0, 1.0, "1y"))):
+                check(_output(net, x), f"chip with {estimator}")
+
+    return accepted(about, attempt)
+
+
+# What finished things are made of -------------------------------------------------------------------------------------
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """A finished run of each half, made in a second or two."""
+    small = {"dataset.train_images": 80, "dataset.validation_images": 20, "dataset.test_images": 20}
+    hwa = RECIPES["demo"].config().replace(
+        **small, **{"teacher.epochs": 1, "student.epochs": 1, "evaluation.chips": 2, "evaluation.times": ("1h", "1y")}
+    )  # fmt: skip
+    cells = RECIPES["demo_insitu"].config(algorithm="residual", tiles=2).replace(**small, epochs=1, baseline=False)
+    for name, config in (("hwa", hwa), ("cells", cells)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run_experiment(config, folder / name, tensorboard=False)
+    return [folder / "hwa", folder / "cells"]
+
+
+def programmed(folder: Path) -> tuple[nn.Module, Path]:
+    """A network and the file of a chip of it."""
+    torch.manual_seed(0)
+    net = aimc.convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), aimc.presets.pcm(), seed=0).eval()
+    aimc.program(net, seed=3).save(folder / "chip.safetensors")
+    return net, folder / "chip.safetensors"
+
+
+def as_numpy(values: Tensor) -> np.ndarray:
+    """For comparisons of bytes."""
+    return values.contiguous().view(torch.uint8).numpy() if values.dim() else values.reshape(1).view(torch.uint8).numpy()
