@@ -180,10 +180,11 @@ class Chip:
                 rows.append(held.estimators[k].factor(held.baselines[k], now, layer.layout.column_tile[k]))
             factor = torch.stack(rows)
             sound = torch.isfinite(factor) & (factor > 0)
-            if not bool(sound.all()):
+            lost = ~sound & (held.scale > 0)  # a column without weights has nothing to read
+            if bool(lost.any()):
                 warnings.warn(
-                    f"layer {name!r}: the drift compensation could not read {int((~sound).sum())} of {sound.numel()} "
-                    "columns (a signal below one step of the converter?); they stay uncompensated",
+                    f"layer {name!r}: the drift compensation could not read {int(lost.sum())} of {lost.numel()} "
+                    "columns (too few steps of the converters, or all noise); they stay uncompensated",
                     stacklevel=2,
                 )
                 factor = torch.where(sound, factor, 1)

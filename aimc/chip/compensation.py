@@ -185,14 +185,16 @@ class LeastSquares(Compensation):
     """Slope of the first readings on the present ones, ``<y0, yt> / <yt, yt>``, for random ±amplitude probes.
 
     Outputs are tens of ADC steps, so noise hardly biases it; close to the factor with the least squared error of the
-    weights. 64 reads a tile, where :class:`MeanAbs` makes one a row, and up to twelve times that once, at programming,
+    weights. Readings that have no more in common than chance gives (a correlation below ``4 / sqrt(readings)``) count as
+    none. 64 reads a tile, where :class:`MeanAbs` makes one a row, and up to twelve times that once, at programming,
     for the amplitude. The default.
 
     Fields:
         averages: repetitions of the whole set, averaged before the fit.
         probes: how many random vectors are read.
         amplitude: of the input range; null takes the largest of 1, 0.7, 0.49, ... for which at most 0.1 % of the
-            baseline's outputs saturate.
+            baseline's outputs saturate. What is smaller than a step of the DAC is made of single steps on so many fewer
+            rows that the outputs are as large.
         per: one factor per physical ``tile`` or per ``column``.
     """
 
@@ -205,18 +207,22 @@ class LeastSquares(Compensation):
         self.require(self.probes >= 1, "probes", f"must be at least 1, got {self.probes}")
         self.require(self.amplitude is None or 0 < self.amplitude <= 1, "amplitude", "is between 0 and 1")
 
-    def _vectors(self, weight: Tensor, key: Key) -> Tensor:
-        shape = (self.probes, weight.shape[1])
-        return torch.where(uniform(key.at("probe"), shape, device=weight.device) < 0.5, -1.0, 1.0).to(
-            weight.dtype
-        )
+    def _vectors(self, reader: TileReader, weight: Tensor, key: Key, amplitude: float) -> Tensor:
+        """Random signs times the amplitude, or times one step of the DAC on a share of the rows: ``[probes, rows]``."""
+        shape, dac = (self.probes, weight.shape[1]), reader.periphery.dac
+        signs = torch.where(uniform(key.at("probe"), shape, device=weight.device) < 0.5, -1.0, 1.0)
+        least = 1 / dac.half if dac is not None and dac.half else 0.0
+        if amplitude < least:
+            share = (amplitude / least) ** 2
+            signs[uniform(key.at("probe", step=1), shape, device=weight.device) >= share] = 0.0
+        return signs.to(weight.dtype) * max(amplitude, least)
 
     def measure(self, reader: TileReader, weight: Tensor, key: Key, noise: Key) -> Tensor:
         amplitude = self.amplitude if self.amplitude is not None else 1.0
         return self._read(reader, weight, key, noise, amplitude)
 
     def _read(self, reader: TileReader, weight: Tensor, key: Key, noise: Key, amplitude: float) -> Tensor:
-        vectors = self._vectors(weight, key) * amplitude
+        vectors = self._vectors(reader, weight, key, amplitude)
         total = sum(reader.read(weight, vectors, noise.fold(i)) for i in range(self.averages))
         assert isinstance(total, Tensor)
         return total / self.averages
@@ -242,7 +248,10 @@ class LeastSquares(Compensation):
         return self.replace(amplitude=amplitude)
 
     def factor(self, baseline: Tensor, now: Tensor, tile: Tensor) -> Tensor:
-        across, power = (baseline * now).sum(0), (now * now).sum(0)
+        across, before, power = (baseline * now).sum(0), baseline.square().sum(0), now.square().sum(0)
+        readings = torch.full_like(power, self.probes)
         if self.per == "tile":
-            across, power = _tile_mean(across, tile), _tile_mean(power, tile)
-        return torch.where(power > 0, across / power, 1)
+            across, before, power = (_tile_mean(values, tile) for values in (across, before, power))
+            readings = readings * torch.bincount(tile)[tile].to(readings)
+        by_chance = (4 / readings.sqrt()).clamp_max(0.9)
+        return torch.where(across > by_chance * (before * power).sqrt(), across / power, torch.nan)

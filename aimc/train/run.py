@@ -190,6 +190,9 @@ class Run:
                 )
             write_atomic(place, config.to_yaml())
         (self.path / "checkpoints").mkdir(exist_ok=True)
+        # Left by a process that was killed; the lock says that no other writes here.
+        for left in (*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*")):
+            left.unlink(missing_ok=True)
         before = self.path / "environment.json"
         if before.exists():
             known = read_json(before)

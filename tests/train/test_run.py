@@ -24,6 +24,15 @@ def test_a_new_run_holds_its_configuration_and_environment(tmp_path):
     assert known["threads"] >= 1 and known["backend"] == "cpu" and known["data"] == {"train": "abc"}
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    with Run(tmp_path, Stage(), tensorboard=False):
+        pass
+    for place in (tmp_path / ".config.yaml.x.part", *(tmp_path / "checkpoints" / n for n in (".a.part", ".tmpEXw"))):
+        place.write_text("half")
+    with Run(tmp_path, Stage(), tensorboard=False):
+        assert sorted(p.name for p in tmp_path.rglob(".*")) == [".lock"]
+
+
 def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
     _open(tmp_path / "a").close()
     with pytest.raises(AimcError, match=r"epochs: 3 -> 4; optimizer\.lr: 0\.05 -> 0\.1"):

@@ -1,0 +1,262 @@
+"""Kill runs, feed rubbish and compare seeds: python tools/soak.py [--minutes 10] [--seed 0]
+
+Prints kills survived, bad inputs tried, seeds compared and bytes differing, and fails if anything went wrong:
+
+- runs of both halves, one of every algorithm, are killed with SIGKILL at random moments and in the middle of checkpoints,
+  gone on with, and compared to the bit with a run left alone;
+- configurations, files and layers of :mod:`tests.rubbish` are tried, as many as the time allows;
+- runs of the same seed are made with other threads, workers and batches, and compared to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from aimc.algorithms import ALGORITHMS  # noqa: E402
+from aimc.config import Config  # noqa: E402
+from aimc.files import read_records  # noqa: E402
+from aimc.recipes import RECIPES, run_experiment  # noqa: E402
+from aimc.train import Progress, fit, fit_in_memory, load_checkpoint  # noqa: E402
+from tests import rubbish  # noqa: E402
+
+SMALL = {"dataset.train_images": 240, "dataset.validation_images": 40, "dataset.test_images": 40}
+
+
+def experiments() -> dict[str, Config]:
+    """Trainings of a second or two: hardware-aware, and in memory by every algorithm."""
+    found: dict[str, Config] = {
+        "hardware-aware": RECIPES["demo"].config().replace(
+            **SMALL, **{"teacher.epochs": 2, "student.epochs": 2, "evaluation.chips": 2, "evaluation.times": ("1h",)}
+        )
+    }  # fmt: skip
+    for name in sorted(ALGORITHMS):
+        tiles = {"tiles": 3} if name == "residual" else {}
+        config = RECIPES["demo_insitu"].config(algorithm=name, io="noisy", **tiles)
+        found[name] = config.replace(**SMALL, epochs=2, baseline=False)
+    return found
+
+
+# Children -------------------------------------------------------------------------------------------------------------
+
+
+def child(work: Callable[[], Any], core: int | None = None) -> int:
+    """Run something in a process of its own, which finds everything loaded already."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+                os.dup2(nowhere.fileno(), 1)
+                warnings.simplefilter("ignore")
+                if core is not None:
+                    os.sched_setaffinity(0, {core})
+                work()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+def ended(pid: int) -> bool:
+    """Whether a child has come to its end, by itself and well; raises if badly."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    if done and status:
+        raise rubbish.Wrong(f"a run ended with status {os.waitstatus_to_exitcode(status)}")
+    return bool(done)
+
+
+def finish(pid: int) -> None:
+    """Wait for a child."""
+    while not ended(pid):
+        time.sleep(0.002)
+
+
+def train(config: Config, place: Path) -> None:
+    """An experiment, or what is left of it, with a checkpoint every few batches."""
+    for function in (fit, fit_in_memory):
+        function.__kwdefaults__["save_every"] = 0.02
+    run_experiment(config, place, tensorboard=False, progress=Progress())
+
+
+# Comparisons ----------------------------------------------------------------------------------------------------------
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if k != "seconds"}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    """What a run came to, byte for byte: the records without their clocks, and every tensor of its checkpoints."""
+    records = _timeless(read_records(place))
+    found = {f"record {i}": json.dumps(r, sort_keys=True).encode() for i, r in enumerate(records)}
+    for file in sorted((place / "checkpoints").iterdir()):
+        tensors, _ = load_checkpoint(file)
+        for name, tensor in tensors.items():
+            found[f"{file.name} {name}"] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return found
+
+
+def differing(first: dict[str, bytes], second: dict[str, bytes]) -> int:
+    """Bytes that differ, or that only one of them has."""
+    total = 0
+    for name in first.keys() | second.keys():
+        a, b = first.get(name, b""), second.get(name, b"")
+        total += sum(x != y for x, y in zip(a, b)) + abs(len(a) - len(b))
+    return total
+
+
+# The three parts ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Count:
+    """What has been done so far."""
+
+    kills: int = 0
+    in_checkpoints: int = 0
+    ended: int = 0
+    accepted: int = 0
+    refused: int = 0
+    seeds: int = 0
+    bytes: int = 0
+    wrong: list[str] = dataclasses.field(default_factory=list)
+
+
+def kill_at_random(pid: int, checkpoints: Path, within: float, rng: random.Random) -> str:
+    """Kill a child at a random moment, or while it writes a checkpoint: ``ended`` (too late), ``killed`` or ``writing``."""
+    at = time.perf_counter() + rng.uniform(0, within)
+    aim = rng.random() < 0.5
+    while True:
+        if ended(pid):
+            return "ended"
+        late = time.perf_counter() >= at
+        writing = late and checkpoints.is_dir() and any(n.endswith(".part") for n in os.listdir(checkpoints))
+        if writing or (late and not aim):
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            if os.WIFEXITED(status):
+                return "ended"
+            return "writing" if writing else "killed"
+        if not late:
+            time.sleep(0.0005)
+
+
+def kills(count: Count, each: int, rng: random.Random, folder: Path, names: list[str] | None = None) -> None:
+    """Kill runs of every kind ``each`` times, and compare what they come to with a run left alone."""
+    for name, config in experiments().items():
+        if names and name not in names:
+            continue
+        alone, place = folder / f"{name} alone", folder / name
+        began = time.perf_counter()
+        finish(child(lambda c=config, p=alone: train(c, p)))
+        within, expected, left, how = time.perf_counter() - began, contents(alone), each, ""
+        while left > 0 or how != "ended":
+            pid = child(lambda c=config, p=place: train(c, p))
+            if left > 0:
+                how = kill_at_random(pid, place / "checkpoints", within, rng)
+            else:
+                finish(pid)
+                how = "ended"
+            if how == "ended":
+                count.bytes += differing(expected, contents(place))
+                count.ended += 1
+                shutil.rmtree(place)
+            else:
+                left -= 1
+                count.kills += 1
+                count.in_checkpoints += how == "writing"
+
+
+def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, most: int | None = None) -> None:
+    """Try rubbish of every kind in turn until the time is up, or so many of each."""
+    runs = rubbish.finished_runs(folder)
+    net, chip = rubbish.programmed(folder)
+    checkpoints = [file for run in runs for file in sorted((run / "checkpoints").iterdir())]
+    kinds: list[Callable[[int], bool]] = [
+        rubbish.try_configuration,
+        rubbish.try_layer,
+        lambda seed: rubbish.try_checkpoint(seed, checkpoints[seed % len(checkpoints)]),
+        lambda seed: rubbish.try_chip(seed, net, chip),
+        lambda seed: rubbish.try_run_directory(seed, runs[seed % len(runs)]),
+    ]
+    tried = 0
+    while time.perf_counter() < until and (most is None or tried < most):
+        tried += 1
+        for kind in kinds:
+            try:
+                taken = kind(rng.randrange(1 << 40))
+            except rubbish.Wrong as error:
+                count.wrong.append(str(error))
+            else:
+                count.accepted += taken
+                count.refused += not taken
+
+
+def seeds(count: Count, until: float, rng: random.Random, folder: Path, most: int | None = None) -> None:
+    """Make runs of one seed in different circumstances: one thread on one core, or as many as there are on all."""
+    kinds = list(experiments().items())
+    while time.perf_counter() < until and (most is None or count.seeds < most):
+        name, config = kinds[count.seeds % len(kinds)]
+        seed = rng.randrange(1 << 31)
+        found = []
+        for threads, core in ((1, min(os.sched_getaffinity(0))), (os.cpu_count() or 1, None)):
+            place = folder / f"seed {seed} {threads}"
+            other = config.replace(seed=seed, threads=threads)
+            finish(child(lambda c=other, p=place: run_experiment(c, p, tensorboard=False), core))
+            found.append(contents(place))
+            shutil.rmtree(place)
+        count.bytes += differing(*found)
+        count.seeds += 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Soak for some minutes and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="about how long (default: 10)")
+    parser.add_argument("--kills", type=int, default=20, help="of every experiment (default: 20)")
+    parser.add_argument("--only", nargs="*", help="experiments to kill (default: all)")
+    parser.add_argument("--most", type=int, help="of every kind of bad input, and of seeds (default: until the time is up)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the rubbish")
+    asked = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rng, count, began = random.Random(asked.seed), Count(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        kills(count, asked.kills, rng, folder, asked.only)
+        print(f"{count.kills} kills survived, {count.in_checkpoints} of them while a checkpoint was written, "
+              f"in {count.ended} runs that ended", flush=True)  # fmt: skip
+        left = max(0.0, 60 * asked.minutes - (time.perf_counter() - began))
+        seeds(count, time.perf_counter() + 0.4 * left, rng, folder, asked.most)
+        print(f"{count.seeds} seeds compared between one thread and {os.cpu_count()}", flush=True)
+        bad_inputs(count, began + 60 * asked.minutes, rng, folder, asked.most)
+    print(f"{count.accepted + count.refused + len(count.wrong)} bad inputs tried: {count.refused} refused with a reason, "
+          f"{count.accepted} taken, {len(count.wrong)} wrong")  # fmt: skip
+    for text in count.wrong[:20]:
+        print(f"WRONG: {text}")
+    print(f"{count.bytes} bytes differ")
+    print(f"{time.perf_counter() - began:.0f} s")
+    return 1 if count.wrong or count.bytes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
