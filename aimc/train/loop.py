@@ -92,8 +92,8 @@ class EpochState:
 def noisy(metric: Metric, repeats: int = 3) -> Metric:
     """A metric of an analog network as it is in training: weight noise on, averaged over so many fresh draws.
 
-    The network itself is left alone: weights, counters, ranges and modes. Repeat k draws the same noise whenever the
-    metric is called at the same training step, from keys that no training step uses.
+    The network itself is left alone: weights, counters, ranges and modes. Repeat k draws the same noise
+    whenever the metric is called, from keys that no training step uses.
 
     Example:
         >>> import aimc
@@ -115,7 +115,10 @@ def _noisy_copy(net: nn.Module, repeat: int) -> nn.Module:
     net = copy.deepcopy(net).eval()
     for layer in analog_layers(net).values():
         layer.training = True
+        # The same noise, and the same ages of a chip, after every epoch: they differ by their weights alone.
         layer.key = layer.key.fold("validation", repeat)
+        layer.network_seed = Key(layer.network_seed).fold("validation", repeat).seed
+        layer._step = 0
         layer.noise_strength = 1.0
         if layer.input_range is not None:
             layer.set_input_range(

@@ -6,6 +6,7 @@ from torch import nn
 
 import aimc
 from aimc.errors import AimcError
+from aimc.hwa import CellNoise, HardwareAware
 from aimc.random import Key, normal, permutation
 from aimc.train import (
     Optimizer,
@@ -322,9 +323,35 @@ def test_noisy_validation_disturbs_the_weights_and_leaves_the_network_alone():
     assert all(float((s - clean).norm() / clean.norm()) < 1 for s in seen)
     noisy(metric, 1)(net)
     assert torch.equal(seen[3], seen[0])  # the same state, the same draws
+    net.train()
+    net(X)
+    net.eval().load_state_dict(before | {k: v for k, v in net.state_dict().items() if "analog_state" in k})
+    noisy(metric, 1)(net)
+    assert torch.equal(seen[4], seen[0])  # and at another step
+    net.load_state_dict(before)
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert torch.equal(net(X), clean) and not net.training
+
+
+def test_noisy_validation_sees_the_same_ages_after_every_epoch_and_none_of_the_trainings(monkeypatch):
+    import aimc.hwa.modifiers as modifiers
+
+    ages = []
+    drawn = modifiers.log_uniform
+    monkeypatch.setattr(modifiers, "log_uniform", lambda *args: ages.append(drawn(*args)) or ages[-1])
+    hardware = aimc.presets.pcm().replace(training=HardwareAware(modifiers=(CellNoise(),)))
+    net = aimc.convert(_digital(), hardware, seed=3).train()
+    net(X)
+    trained, found = set(ages), []
+    for _ in range(2):
+        ages.clear()
+        noisy(METRIC, 3)(net)
+        found.append(list(ages))
+        ages.clear()
+        net(X)
+        trained |= set(ages)
+    assert found[0] == found[1] and len(set(found[0])) >= 3 and not trained & set(found[0])
 
 
 def test_noisy_validation_keeps_clipped_weights_and_young_ranges():
