@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 CODE = $(wildcard aimc tests benchmarks tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format mutants bench clean
+.PHONY: help demo test lint format mutants soak bench clean
 
 help:
 	@echo "make demo     train, program and age a small network on embedded data (about a minute)"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint     the first half of make test"
 	@echo "make format   rewrite the code the way make lint wants it"
 	@echo "make mutants  break the code on purpose, once a line of tools/mutants.txt, and see that the tests notice"
+	@echo "make soak     ten minutes of killed runs, bad input and repeated seeds; prints what survived and what differs"
 	@echo "make bench    time aimc against plain torch and whatever peers are installed"
 	@echo "make clean    remove the environment and everything generated"
 
@@ -37,6 +38,9 @@ format: $(VENV)/installed-dev
 
 mutants: $(VENV)/installed-dev
 	$(BIN)/python tools/mutants.py
+
+soak: $(VENV)/installed-dev
+	$(BIN)/python tools/soak.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 
@@ -389,8 +390,8 @@ def set_backend(net: nn.Module, backend: str) -> None:
 
 def set_noise_strength(net: nn.Module, strength: float | None) -> None:
     """Scale the training noise of every analog layer; None gives it back to the hardware's own ramp."""
-    if strength is not None and strength < 0:
-        raise AimcError(f"must not be negative, got {strength}", field="strength")
+    if strength is not None and not 0 <= strength < math.inf:
+        raise AimcError(f"must be finite and not negative, got {strength}", field="strength")
     for layer in require_analog(net).values():
         layer.noise_strength = strength
 

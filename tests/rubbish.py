@@ -26,7 +26,15 @@ import yaml
 from torch import Tensor, nn
 
 import aimc
-from aimc.algorithms import AnalogSGD, MixedPrecision, Residual, TikiTakaV1, TikiTakaV2, TikiTakaV3, TikiTakaV4
+from aimc.algorithms import (
+    AnalogSGD,
+    MixedPrecision,
+    Residual,
+    TikiTakaV1,
+    TikiTakaV2,
+    TikiTakaV3,
+    TikiTakaV4,
+)
 from aimc.cells import Ideal
 from aimc.chip import LeastSquares, MeanAbs, PerColumn
 from aimc.config import Config
@@ -197,7 +205,9 @@ def try_run_directory(seed: int, finished: Path) -> bool:
         place = Path(folder) / "run"
         shutil.copytree(finished, place)
         names = sorted(
-            p for p in place.rglob("*") if p.suffix in (".yaml", ".json", ".jsonl", ".safetensors") and p.is_file()
+            p
+            for p in place.rglob("*")
+            if p.suffix in (".yaml", ".json", ".jsonl", ".safetensors") and p.is_file()
         )
         victim = rng.choice(names)
         data = victim.read_bytes()
@@ -205,8 +215,12 @@ def try_run_directory(seed: int, finished: Path) -> bool:
         victim.write_bytes(spoilt_json(rng, data) if by_structure else spoilt_bytes(rng, data))
         config, before = read_config(finished), _contents(place)
         about = f"{victim.relative_to(place)} spoilt, seed {seed}"
-        reported = accepted(f"report of {about}", lambda: [str(t.rows) for t in tables(load_run(place))] and None)
-        gone_on = accepted(f"running on with {about}", lambda: run_experiment(config, place, tensorboard=False) and None)
+        reported = accepted(
+            f"report of {about}", lambda: [str(t.rows) for t in tables(load_run(place))] and None
+        )
+        gone_on = accepted(
+            f"running on with {about}", lambda: run_experiment(config, place, tensorboard=False) and None
+        )
         if not gone_on:
             after = _contents(place)
             lost = [n for n, d in before.items() if n != "environment.json" and after.get(n) != d]
@@ -256,7 +270,9 @@ def _layer(rng: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
     """A small layer, and the shape of an input: one row, one column, no vector at all among them."""
     batch, size = rng.choice((0, 1, 1, 2, 5)), lambda: rng.choice((1, 1, 2, 3, 7))
     bias = rng.random() < 0.5
-    kind = rng.choice(("linear", "sequence", "conv1d", "conv2d", "depthwise", "transposed", "lstm", "attention"))
+    kind = rng.choice(
+        ("linear", "sequence", "conv1d", "conv2d", "depthwise", "transposed", "lstm", "attention")
+    )
     if kind in ("linear", "sequence"):
         layer = nn.Linear(size(), size(), bias)
         middle = (rng.choice((0, 1, 4)),) if kind == "sequence" else ()
@@ -271,7 +287,12 @@ def _layer(rng: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
     if kind == "conv1d":
         return nn.Conv1d(channels, size(), k, bias=bias), (batch, channels, pixels)
     if kind == "depthwise":
-        return nn.Conv2d(channels, channels, k, groups=channels, padding="same"), (batch, channels, pixels, pixels)
+        return nn.Conv2d(channels, channels, k, groups=channels, padding="same"), (
+            batch,
+            channels,
+            pixels,
+            pixels,
+        )
     make = nn.ConvTranspose2d if kind == "transposed" else nn.Conv2d
     return make(channels, size(), k, stride=rng.choice((1, 2)), bias=bias), (batch, channels, pixels, pixels)
 
@@ -318,9 +339,19 @@ def _inference_hardware(rng: random.Random) -> aimc.Hardware:
 
 def _pulsed_hardware(rng: random.Random) -> aimc.PulsedHardware:
     algorithm = rng.choice(
-        (AnalogSGD(), TikiTakaV1(), TikiTakaV2(), TikiTakaV3(), TikiTakaV4(), MixedPrecision(), Residual(tiles=3))
+        (
+            AnalogSGD(),
+            TikiTakaV1(),
+            TikiTakaV2(),
+            TikiTakaV3(),
+            TikiTakaV4(),
+            MixedPrecision(),
+            Residual(tiles=3),
+        )
     )
-    make = rng.choice((aimc.presets.reram, aimc.presets.ecram, aimc.presets.capacitor, aimc.presets.idealized))
+    make = rng.choice(
+        (aimc.presets.reram, aimc.presets.ecram, aimc.presets.capacitor, aimc.presets.idealized)
+    )
     return make(algorithm=algorithm, io=rng.choice(("perfect", "noisy")))
 
 
@@ -369,7 +400,10 @@ def try_layer(seed: int) -> bool:
         net.eval()
 
         def check(y: Tensor, where: str) -> None:
-            require(y.shape == expected.shape and y.dtype == dtype, f"{where}: {list(y.shape)} {y.dtype} of {about}")
+            require(
+                y.shape == expected.shape and y.dtype == dtype,
+                f"{where}: {list(y.shape)} {y.dtype} of {about}",
+            )
             require(not moderate or bool(torch.isfinite(y).all()), f"{where}: not finite, {about}")
 
         with torch.no_grad():
@@ -397,7 +431,11 @@ def finished_runs(folder: Path) -> list[Path]:
     hwa = RECIPES["demo"].config().replace(
         **small, **{"teacher.epochs": 1, "student.epochs": 1, "evaluation.chips": 2, "evaluation.times": ("1h", "1y")}
     )  # fmt: skip
-    cells = RECIPES["demo_insitu"].config(algorithm="residual", tiles=2).replace(**small, epochs=1, baseline=False)
+    cells = (
+        RECIPES["demo_insitu"]
+        .config(algorithm="residual", tiles=2)
+        .replace(**small, epochs=1, baseline=False)
+    )
     for name, config in (("hwa", hwa), ("cells", cells)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -408,11 +446,17 @@ def finished_runs(folder: Path) -> list[Path]:
 def programmed(folder: Path) -> tuple[nn.Module, Path]:
     """A network and the file of a chip of it."""
     torch.manual_seed(0)
-    net = aimc.convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), aimc.presets.pcm(), seed=0).eval()
+    net = aimc.convert(
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), aimc.presets.pcm(), seed=0
+    ).eval()
     aimc.program(net, seed=3).save(folder / "chip.safetensors")
     return net, folder / "chip.safetensors"
 
 
 def as_numpy(values: Tensor) -> np.ndarray:
     """For comparisons of bytes."""
-    return values.contiguous().view(torch.uint8).numpy() if values.dim() else values.reshape(1).view(torch.uint8).numpy()
+    return (
+        values.contiguous().view(torch.uint8).numpy()
+        if values.dim()
+        else values.reshape(1).view(torch.uint8).numpy()
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,7 +30,7 @@ def calibrate(
 
     Args:
         net: an analog network.
-        batches: inputs; each is passed to the network, a tuple or list as several arguments.
+        batches: inputs; each is passed to the network, a tuple or list as several arguments, a dict by names.
         method: ``quantile`` of the magnitudes, ``max``imum, or ``std``: so many standard deviations; all over the whole
             of the data. ``moving_quantile`` and ``moving_std`` take them of every batch and average these, so that
             memory does not grow with the data and one odd batch counts for less.
@@ -58,6 +59,8 @@ def calibrate(
         )
     if not 0 < quantile <= 1:
         raise AimcError(f"is a share between 0 and 1, got {quantile}", field="quantile")
+    if not 0 < stds < math.inf:
+        raise AimcError(f"must be positive, got {stds}", field="stds")
     if field := unused_setting(method, quantile, stds):
         raise AimcError(f"does nothing with the method {method!r}; leave it out", field=field)
     seen: dict[str, list[list[Tensor]]] = {
@@ -100,7 +103,10 @@ def calibrate(
         for name, layer in layers.items():
             stack.enter_context(layer.observed(lambda x, name=name: observe(name, x)))
         for batch in batches:
-            net(*batch) if isinstance(batch, (tuple, list)) else net(batch)
+            if isinstance(batch, Mapping):
+                net(**batch)
+            else:
+                net(*batch) if isinstance(batch, (tuple, list)) else net(batch)
     result = {}
     for name in layers:
         values: list[Tensor] = []

@@ -320,6 +320,7 @@ def _in_weight_units(conductance: Tensor, held: _Programmed, layer: AnalogLayer)
     return normalised * expand_scale(held.scale, layer.layout)
 
 
+@torch.inference_mode(False)  # a chip outlives an inference mode
 @torch.no_grad()
 def program(
     net: nn.Module, seed: int | None = None, compensation: Compensation | None = LeastSquares()
@@ -328,7 +329,7 @@ def program(
 
     Args:
         net: an analog network; its weights are read, not changed.
-        seed: the chip: same seed, same devices. None takes one from torch's generator.
+        seed: the chip: same seed, same devices; reduced mod 2**64. None takes one from torch's generator.
         compensation: drift compensation, or None.
 
     Example:

@@ -185,7 +185,7 @@ class LeastSquares(Compensation):
     """Slope of the first readings on the present ones, ``<y0, yt> / <yt, yt>``, for random ±amplitude probes.
 
     Outputs are tens of ADC steps, so noise hardly biases it; close to the factor with the least squared error of the
-    weights. Readings that have no more in common than chance gives (a correlation below ``4 / sqrt(readings)``) count as
+    weights. Readings with no more in common than chance gives (a correlation below ``4 / sqrt(readings)``) count as
     none. 64 reads a tile, where :class:`MeanAbs` makes one a row, and up to twelve times that once, at programming,
     for the amplitude. The default.
 

@@ -352,10 +352,24 @@ class DriftResult:
         return text + note
 
     def plot(self, path: str | os.PathLike[str], label: str = "compensated") -> None:
-        """Draw mean, chip-to-chip spread and worst chip over time."""
+        """Draw mean, chip-to-chip spread and worst chip over time.
+
+        Args:
+            path: image file; without a suffix ``.png`` is added.
+            label: of the line.
+
+        Raises:
+            AimcError: a suffix that matplotlib does not know, or a place that cannot be written.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
+        stem, suffix = os.path.splitext(os.fspath(path))
+        kinds = figure.canvas.get_supported_filetypes()
+        if suffix and suffix[1:].lower() not in kinds:
+            raise AimcError(
+                f"no image ends in {suffix!r}; use one of {', '.join(sorted(kinds))}", field="path"
+            )
         axes = figure.add_subplot()
         times, spread = np.array(self.times), np.nan_to_num(self.std)
         times = np.maximum(times, 1e-1)
@@ -372,7 +386,19 @@ class DriftResult:
             axes.set_yscale("log")
         axes.set_ylabel(self.metric)
         axes.legend()
-        figure.savefig(os.fspath(path), dpi=150)
+        suffix = suffix or ".png"
+        write_atomic(stem + suffix, lambda place: figure.savefig(place, dpi=150, format=suffix[1:].lower()))
+
+
+def _number(value: Any, when: str) -> float:
+    """What a metric returned, which has to be a finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise AimcError(f"returned {value!r} {when}, not a finite number", field="metric")
+    return number
 
 
 def _share(evaluate: Callable[[nn.Module, int], None], nets: list[nn.Module], chips: int) -> None:
@@ -448,10 +474,9 @@ def evaluate_over_time(
     moments = tuple(seconds(t) for t in times)
     if not moments:
         raise AimcError("give at least one time", field="times")
-    if chips < 1:
-        raise AimcError(f"must be at least 1, got {chips}", field="chips")
-    if workers < 1:
-        raise AimcError(f"must be at least 1, got {workers}", field="workers")
+    for field, number in (("chips", chips), ("workers", workers)):
+        if not isinstance(number, int) or number < 1:
+            raise AimcError(f"must be a whole number from 1, got {number!r}", field=field)
     values = np.empty((len(moments), chips))
     counter, lock = itertools.count(1), threading.Lock()
 
@@ -459,9 +484,7 @@ def evaluate_over_time(
         chip = program(copy_of_net, Key(seed).fold("chip", c).seed, compensation)
         for i, moment in enumerate(moments):
             with chip.at(moment), torch.no_grad():
-                value = float(metric(copy_of_net))
-            if not np.isfinite(value):
-                raise AimcError(f"returned {value} for chip {c} at {readable(moment)}", field="metric")
+                value = _number(metric(copy_of_net), f"for chip {c} at {readable(moment)}")
             values[i, c] = value
             with lock:
                 done = next(counter)
@@ -470,7 +493,7 @@ def evaluate_over_time(
 
     with evaluating(net):
         if reference is None:
-            reference = float(metric(to_digital(net)))
+            reference = _number(metric(to_digital(net)), "for the digital network")
         workers = min(workers, chips)
         if workers == 1:
             for c in range(chips):

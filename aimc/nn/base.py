@@ -489,6 +489,11 @@ class AnalogLayer(nn.Module):
 
         Parameters that stay are the same objects; those that are new or gone need an optimizer made again.
         """
+        if self._programmed is not None:
+            raise AimcError(
+                "a chip is in place; leave its `with chip.at(...)` before the hardware changes",
+                layer=self.name,
+            )
         layout = self.layout_on(hardware)
         kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
         counters = self._step, self._evaluated, self._range_batches

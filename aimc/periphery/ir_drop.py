@@ -13,9 +13,10 @@ class IRDrop(Config):
     """The fast form: a cubic in the column's load times the profile of the wire.
 
     For a column with n rows in use and normalised load ``a = scale * n / conductance * sum_j |w_j| |x_j|``, the output
-    loses ``c * sum_j w_j x_j (1 - (1 - j/n)^2)`` with ``c = a (0.05 a^2 - 0.2 a + 0.5)``; row j = 0 is nearest to the
-    converter. Good for activity spread evenly over the rows, about two times too small where it is clustered (compare
-    :func:`solve_ladder`). The form is that of IBM's simulator.
+    loses ``c * sum_j w_j x_j (1 - (1 - j/n)^2)`` with ``c = a (0.05 a^2 - 0.2 a + 0.5)``, at most 1; row j = 0 is
+    nearest to the converter. Good for activity spread evenly over the rows, about two times too small where it is
+    clustered (compare :func:`solve_ladder`). The form is that of IBM's simulator but for the bound: from a load of 2.9
+    on, far beyond the standard's 0.46 at most, the cubic would take away more than there is.
 
     Fields:
         scale: multiplies the load; 1 is the published standard, which assumes a full-scale device of 5 uS and 0.35 Ohm
@@ -47,7 +48,7 @@ class IRDrop(Config):
             >>> round(float(IRDrop.coefficient(torch.tensor(0.1792))), 6)
             0.083465
         """
-        return load * (0.05 * load**2 - 0.2 * load + 0.5)
+        return (load * (0.05 * load**2 - 0.2 * load + 0.5)).clamp_max(1.0)
 
     @staticmethod
     def profile(rows: int, device=None, dtype=torch.float32) -> Tensor:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import read_config, read_json, read_records
 from aimc.recipes.running import run_experiment
 from aimc.train import Progress
+from aimc.train.run import environment
+from aimc.units import seconds
 
 _CLOCKS = ("seconds",)
 _NAMES = ("kind", "stage", "name", "epoch", "times", "chips", "seed", "compensation")
@@ -24,6 +27,7 @@ _CIRCUMSTANCES = (
     "numba",
     "system",
     "cpu",
+    "vectors",
     "threads",
     "backend",
     "data",
@@ -37,8 +41,8 @@ class Reproduction:
     Attributes:
         output: directory of the second run.
         compared: numbers that were compared, bit by bit.
-        differing: those that differ, as ``record, field: first -> second``.
-        missing: records that the second run does not have: evaluations that were added to the first one later.
+        differing: those that differ, as ``record, field: first -> second``, and records that the second run lacks.
+        missing: evaluations that were added to the first run later, with settings of their own.
         circumstances: what was another when the second one was run, as ``name: first -> second``.
     """
 
@@ -69,12 +73,13 @@ def reproduce_run(
 
     Args:
         path: run directory.
-        output: directory of the second run, by default ``PATH-again``. One that was interrupted goes on.
+        output: directory of the second run, by default ``PATH-again``. One that was interrupted goes on, unless aimc
+            has changed since.
         data: folder of the data sets.
         progress: where lines and bars go.
 
     Raises:
-        AimcError: no run, one without records, or whatever running it raises.
+        AimcError: no run, one without records, a second run that other code has begun, or whatever running it raises.
 
     Example:
         >>> print(reproduce_run("runs/demo"))      # doctest: +SKIP
@@ -88,13 +93,17 @@ def reproduce_run(
     second = Path(output) if output is not None else first.with_name(f"{first.name}-again")
     if second.resolve() == first.resolve():
         raise AimcError("is the run itself; give another directory", field="output")
+    _refuse_other_code(second)
     run_experiment(config, second, data=data, tensorboard=False, progress=progress)
     found = {_name(r): r for r in read_records(second)}
     compared, differing, missing = 0, [], []
     for record in before:
         name = _name(record)
         if name not in found:
-            missing.append(name)
+            if _added(record, config):
+                missing.append(name)
+            else:
+                differing.append(f"{name}: is missing from the second run")
             continue
         theirs = dict(_numbers(found[name]))
         for place, value in _numbers(record):
@@ -106,6 +115,35 @@ def reproduce_run(
     here, there = (read_json(p / "environment.json") for p in (first, second))
     changed = [f"{k}: {here.get(k)} -> {there.get(k)}" for k in _CIRCUMSTANCES if here.get(k) != there.get(k)]
     return Reproduction(second, compared, tuple(differing), tuple(missing), tuple(changed))
+
+
+def _refuse_other_code(second: Path) -> None:
+    """A second run is evidence only if the present code has made all of it."""
+    if not (second / "environment.json").exists():
+        return
+    before, now = read_json(second / "environment.json"), environment()
+    code = {(e.get("aimc"), e.get("git")) for e in (before, *before.get("resumed", []), now)}
+    if len(code) > 1 or str(now["git"]).endswith("+changes"):
+        raise AimcError(
+            f"{second} was begun by another state of aimc, or an edited one; delete it, or give another directory",
+            field="output",
+        )
+
+
+def _added(record: dict[str, Any], config: Config) -> bool:
+    """Whether an evaluation has settings that the configuration does not ask for."""
+    if record["kind"] != "evaluation":
+        return False
+    chips = getattr(config, "chips", None)
+    setting = getattr(config, "evaluation", None) or getattr(chips, "evaluation", None)
+    if setting is None:
+        return True
+    wanted = [seconds(t) for t in setting.times], setting.chips, setting.seed
+    compensation = record.get("compensation")
+    return (record["times"], record["chips"], record["seed"]) != wanted or compensation not in (
+        None,
+        setting.compensation.to_dict(),
+    )
 
 
 def _name(record: dict[str, Any]) -> str:

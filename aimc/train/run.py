@@ -68,7 +68,9 @@ def environment(backend: str = "auto", data: dict[str, str] | None = None) -> di
         "numba": numba.__version__,
         "system": platform.platform(),
         "cpu": _cpu(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),  # torch's sums differ between them in their last bits
         "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "backend": backend,
         "data": data or {},

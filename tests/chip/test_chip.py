@@ -614,3 +614,49 @@ def test_a_chip_computes_in_the_type_of_the_network(dtype):
     x = torch.randn(2, 8).to(dtype)
     with aimc.program(net, seed=1).at("1h"):
         assert net(x).dtype == dtype and bool(net(x).isfinite().all())
+
+
+def test_hardware_does_not_change_under_a_chip():
+    net = _ranged()
+    chip = aimc.program(net, seed=1)
+    with torch.no_grad(), chip.at("1d"):
+        before = net(X)
+        with pytest.raises(AimcError, match="a chip is in place"):
+            aimc.set_hardware(net, aimc.presets.pcm())
+        assert before.shape == net(X).shape
+    aimc.set_hardware(net, aimc.presets.pcm())
+
+
+@pytest.mark.parametrize("method, stds", [("std", -1.0), ("std", 0.0), ("moving_std", float("nan"))])
+def test_calibration_by_no_standard_deviations(method, stds):
+    with pytest.raises(AimcError, match="stds.*positive"):
+        aimc.calibrate(_ranged(), [X], method=method, stds=stds)
+
+
+def test_calibration_takes_arguments_by_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(24, 3)
+
+        def forward(self, *, pixels):
+            return self.layer(pixels)
+
+    net = aimc.convert(Named(), aimc.presets.pcm(), seed=0)
+    aimc.calibrate(net, [{"pixels": X}], method="max")
+    assert net.layer.input_range.item() == float(X.abs().max())
+
+
+def test_a_chip_from_an_inference_mode_can_be_used_outside():
+    net = _ranged()
+    with torch.inference_mode():
+        chip = aimc.program(net, seed=1)
+    x = X.clone().requires_grad_()
+    with chip.at("1d"):
+        net(x).sum().backward()
+    assert x.grad is not None and chip.fingerprint() == aimc.program(net, seed=1).fingerprint()
+
+
+def _ranged():
+    hardware = aimc.presets.pcm().replace(**{"input_range.value": 2.0})
+    return aimc.convert(nn.Sequential(nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3)), hardware, seed=0).eval()

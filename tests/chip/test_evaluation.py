@@ -380,3 +380,30 @@ def test_accuracy_of_several_inputs():
     assert metric(Sum()) == 0.75
     with pytest.raises(AimcError, match="got 4, 3 and 4"):
         Accuracy((x, torch.ones(3)), torch.zeros(4))
+
+
+@pytest.mark.parametrize("chips", [2.5, 0, "3"])
+def test_chips_are_a_whole_number(chips):
+    with pytest.raises(AimcError, match="chips.*whole number"):
+        aimc.evaluate_over_time(_tiny(), lambda net: 1.0, chips=chips)
+
+
+@pytest.mark.parametrize("value", [None, {"accuracy": 1.0}, "x", float("nan"), torch.ones(2)])
+@pytest.mark.parametrize("reference", [None, 1.0])
+def test_a_metric_returns_a_number(value, reference):
+    with pytest.raises(AimcError, match="metric.*not a finite number"):
+        aimc.evaluate_over_time(_tiny(), lambda net: value, chips=1, reference=reference, chance=0.0)
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    result = aimc.evaluate_over_time(_tiny(), lambda net: 0.5, chips=2, chance=0.0)
+    for place in (tmp_path / "nowhere" / "a.png", tmp_path / "a.nothing"):
+        with pytest.raises(AimcError, match="path"):
+            result.plot(place)
+    result.plot(tmp_path / "a")
+    result.plot(tmp_path / "b.svg")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.svg"]
+
+
+def _tiny():
+    return aimc.convert(nn.Linear(4, 2), aimc.presets.pcm().replace(**{"input_range.value": 1.0}), seed=0)

@@ -126,6 +126,7 @@ def read_out_cases():
         ReadOut(half=127, bound=10.0, output_noise=0.04, short_term=0.0175),
         ReadOut(short_term=0.1),
         ReadOut(wire_load=1e-3),
+        ReadOut(wire_load=0.2),  # some loads are beyond 2.9, where the loss is bounded
         ReadOut(half=127, bound=10.0, output_noise=0.04, short_term=0.0175, wire_load=9e-4),
     ],
     ids=[
@@ -138,6 +139,7 @@ def read_out_cases():
         "standard",
         "short-term",
         "wires",
+        "heavy load",
         "everything",
     ],
 )

@@ -130,3 +130,19 @@ def test_a_layer_loses_what_the_formula_says(rows):
     y = net(x)
     assert_close("output", y, expected, atol=1e-9)
     assert float((y - digital(x)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_heavy_load_never_takes_more_than_there_is(backend):
+    """The cubic alone turns a column of 512 full devices negative at ten times the standard load: -0.9 of the ideal."""
+    hardware = aimc.presets.ideal()
+    shares = []
+    for scale in (1.0, 5.0, 8.0, 10.0, 50.0):
+        layer = nn.Linear(512, 1, bias=False)
+        nn.init.ones_(layer.weight)
+        net = aimc.convert(
+            layer, hardware.replace(ir_drop=IRDrop(scale=scale)), seed=0, backend=backend
+        ).eval()
+        shares.append(float(net(torch.ones(1, 512)).detach()) / 512)
+    assert shares[0] == pytest.approx(0.872, abs=2e-3) and shares[1] == pytest.approx(0.535, abs=2e-3)
+    assert all(a >= b > 0.3 for a, b in zip(shares, shares[1:]))

@@ -36,6 +36,35 @@ def test_what_differs_is_named(tmp_path, capsys):
     assert cli.main(["reproduce", str(run), "--output", str(run)]) == 2
 
 
+def test_a_record_that_the_second_run_should_have_counts_as_different(tmp_path):
+    run = tmp_path / "run"
+    run_experiment(HARDWARE_AWARE, run, tensorboard=False)
+    records = read_records(run)
+    next(r for r in records if r["kind"] == "evaluation")["name"] = "mapped compensated"
+    (run / "records.jsonl").write_text("".join(map(record_line, records)))
+    result = reproduce_run(run)
+    assert not result.missing
+    assert any("mapped compensated" in line and "is missing" in line for line in result.differing)
+
+
+@pytest.mark.parametrize("git", ["another", "+changes"])
+def test_a_second_run_of_other_code_is_no_evidence(tmp_path, monkeypatch, git):
+    import aimc.recipes.reproduce as module
+    import aimc.train.run as running
+
+    monkeypatch.setattr(running, "_git_hash", lambda: "one")
+    run = tmp_path / "run"
+    run_experiment(HARDWARE_AWARE, run, tensorboard=False)
+    assert (
+        not reproduce_run(run).differing and not reproduce_run(run).differing
+    )  # the second time from the records
+    monkeypatch.setattr(running, "_git_hash", lambda: "one" + git)
+    assert module.environment()["git"] == "one" + git
+    with pytest.raises(AimcError, match="run-again was begun by another state of aimc"):
+        reproduce_run(run)
+    assert not reproduce_run(run, tmp_path / "third").differing
+
+
 def test_nothing_to_reproduce(tmp_path):
     with pytest.raises(AimcError, match="no run directory"):
         reproduce_run(tmp_path)

@@ -61,7 +61,9 @@ def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path, damage):
         assert path.read_bytes() != data
     with pytest.raises(AimcError, match=r"model\.safetensors") as caught:
         load_checkpoint(path)
-    expected = {"missing": "no such", "foreign": "not written", "newer": "another version"}.get(damage, "damaged")
+    expected = {"missing": "no such", "foreign": "not written", "newer": "another version"}.get(
+        damage, "damaged"
+    )
     assert expected in str(caught.value)
 
 

@@ -27,7 +27,10 @@ def test_a_new_run_holds_its_configuration_and_environment(tmp_path):
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     with Run(tmp_path, Stage(), tensorboard=False):
         pass
-    for place in (tmp_path / ".config.yaml.x.part", *(tmp_path / "checkpoints" / n for n in (".a.part", ".tmpEXw"))):
+    for place in (
+        tmp_path / ".config.yaml.x.part",
+        *(tmp_path / "checkpoints" / n for n in (".a.part", ".tmpEXw")),
+    ):
         place.write_text("half")
     with Run(tmp_path, Stage(), tensorboard=False):
         assert sorted(p.name for p in tmp_path.rglob(".*")) == [".lock"]

@@ -19,16 +19,18 @@ _EMPTY3 = np.zeros((0, 0, 0), dtype=np.float32)
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _drop(y, magnitude, lost, load):
     """Subtract the IR drop; load is per element, or of length one for elements of one column."""
-    a, b, c = np.float32(0.05), np.float32(0.2), np.float32(0.5)
+    a, b, c, most = np.float32(0.05), np.float32(0.2), np.float32(0.5), np.float32(1.0)
     if len(load) == 1:
         k = load[0]
         for i in range(len(y)):
             v = magnitude[i] * k
-            y[i] -= v * (a * v * v - b * v + c) * lost[i]
+            share = v * (a * v * v - b * v + c)
+            y[i] -= (share if share < most else most) * lost[i]
     else:
         for i in range(len(y)):
             v = magnitude[i] * load[i]
-            y[i] -= v * (a * v * v - b * v + c) * lost[i]
+            share = v * (a * v * v - b * v + c)
+            y[i] -= (share if share < most else most) * lost[i]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})

@@ -13,7 +13,7 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
     analog = partial
     if setting.wire_load:
         load = torch.where(full > 0, magnitude / full, 0) * setting.wire_load
-        analog = analog - load * (0.05 * load**2 - 0.2 * load + 0.5) * lost
+        analog = analog - (load * (0.05 * load**2 - 0.2 * load + 0.5)).clamp_max(1.0) * lost
     if setting.output_noise or setting.short_term:
         std = setting.output_noise * full
         if setting.short_term:

@@ -1,0 +1,108 @@
+"""Bad input of every kind is taken or refused with a message; ``make soak`` tries thousands more."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import aimc
+from aimc.errors import AimcError
+from tests import rubbish
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return rubbish.finished_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize("start", range(0, 40, 10))
+def test_configurations(start):
+    taken = [rubbish.try_configuration(seed) for seed in range(start, start + 10)]
+    assert not all(taken)
+
+
+@pytest.mark.parametrize("start", range(0, 120, 20))
+def test_layers(start):
+    taken = [rubbish.try_layer(seed) for seed in range(start, start + 20)]
+    assert any(taken) and not all(taken)
+
+
+def test_checkpoints_and_chips(runs, tmp_path):
+    net, chip = rubbish.programmed(tmp_path)
+    file = runs[0] / "checkpoints" / "student.safetensors"
+    for seed in range(60):
+        rubbish.try_checkpoint(seed, file)
+        rubbish.try_chip(seed, net, chip)
+
+
+@pytest.mark.parametrize("start", range(0, 24, 8))
+def test_run_directories(runs, start):
+    taken = [rubbish.try_run_directory(seed, runs[seed % 2]) for seed in range(start, start + 8)]
+    assert not all(taken)
+
+
+def test_what_is_neither_taken_nor_refused_is_found():
+    """The judge itself: a crash, a refusal without a reason, nonsense and a hang."""
+
+    def crash():
+        raise KeyError("x")
+
+    def silent():
+        raise AimcError("no")
+
+    def nonsense():
+        rubbish.require(False, "nonsense")
+
+    for attempt, found in ((crash, "KeyError"), (silent, "without a reason"), (nonsense, "nonsense")):
+        with pytest.raises(rubbish.Wrong, match=found):
+            rubbish.accepted("something", attempt)
+    assert rubbish.accepted("something", lambda: None)
+
+
+def test_a_hang_is_found(monkeypatch):
+    monkeypatch.setattr(rubbish, "LIMIT", 1)
+
+    def hang():
+        while True:
+            pass
+
+    with pytest.raises(rubbish.Wrong, match="hangs"):
+        rubbish.accepted("something", hang)
+
+
+def test_no_pickle_is_loaded(tmp_path):
+    """A file that would run code when unpickled is refused wherever a file is taken."""
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    file = tmp_path / "evil.safetensors"
+    net, _ = rubbish.programmed(tmp_path)
+    for data in (pickle.dumps(Evil()), None):
+        if data is None:
+            torch.save(Evil(), file)
+        else:
+            file.write_bytes(data)
+        for load in (aimc.train.load_checkpoint, lambda place: aimc.Chip.load(place, net)):
+            with pytest.raises(AimcError):
+                load(file)
+    with pytest.raises(AimcError):
+        aimc.config.Config.from_yaml(f"!!python/object/apply:pathlib.Path.touch ['{tmp_path}/ran']")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_short_soak():
+    """Kills in both halves, and nothing that differs afterwards."""
+    words = ["--only", "hardware-aware", "residual", "--kills", "2", "--most", "1", "--minutes", "3"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "soak.py"), *words], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 kills survived" in done.stdout and "5 bad inputs tried" in done.stdout
+    assert "0 wrong" in done.stdout and "\n0 bytes differ" in done.stdout
