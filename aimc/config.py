@@ -246,7 +246,29 @@ def _hints(cls: type) -> dict[str, Any]:
     return _HINTS[cls]
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def is_configuration(option: Any) -> bool:
+    """Whether a type is one of configurations.
+
+    Example:
+        >>> is_configuration(Config), is_configuration(int), is_configuration(tuple[int, ...])
+        (True, False, False)
+    """
+    return _is_class(option) and issubclass(option, Config)
+
+
+def _is_class(option: Any) -> bool:
+    return isinstance(option, type) and not isinstance(
+        option, types.GenericAlias
+    )  # one is both in Python 3.10
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other, itself.
+
+    Example:
+        >>> options(int | None)
+        (<class 'int'>, <class 'NoneType'>)
+    """
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
@@ -254,20 +276,20 @@ def _freeze(value: Any, field: str, hint: Any) -> Any:
     """Make a value immutable and check it against its type hint, naming the field where it does not fit."""
     if isinstance(value, list):
         value = tuple(value)
-    options = _options(hint)
-    for option in options:
+    fitting = options(hint)
+    for option in fitting:
         fitted, ok = _fit(value, option, field)
         if ok:
             return fitted
     way = ""
-    if isinstance(value, str) and any(value == kind.__name__ for o in options for kind in _kinds(o)):
+    if isinstance(value, str) and any(value == kind.__name__ for o in fitting for kind in _kinds(o)):
         way = f"; to choose it write {{type: {value}}}"
-    raise AimcError(f"expects {' or '.join(_describe(o) for o in options)}, got {value!r}{way}", field=field)
+    raise AimcError(f"expects {' or '.join(_describe(o) for o in fitting)}, got {value!r}{way}", field=field)
 
 
 def _kinds(option: Any) -> list[type[Config]]:
     """A configuration's class and everything derived from it."""
-    if not (isinstance(option, type) and issubclass(option, Config)):
+    if not is_configuration(option):
         return []
     return [option, *(kind for below in option.__subclasses__() for kind in _kinds(below))]
 
@@ -312,7 +334,7 @@ def _fit(value: Any, option: Any, field: str) -> tuple[Any, bool]:
         return value, True
     if option is int:
         return value, isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(option, type):
+    if _is_class(option):
         return value, isinstance(value, option)
     return value, False
 
@@ -350,7 +372,7 @@ def _build_value(value: Any, field: str, owner: type[Config]) -> Any:
     try:
         if isinstance(value, dict):
             hint = _hints(owner).get(field)
-            expected = [o for o in _options(hint) if isinstance(o, type) and issubclass(o, Config)]
+            expected = [o for o in options(hint) if is_configuration(o)]
             return _build(value, expected[0] if len(expected) == 1 else None)
         if isinstance(value, (list, tuple)):
             return tuple(_build_value(v, f"[{i}]", owner) for i, v in enumerate(value))

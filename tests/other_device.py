@@ -35,6 +35,9 @@ class Elsewhere(Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _computed(func, args, kwargs or {})
 
+    def tolist(self):  # type: ignore[override]
+        return self.inner.tolist()
+
 
 class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

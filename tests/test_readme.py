@@ -15,10 +15,13 @@ def _rows(table) -> list[str]:
     return [" | ".join(row) for row in table.rows]
 
 
-@pytest.mark.parametrize("name", ["lenet_mnist_hwa", "lstm_wikitext2"])
+CHIPS = ["lenet_mnist_hwa", "demo", "wideresnet_cifar100", "lstm_wikitext2"]
+
+
+@pytest.mark.parametrize("name", CHIPS)
 def test_rows_of_chips_are_the_tables_of_the_run(name):
     mean, _, star = tables(load_run(ROOT / "docs" / "runs" / name))[:3]
-    for row in _rows(mean) + _rows(star):
+    for row in _rows(mean) + (_rows(star) if name != "demo" else []):
         assert f"| {row} |" in README
 
 

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,10 @@ class TokenData:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def to(self, device: torch.device | str) -> TokenData:
+        """The same text on another device."""
+        return replace(self, tokens=self.tokens.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class SentenceData:
@@ -70,6 +74,11 @@ class SentenceData:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def to(self, device: torch.device | str) -> SentenceData:
+        """The same sentences on another device."""
+        numbers, mask = self.inputs
+        return replace(self, inputs=(numbers.to(device), mask.to(device)), targets=self.targets.to(device))
 
 
 def load_tokens(

@@ -407,7 +407,7 @@ class AnalogLayer(nn.Module):
         if run is not None:
             run.add(call)
         dtype, device = x.dtype, x.device.type
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        if _autocast(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         return y if y.dtype == dtype else y.to(dtype)
 
@@ -644,6 +644,10 @@ def _watch_optimizers() -> None:
 
         register_optimizer_step_post_hook(_after_step)
         _WATCHED = True
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:

@@ -125,11 +125,12 @@ def evaluate_variant(
         progress.line(f"{label}: evaluated earlier")
         return DriftResult.from_dict(done["result"])
     started = time.perf_counter()
+    on_cpu = all(p.device.type == "cpu" for p in net.parameters())  # a GPU is busy with one chip
     with progress.bar(label) as advance:
         result = evaluate_over_time(
             net, metric, times=setting.times, chips=setting.chips, seed=setting.seed, compensation=compensation,
             reference=reference, progress=advance,
-            workers=available_cores(),
+            workers=available_cores() if on_cpu else 1,
         )  # fmt: skip
     spent = time.perf_counter() - started
     run.record("evaluation", **key, result=result.to_dict(), seconds=spent)

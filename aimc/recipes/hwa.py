@@ -19,7 +19,7 @@ from aimc.ops import check_backend
 from aimc.random import Key
 from aimc.recipes.chips import Calibration, Evaluation, check_times, evaluate_variant, measure_ranges
 from aimc.recipes.networks import Network
-from aimc.recipes.parts import Data, Dataset, Task, fresh_network, limited_threads
+from aimc.recipes.parts import Data, Dataset, Task, find_device, fresh_network, limited_threads
 from aimc.report import draw, load_run
 from aimc.train import Progress, Run, Stage, fit, load_weights, noisy
 
@@ -37,7 +37,8 @@ class HwaExperiment(Config):
         calibration: of the input ranges.
         evaluation: chips and times.
         seed: of initial weights, data order, training noise.
-        threads: of torch, or null for torch's choice.
+        threads: of torch, or null for torch's choice; chips are evaluated side by side, one a core that is available.
+        torch_device: where torch computes, such as ``cpu`` or ``cuda``.
         backend: body of the operations.
 
     Example:
@@ -56,6 +57,7 @@ class HwaExperiment(Config):
     evaluation: Evaluation = Evaluation()
     seed: int = 0
     threads: int | None = None
+    torch_device: str = "cpu"
     backend: str = "auto"
 
     def validate(self):
@@ -81,6 +83,17 @@ class HwaExperiment(Config):
             "student.noise_ramp",
             "excludes hardware.training.ramp_steps; set one of them to 0",
         )
+
+
+def _loaded(config: HwaExperiment, data: str | os.PathLike[str] | None) -> Task:
+    """The run's data, where torch computes."""
+    device = find_device(config.torch_device)
+    return config.dataset.load(data, config.network).to(device)
+
+
+def _fresh(config: HwaExperiment, data: Task) -> nn.Module:
+    """The digital network with its initial weights, there too; they are the same for every device."""
+    return fresh_network(config.network, data, config.seed).to(find_device(config.torch_device))
 
 
 def _analog(config: HwaExperiment, net: nn.Module, data: Task, aware: bool) -> nn.Module:
@@ -111,7 +124,7 @@ def run_hwa(
     """Run an experiment, or what is left of it; arguments and errors as for :func:`aimc.recipes.run_experiment`."""
     progress = progress or Progress()
     with limited_threads(config.threads):
-        loaded = config.dataset.load(data, config.network)
+        loaded = _loaded(config, data)
         options = {"backend": config.backend, "tensorboard": tensorboard, "keep": keep}
         with Run(output, config, data=loaded.hashes, **options) as run:
             _Experiment(config, loaded, run, progress).all()
@@ -127,7 +140,7 @@ class _Experiment:
 
     def all(self) -> None:
         config, data = self.config, self.data
-        teacher = fresh_network(config.network, data, config.seed)
+        teacher = _fresh(config, data)
         # What the hardware cannot do is said before hours of training.
         convert(teacher, config.hardware, digital=config.digital, seed=config.seed, backend=config.backend)
         check_times(config.hardware.cell, config.evaluation.times)
@@ -199,9 +212,9 @@ def evaluate_hwa(
     setting = config.evaluation.replace(**{k: v for k, v in changes.items() if v is not None})
     wanted = (setting.compensation, None) if compensation == "configured" else (compensation,)
     with limited_threads(config.threads):
-        loaded = config.dataset.load(data, config.network)
+        loaded = _loaded(config, data)
         with Run(path, config, data=loaded.hashes, backend=config.backend, tensorboard=False) as run:
-            teacher = fresh_network(config.network, loaded, config.seed)
+            teacher = _fresh(config, loaded)
             load_weights(teacher, run, "teacher")
             student = _analog(config, teacher, loaded, aware=True)
             mapped = _analog(config, teacher, loaded, aware=False)

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aimc.config import Config, differences, load_yaml
+from aimc.config import Config, differences, is_configuration, load_yaml, options
 from aimc.errors import AimcError, suggest
 from aimc.recipes.recipe import Argument, Recipe
 
@@ -189,11 +189,11 @@ def _set(config: Config, path: str, text: str, more: Sequence[str]) -> Config:
         if above in fields and not _has_fields(*fields[above]):
             raise AimcError(f"--{path}: --{above} holds {_shown(fields[above][0])}, which has no fields")
     value = parse(text, f"--{path}")
-    options = _options(fields[path][1]) if path in fields else ()
-    is_list = any(typing.get_origin(o) is tuple for o in options)
+    kinds = options(fields[path][1]) if path in fields else ()
+    is_list = any(typing.get_origin(o) is tuple for o in kinds)
     if is_list and not isinstance(value, (list, dict)) and value is not None:
         value = [parse(part, f"--{path}") for part in text.split(",") if part.strip()]
-    elif options == (str,):
+    elif kinds == (str,):
         value = text
     given: Any = value
     for name in reversed(names):
@@ -215,15 +215,10 @@ def _unknown(path: str, known: Sequence[str]) -> AimcError:
 
 def _has_fields(value: Any, hint: Any) -> bool:
     if value is None:
-        return any(isinstance(o, type) and issubclass(o, Config) for o in _options(hint))
+        return any(is_configuration(o) for o in options(hint))
     return isinstance(value, Config) or (
         isinstance(value, tuple) and any(isinstance(v, Config) for v in value)
     )
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    arguments = typing.get_args(hint)
-    return arguments if arguments and typing.get_origin(hint) not in (tuple, typing.Literal) else (hint,)
 
 
 def _fields(config: Config, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
@@ -298,9 +293,7 @@ def describe_arguments(recipe: Recipe) -> str:
 def _types(hint: Any) -> list[str]:
     """Configurations that fit a field."""
     found: dict[str, None] = {}
-    todo = [
-        o for o in (*_options(hint), *typing.get_args(hint)) if isinstance(o, type) and issubclass(o, Config)
-    ]
+    todo = [o for o in (*options(hint), *typing.get_args(hint)) if is_configuration(o)]
     while todo:
         kind = todo.pop(0)
         todo += kind.__subclasses__()

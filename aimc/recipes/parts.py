@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from aimc import data as datasets
 from aimc.chip import Accuracy, Perplexity
@@ -28,6 +29,11 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def hashes(self) -> dict[str, str]:
         """sha256 of every part."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same data on another device."""
+        parts = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **parts)  # type: ignore[type-var]  (every task is a dataclass)
 
     @property
     @abc.abstractmethod
@@ -115,11 +121,6 @@ class Images(Task):
     validation: datasets.TensorData
     test: datasets.TensorData
     augment: str = "none"
-
-    def to(self, device: torch.device) -> Images:
-        """The same images on another device."""
-        parts = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
-        return dataclasses.replace(self, **parts)
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
-from aimc.config import Config
+from aimc.config import Config, options
 from aimc.errors import AimcError, suggest
 
 
@@ -133,4 +132,4 @@ class Recipe:
 def _kinds(hint: Any) -> tuple[type, ...]:
     if typing.get_origin(hint) is tuple:
         return (tuple,)
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return options(hint)

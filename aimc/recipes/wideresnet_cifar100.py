@@ -49,11 +49,12 @@ def wideresnet_cifar100() -> HwaExperiment:
 def wideresnet_cifar100_small() -> HwaExperiment:
     """The same at a quarter of the width on 30,000 images, 8 + 2 epochs, 10 chips and 500 test images.
 
-    Expected: not run yet.
+    Expected: on 45,000 training, 2,000 validation and 2,000 test images and with 10 teacher epochs 48.55 % digital;
+    after a year on the chip 30.3 % with and 1.3 % without drift compensation, hardware-aware 36.4 % and 1.4 %.
 
     Machine: one core of a 2020s server, no GPU.
 
-    Time: not run yet; about 38 minutes by the time of single steps.
+    Time: 92 minutes on a core that others shared, for those images and epochs; as it is, half of that by estimate.
     """
     full = wideresnet_cifar100()
     return full.replace(

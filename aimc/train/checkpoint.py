@@ -118,6 +118,30 @@ def load_state(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
         raise AimcError(f"{source} belongs to another network: {error}", field="checkpoint") from None
 
 
+def generators(net: nn.Module) -> dict[str, Tensor]:
+    """The states of torch's generators that training a network draws from: the CPU's, and that of its GPU."""
+    states = {"generator": torch.get_rng_state()}
+    return states | {f"generator of {d}": torch.cuda.get_rng_state(d) for d in gpus(net)}
+
+
+def set_generators(net: nn.Module, states: dict[str, Tensor]) -> None:
+    """Give torch's generators what :func:`generators` returned."""
+    torch.set_rng_state(states["generator"])
+    for device in gpus(net):
+        if f"generator of {device}" in states:
+            torch.cuda.set_rng_state(states[f"generator of {device}"], device)
+
+
+def gpus(net: nn.Module) -> list[torch.device]:
+    """Where a network's parameters are, but for the CPU.
+
+    Example:
+        >>> gpus(nn.Linear(1, 1))
+        []
+    """
+    return sorted({p.device for p in net.parameters() if p.device.type == "cuda"}, key=str)
+
+
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What a torch optimizer remembers of each parameter, as tensors with flat names.
 

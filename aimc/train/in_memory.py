@@ -22,12 +22,15 @@ from aimc.nn.pulsed import CellWeight
 from aimc.optim import observe, wrap
 from aimc.random import Key
 from aimc.train.checkpoint import (
+    generators,
+    gpus,
     load_checkpoint,
     load_moments,
     load_state,
     moments,
     prefixed,
     save_checkpoint,
+    set_generators,
     under,
 )
 from aimc.train.config import Schedule
@@ -105,7 +108,7 @@ def fit_in_memory(
         progress.line(f"{name}: finished earlier")
         return Fitted(tuple(details["history"]), len(details["history"]))
     optimizer = _optimizer(net, lr, momentum, weight_decay)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=gpus(net)):
         torch.manual_seed(Key(seed).fold("torch", name).seed)
         training = _Training(
             net, optimizer, batches, epochs, label_smoothing, run, name, save_every, progress
@@ -155,7 +158,7 @@ class _Training:
             place, tensors, details = found
             load_state(self.net, under("model", tensors), str(place))
             load_moments(self.optimizer, under("optimizer", tensors))
-            torch.set_rng_state(tensors["generator"])
+            set_generators(self.net, tensors)
             self.history = details["history"]
             self.current = EpochState(
                 **details.get("current", {})
@@ -169,7 +172,7 @@ class _Training:
     def save(self) -> None:
         """Write everything that the rest of the training depends on."""
         tensors = prefixed("model", self.net.state_dict()) | prefixed("optimizer", moments(self.optimizer))
-        tensors["generator"] = torch.get_rng_state()
+        tensors |= generators(self.net)
         details = {"name": self.name, "history": self.history, "current": dataclasses.asdict(self.current)}
         self.run.save_progress(self.name, tensors, details)
 

@@ -19,12 +19,15 @@ from aimc.errors import AimcError
 from aimc.nn import analog_layers
 from aimc.random import Key
 from aimc.train.checkpoint import (
+    generators,
+    gpus,
     load_checkpoint,
     load_moments,
     load_state,
     moments,
     prefixed,
     save_checkpoint,
+    set_generators,
     under,
 )
 from aimc.train.config import Optimizer, Stage
@@ -204,7 +207,7 @@ def fit(
         progress.line(f"{name}: finished earlier, kept epoch {details['chosen']}")
         return Fitted(tuple(details["history"]), details["chosen"])
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=gpus(net)):
         torch.manual_seed(Key(seed).fold("torch", name).seed)
         training = _Training(
             net,
@@ -263,7 +266,7 @@ class _Training:
             place, tensors, details = found
             load_state(self.net, under("model", tensors), str(place))
             load_moments(self.optimizer, under("optimizer", tensors))
-            torch.set_rng_state(tensors["generator"])
+            set_generators(self.net, tensors)
             self.history, self.chosen = details["history"], details["chosen"]
             self.best = under("best", tensors)
             self.objective.carry_on(under("carried", tensors))
@@ -281,7 +284,7 @@ class _Training:
         if self.run is None:
             return
         tensors = prefixed("model", self.net.state_dict()) | prefixed("best", self.best)
-        tensors |= prefixed("optimizer", moments(self.optimizer)) | {"generator": torch.get_rng_state()}
+        tensors |= prefixed("optimizer", moments(self.optimizer)) | generators(self.net)
         if self.current.batches:
             tensors |= prefixed("carried", self.objective.carried())
         details = {

@@ -21,6 +21,7 @@ from aimc.recipes.hwa import VARIANTS, _analog
 from aimc.recipes.parts import fresh_network
 from aimc.report import load_run, markdown
 from aimc.train import fit
+from tests.other_device import DEVICE, OtherDevice
 from tests.recipes.tasks import shrunk
 
 HWA = {
@@ -39,7 +40,7 @@ def test_a_few_steps_lower_the_loss(name, tmp_path):
     if isinstance(
         config.network, (LSTM, Encoder)
     ):  # small networks, and nothing in the encoder is pretrained
-        few |= {"epochs": 6, "optimizer.lr": 0.03 if isinstance(config.network, LSTM) else 0.01}
+        few |= {"epochs": 8, "optimizer.lr": 0.03 if isinstance(config.network, LSTM) else 0.01}
     config = config.replace(teacher=config.teacher.replace(**few), student=config.student.replace(**few))
     loaded = config.dataset.load(tmp_path, config.network)
     teacher = fresh_network(config.network, loaded, seed=0)
@@ -91,3 +92,23 @@ def test_texts_run_are_evaluated_again_and_reported(name, tmp_path):
     rows = [r for r in read_records(tmp_path / "run") if r["kind"] == "epoch"]
     assert len(rows) == 2 and all(("accuracy" in r) == (metric == "accuracy") for r in rows)
     json.dumps(results, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["lenet_mnist_hwa", "lstm_wikitext2"])
+def test_a_hardware_aware_run_keeps_to_its_device(name, tmp_path):
+    """The whole of it elsewhere, where mixing devices is an error, with the values of the CPU up to rounding."""
+    few = {"epochs": 1, "batch_size": 4, "optimizer.warmup": 0.0, "optimizer.clip_norm": 1.0}
+    config = shrunk(RECIPES[name].config(), tmp_path, images=8)
+    config = config.replace(
+        backend="reference", teacher=config.teacher.replace(**few),
+        student=config.student.replace(**few, noise_ramp=0.0), evaluation=Evaluation(times=("1d",), chips=1, batch_size=4),
+    )  # fmt: skip
+    expected = run_experiment(config, tmp_path / "here", data=tmp_path, tensorboard=False)
+    with OtherDevice():
+        elsewhere = config.replace(torch_device=str(DEVICE))
+        found = run_experiment(elsewhere, tmp_path / "there", data=tmp_path, tensorboard=False)
+    losses = [
+        [r["loss"] for r in read_records(tmp_path / p) if r["kind"] == "epoch"] for p in ("here", "there")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert found["evaluations"].keys() == expected["evaluations"].keys()

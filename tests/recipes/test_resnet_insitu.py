@@ -230,9 +230,7 @@ def test_a_run_interrupted_within_an_epoch_ends_the_same(pictures, tmp_path):
 
 def test_checkpoints_within_an_epoch_are_made_at_times(pictures, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(
-        "aimc.train.in_memory.save_checkpoint", lambda path, tensors, details: saved.append(details)
-    )
+    monkeypatch.setattr(Run, "save_progress", lambda self, stage, tensors, details: saved.append(details))
     config = _tiny(algorithm="mp")
     for every, within in ((0, 2), (1e9, 0)):
         saved.clear()
