@@ -101,7 +101,8 @@ def test_a_hardware_aware_run_keeps_to_its_device(name, tmp_path):
     config = shrunk(RECIPES[name].config(), tmp_path, images=8)
     config = config.replace(
         backend="reference", teacher=config.teacher.replace(**few),
-        student=config.student.replace(**few, noise_ramp=0.0), evaluation=Evaluation(times=("1d",), chips=1, batch_size=4),
+        student=config.student.replace(**few, noise_ramp=0.0),
+        evaluation=Evaluation(times=("1d",), chips=1, batch_size=4),
     )  # fmt: skip
     expected = run_experiment(config, tmp_path / "here", data=tmp_path, tensorboard=False)
     with OtherDevice():
