@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from aimc.files import read_records
 from aimc.report import load_comparison, load_run, tables
 
 ROOT = Path(__file__).parents[1]
@@ -54,3 +55,14 @@ def test_the_lines_of_code_run(tmp_path, monkeypatch):
     exec(code, names)
     assert (tmp_path / "drift.png").stat().st_size > 10_000
     assert names["logits"].shape == (10, 10) and names["digital"](names["test"].inputs[:2]).shape == (2, 10)
+
+
+def test_the_residual_network_is_that_of_its_record():
+    last = {
+        r["stage"]: r
+        for r in read_records(ROOT / "docs" / "runs" / "resnet18_insitu_small")
+        if r["kind"] == "epoch"
+    }
+    (paragraph,) = [p for p in README.split("\n\n") if p.startswith("`aimc run resnet18_insitu_small`")]
+    for stage in ("analog", "digital"):
+        assert last[stage]["epoch"] == 8 and f"{100 * last[stage]['test']:.2f} %" in paragraph
