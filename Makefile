@@ -6,7 +6,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2
 VENV := .venv
 BIN := $(VENV)/bin
-CODE = $(wildcard aimc tests benchmarks tools)
+CODE = $(wildcard aimc tests benchmarks tools examples noxfile.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format mutants soak bench clean
