@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import aimc
 from aimc.models import MLP
 
-
 IN_CELLS = aimc.presets.reram(states=20, algorithm=aimc.algorithms.Residual(tiles=4))
 
 
