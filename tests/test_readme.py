@@ -16,7 +16,7 @@ def _rows(table) -> list[str]:
     return [" | ".join(row) for row in table.rows]
 
 
-CHIPS = ["lenet_mnist_hwa", "demo", "wideresnet_cifar100", "lstm_wikitext2"]
+CHIPS = ["lenet_mnist_hwa", "demo", "wideresnet_cifar100", "lstm_wikitext2", "bert_sst2"]
 
 
 @pytest.mark.parametrize("name", CHIPS)
