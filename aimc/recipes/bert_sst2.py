@@ -20,8 +20,9 @@ def bert_sst2(encoder: str = MINILM) -> HwaExperiment:
     digital. Needs aimc[language]. Training sentences are whole ones: GLUE's SST-2 adds 60,000 phrases.
 
     Expected: with one student epoch, a ramp of half of it and 400 test sentences 89.75 % digital; after a year on the
-    chip 58.1 % with and 48.2 % without drift compensation, hardware-aware 85.1 % and 48.0 %. Published for BERT-base on GLUE's SST-2 (code on GitHub, lciric/aimc-hwa-replication; on its
-    chip nothing but the mean drift was modelled): 90.4 %.
+    chip 58.1 % with and 48.2 % without drift compensation, hardware-aware 85.1 % and 48.0 %. Published for BERT-base on
+    GLUE's SST-2 (code on GitHub, lciric/aimc-hwa-replication; on its chip nothing but the mean drift was modelled):
+    90.4 %.
 
     Machine: two cores of a 2020s server, no GPU.
 
