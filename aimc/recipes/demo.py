@@ -1,4 +1,4 @@
-"""A minute on embedded data."""
+"""A minute or two on embedded data."""
 
 from aimc import presets
 from aimc.recipes.chips import Evaluation
@@ -19,7 +19,7 @@ def demo() -> HwaExperiment:
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: about a minute, and up to a minute more the first time, while the kernels are compiled.
+    Time: one to one and a half minutes, and up to a minute more the first time, while the kernels are compiled.
     """
     return HwaExperiment(
         dataset=Dataset(name="mnist_small", test_images=400),

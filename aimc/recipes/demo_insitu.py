@@ -1,4 +1,4 @@
-"""Two minutes of training in memory on embedded data."""
+"""A minute of training in memory on embedded data."""
 
 from aimc.recipes.in_memory import InSituExperiment
 from aimc.recipes.lenet_insitu import lenet_mnist_insitu

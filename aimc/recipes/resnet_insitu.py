@@ -169,7 +169,7 @@ def resnet18_insitu_small(
     dataset: str = "cifar10",
     blocks: tuple[str, ...] = BLOCKS,
 ) -> InSituExperiment:
-    """ResNet-18 with a quarter of the channels on 10,000 images, 8 epochs: minutes on two cores.
+    """ResNet-18 with a quarter of the channels on 10,000 images, 8 epochs.
 
     Expected: 61.3 % on 2,000 test images after the last epoch with 6 tiles, one seed; trained digitally 63.2 %.
 
@@ -199,7 +199,7 @@ def resnet34_insitu_small(
     dataset: str = "cifar10",
     blocks: tuple[str, ...] = BLOCKS,
 ) -> InSituExperiment:
-    """ResNet-34 with an eighth of the channels on 6000 images, 8 epochs: minutes on two cores.
+    """ResNet-34 with an eighth of the channels on 6000 images, 8 epochs.
 
     Expected: not run yet.
 
