@@ -187,7 +187,7 @@ class Chip:
                     "columns (too few steps of the converters, or all noise); they stay uncompensated",
                     stacklevel=2,
                 )
-                factor = torch.where(sound, factor, 1)
+            factor = torch.where(sound, factor, 1)
         reads, dtype = key.fold("evaluation", repr(float(time))), layer.weight.dtype
         return ProgrammedWeights(
             weights=weights.to(dtype),

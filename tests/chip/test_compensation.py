@@ -253,6 +253,18 @@ def test_what_converters_cannot_read_is_said(estimator):
             assert bool((chip.compensation_factors()[""] == 1).all())
 
 
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_layer_without_weights_stays_zero_and_says_nothing(name, recwarn):
+    net = _wide()
+    with torch.no_grad():
+        net.weight.zero_()
+    chip = aimc.program(net, seed=0, compensation=ESTIMATORS[name])
+    with torch.no_grad(), chip.at("1y"):
+        assert bool((net(torch.ones(2, 512)) == 0).all())
+        assert bool((chip.compensation_factors()[""] == 1).all())
+    assert not recwarn.list
+
+
 def test_noise_is_not_made_into_a_factor():
     """Readings of nothing but noise, 20 times: none is taken for a signal."""
     for trial in range(20):

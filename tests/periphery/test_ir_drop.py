@@ -135,7 +135,9 @@ def test_a_layer_loses_what_the_formula_says(rows):
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_a_heavy_load_never_takes_more_than_there_is(backend):
     """The cubic alone turns a column of 512 full devices negative at ten times the standard load: -0.9 of the ideal."""
-    assert IRDrop.coefficient(torch.tensor([2.8, 3.0, 1e3])).tolist() == pytest.approx([0.9296, 1.0, 1.0], abs=1e-4)
+    assert IRDrop.coefficient(torch.tensor([2.8, 3.0, 1e3])).tolist() == pytest.approx(
+        [0.9296, 1.0, 1.0], abs=1e-4
+    )
     hardware = aimc.presets.ideal()
     shares = []
     for scale in (1.0, 5.0, 8.0, 10.0, 50.0):
