@@ -327,7 +327,7 @@ def _inference_hardware(rng: random.Random) -> aimc.Hardware:
         changes |= {
             "dac.bits": rng.choice((2, 3, 8, 16)),
             "input_range": rng.choice(
-                (InputRange(), InputRange(value=1.0), InputRange(value=1e-30), InputRange(mode="dynamic"))
+                (InputRange(), InputRange(value=1.0), InputRange(value=1e-19), InputRange(mode="dynamic"))
             ),
         }
     if hardware.adc is not None:

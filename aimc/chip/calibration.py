@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from aimc.convert import evaluating, require_analog
 from aimc.errors import AimcError, suggest
+from aimc.periphery.input_range import SMALLEST_RANGE
 
 _KEPT = 1 << 17  # largest magnitudes kept per row tile: enough for the default quantile of 2.6e9 values
 Method = Literal["quantile", "max", "std", "moving_quantile", "moving_std"]
@@ -131,7 +132,7 @@ def calibrate(
             else:
                 square, total, count = everything.sum(0)
                 value = stds * (square / count - (total / count) ** 2).clamp_min(0).sqrt()
-            values.append(value if value > 0 else torch.ones_like(value))
+            values.append(value if value > SMALLEST_RANGE else torch.ones_like(value))
         result[name] = torch.stack(values)
     for name, layer in layers.items():
         layer.set_input_range(result[name])

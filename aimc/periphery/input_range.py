@@ -6,6 +6,9 @@ from typing import Literal
 
 from aimc.config import Config
 
+SMALLEST_RANGE = 1e-20
+"""Below it, what an ADC step is worth leaves the numbers of single precision."""
+
 
 class InputRange(Config):
     """How a tile's input range r is found; inputs are clipped to ±r before the DAC.
@@ -42,7 +45,11 @@ class InputRange(Config):
     manage_output_clipping: bool = False
 
     def validate(self):
-        self.require(self.value is None or self.value > 0, "value", f"must be positive, got {self.value}")
+        self.require(
+            self.value is None or self.value >= SMALLEST_RANGE,
+            "value",
+            f"must be at least {SMALLEST_RANGE}, got {self.value}",
+        )
         self.require(self.init_batches >= 0, "init_batches", "must not be negative")
         self.require(self.init_std > 0, "init_std", "must be positive")
         self.require(self.decay >= 0, "decay", "must not be negative")
