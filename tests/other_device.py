@@ -35,7 +35,7 @@ class Elsewhere(Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _computed(func, args, kwargs or {})
 
-    def tolist(self):  # type: ignore[override]
+    def tolist(self):  # type: ignore[override]  (torch declares it for numbers of every kind)
         return self.inner.tolist()
 
 

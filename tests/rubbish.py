@@ -20,21 +20,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
 
 import aimc
-from aimc.algorithms import (
-    AnalogSGD,
-    MixedPrecision,
-    Residual,
-    TikiTakaV1,
-    TikiTakaV2,
-    TikiTakaV3,
-    TikiTakaV4,
-)
+from aimc.algorithms import ALGORITHMS
 from aimc.cells import Ideal
 from aimc.chip import LeastSquares, MeanAbs, PerColumn
 from aimc.config import Config
@@ -338,17 +329,8 @@ def _inference_hardware(rng: random.Random) -> aimc.Hardware:
 
 
 def _pulsed_hardware(rng: random.Random) -> aimc.PulsedHardware:
-    algorithm = rng.choice(
-        (
-            AnalogSGD(),
-            TikiTakaV1(),
-            TikiTakaV2(),
-            TikiTakaV3(),
-            TikiTakaV4(),
-            MixedPrecision(),
-            Residual(tiles=3),
-        )
-    )
+    name = rng.choice(list(ALGORITHMS))
+    algorithm = ALGORITHMS[name](**({"tiles": 3} if name == "residual" else {}))
     make = rng.choice(
         (aimc.presets.reram, aimc.presets.ecram, aimc.presets.capacitor, aimc.presets.idealized)
     )
@@ -459,12 +441,3 @@ def programmed(folder: Path) -> tuple[nn.Module, Path]:
     ).eval()
     aimc.program(net, seed=3).save(folder / "chip.safetensors")
     return net, folder / "chip.safetensors"
-
-
-def as_numpy(values: Tensor) -> np.ndarray:
-    """For comparisons of bytes."""
-    return (
-        values.contiguous().view(torch.uint8).numpy()
-        if values.dim()
-        else values.reshape(1).view(torch.uint8).numpy()
-    )

@@ -106,8 +106,10 @@ def calibrate(
         for batch in batches:
             if isinstance(batch, Mapping):
                 net(**batch)
+            elif isinstance(batch, (tuple, list)):
+                net(*batch)
             else:
-                net(*batch) if isinstance(batch, (tuple, list)) else net(batch)
+                net(batch)
     result = {}
     for name in layers:
         values: list[Tensor] = []

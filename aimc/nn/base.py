@@ -20,7 +20,7 @@ from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.hwa import clip_, modify_weights
 from aimc.nn.held import HeldPass
-from aimc.nn.opaque import followed, read_opaquely, register
+from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
 from aimc.ops import check_backend
@@ -406,9 +406,7 @@ class AnalogLayer(nn.Module):
                 state["_recording"] = None
         if run is not None:
             run.add(call)
-        dtype, device = x.dtype, x.device.type
-        if _autocast(device) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(device)
+        dtype = result_dtype(x)
         return y if y.dtype == dtype else y.to(dtype)
 
     # Once more ----------------------------------------------------------------------------------------------------
@@ -644,10 +642,6 @@ def _watch_optimizers() -> None:
 
         register_optimizer_step_post_hook(_after_step)
         _WATCHED = True
-
-
-def _autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:

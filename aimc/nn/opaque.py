@@ -66,13 +66,14 @@ def read_opaquely(layer: Any, input: Tensor, output_size: list[int] | None) -> T
         input, layer.weight, layer.bias, layer.input_range if learned else None, layer.output_gain,
         layer._handle, output_size,
     )  # fmt: skip
-    if (
-        isinstance(input, Tensor)
-        and torch.is_autocast_enabled(input.device.type)
-        and input.dtype != torch.float64
-    ):
-        y = y.to(torch.get_autocast_dtype(input.device.type))
-    return y
+    return y.to(result_dtype(input)) if isinstance(input, Tensor) else y
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """What a layer returns for such an input: its own type, or autocast's where that is on, as torch's layers do."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
 
 
 _FRAMES: Any = _C._dynamo.eval_frame
@@ -92,7 +93,7 @@ def outside_graphs(forward: Any) -> Any:
         finally:
             _FRAMES.set_eval_frame(before)
 
-    run._torchdynamo_disable = True  # type: ignore[attr-defined]
+    run._torchdynamo_disable = True  # type: ignore[attr-defined]  (torch's own mark on a function)
     return run
 
 
@@ -243,8 +244,8 @@ class _Transformed(torch.autograd.Function):
         return torch.ops.aimc.layer(*args)
 
     setup_context = staticmethod(_keep)
-    backward = staticmethod(_gradient)  # type: ignore[assignment]
-    vmap = staticmethod(_batched)  # type: ignore[assignment]
+    backward = staticmethod(_gradient)  # type: ignore[assignment]  (torch declares it without arguments of ours)
+    vmap = staticmethod(_batched)  # type: ignore[assignment]  (likewise)
 
 
 _LIBRARY.impl("layer", _layer, "CompositeExplicitAutograd")

@@ -281,15 +281,13 @@ class Run:
         Raises:
             AimcError: it is damaged or foreign; says from where one could go on.
         """
-        places = self._all_progress(stage)
-        for place in places[:1]:
-            try:
-                return place, *load_checkpoint(place)
-            except AimcError as error:
-                raise AimcError(
-                    f"{error.message}. {self._way_out(place, places[1:])}", field="checkpoint"
-                ) from None
-        return None
+        latest, *older = self._all_progress(stage) or [None]
+        if latest is None:
+            return None
+        try:
+            return latest, *load_checkpoint(latest)
+        except AimcError as error:
+            raise AimcError(f"{error.message}. {self._way_out(latest, older)}", field="checkpoint") from None
 
     def _way_out(self, damaged: pathlib.Path, older: list[pathlib.Path]) -> str:
         for place in older:
