@@ -281,9 +281,10 @@ class Run:
         Raises:
             AimcError: it is damaged or foreign; says from where one could go on.
         """
-        latest, *older = self._all_progress(stage) or [None]
-        if latest is None:
+        places = self._all_progress(stage)
+        if not places:
             return None
+        latest, *older = places
         try:
             return latest, *load_checkpoint(latest)
         except AimcError as error:
