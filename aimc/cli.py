@@ -92,6 +92,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         )
         parser.add_argument("--output", metavar="DIR", help="run directory (default: runs/NAME)")
         _add_data(parser)
+        _add_engine(parser, "chips", "threads", "processes", "ray")
         parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard scalars")
         parser.add_argument(
             "--keep", type=int, default=2, metavar="N",
@@ -114,6 +115,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         help="of a run of in-memory training: take its weights onto chips of this preset, such as pcm",
     )  # fmt: skip
     _add_data(parser)
+    _add_engine(parser, "chips", "threads", "processes", "ray")
 
     parser = add("reproduce", "run a finished run again elsewhere and compare every number")
     parser.add_argument("run", metavar="RUN", help="run directory")
@@ -163,6 +165,15 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="DIR", default="runs/compare", help="default: runs/compare")
     _add_data(parser)
+    _add_engine(parser, "runs", "processes", "ray")
+
+
+def _add_engine(parser: argparse.ArgumentParser, what: str, *engines: str) -> None:
+    parser.add_argument(
+        "--engine", choices=engines,
+        help=f"where {what} are computed side by side: {', '.join(engines)} (a Ray cluster: the one of RAY_ADDRESS, or "
+        f"this machine; all machines need the same folders); default: {engines[0]}",
+    )  # fmt: skip
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +247,16 @@ def _main(words: list[str]) -> int:
     if asked.command is None:
         main_parser.print_help()
         return 0
+    if getattr(asked, "engine", None) is None:
+        return _carry(asked, overrides, parsers)
+    from aimc import jobs
+
+    with jobs.engine(asked.engine):
+        return _carry(asked, overrides, parsers)
+
+
+def _carry(asked: argparse.Namespace, overrides: list[tuple[str, str]], parsers: dict[str, _Parser]) -> int:
+    """Do what was asked for."""
     if asked.command == "compare":
         return _compare(asked, overrides)
     if asked.command == "demo" and asked.half == "insitu":

@@ -17,7 +17,7 @@ PACKAGE = Path(aimc.__file__).parent
 ROWS = (
     ("errors",),
     ("config", "units", "random"),
-    ("files", "processes"),
+    ("files", "jobs", "processes"),
     ("cells", "periphery"),
     ("ops",),
     ("crossbar",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -10,8 +11,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aimc import jobs
 from aimc.chip.chip import program
 from aimc.chip.compensation import Compensation, LeastSquares
 from aimc.convert import evaluating, require_analog, to_digital
@@ -401,29 +402,36 @@ def _number(value: Any, when: str) -> float:
     return number
 
 
-def _share(evaluate: Callable[[nn.Module, int], None], nets: list[nn.Module], chips: int) -> None:
-    """Run the chips on one thread per network. Two torch threads on one small network gain less than two networks."""
-
-    def work(index: int) -> None:
+def _on_one_chip(
+    net: nn.Module,
+    metric: Metric,
+    moments: tuple[float, ...],
+    seed: int,
+    compensation: Compensation | None,
+    alone: bool,
+    tell: Callable[[], None] | None,
+    c: int,
+) -> list[float]:
+    """The metric of chip ``c`` at every time; ``alone`` if no other chip is evaluated with this network meanwhile."""
+    if not alone:
+        net = copy.deepcopy(net)
+        # Two torch threads on one small network gain less than two networks.
         torch.set_num_threads(1)
-        for c in range(index, chips, len(nets)):
-            if stop.is_set():
-                return
-            try:
-                evaluate(nets[index], c)
-            except BaseException:
-                stop.set()
-                raise
+    chip, values = program(net, Key(seed).fold("chip", c).seed, compensation), []
+    for moment in moments:
+        with chip.at(moment), torch.no_grad():
+            values.append(_number(metric(net), f"for chip {c} at {readable(moment)}"))
+        if tell is not None:
+            tell()
+    return values
 
-    stop, before = threading.Event(), torch.get_num_threads()
-    torch.set_num_threads(1)
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    """The number of torch's threads stays the caller's."""
+    before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(len(nets)) as pool:
-            try:
-                for future in [pool.submit(work, i) for i in range(len(nets))]:
-                    future.result()
-            finally:
-                stop.set()  # before the pool waits for its threads
+        yield
     finally:
         torch.set_num_threads(before)
 
@@ -439,6 +447,8 @@ def evaluate_over_time(
     chance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 1,
+    known: Mapping[int, Sequence[float]] | None = None,
+    on_chip: Callable[[int, list[float]], None] | None = None,
 ) -> DriftResult:
     """Program many chips, age each, and evaluate it at several times.
 
@@ -457,8 +467,12 @@ def evaluate_over_time(
             measures :func:`aimc.to_digital` of this one: A* then shows what the hardware costs, not what training did.
         chance: metric of guessing, if the metric does not know it.
         progress: called with evaluations done and to do.
-        workers: chips evaluated at the same time, each on a thread and a copy of the network, with torch's own threads
-            set to one meanwhile; the metric must allow it and look only at the network it is given.
+        workers: chips evaluated at the same time, each on a copy of the network, with torch's own threads set to one
+            meanwhile: on threads, or on the engine of a surrounding :func:`aimc.jobs.engine` (processes, a cluster).
+            The metric must allow it and look only at the network it is given. A chip whose worker dies is evaluated
+            again.
+        known: values that chips have given earlier, by number of the chip, one for each time; they are not evaluated.
+        on_chip: called with each further chip's number and values, in the order in which they are done.
 
     Raises:
         AimcError: no times, no chips, a metric that returns no finite number, or what :meth:`Chip.at` raises.
@@ -477,29 +491,44 @@ def evaluate_over_time(
     for field, number in (("chips", chips), ("workers", workers)):
         if not isinstance(number, int) or number < 1:
             raise AimcError(f"must be a whole number from 1, got {number!r}", field=field)
+    known = {c: list(row) for c, row in (known or {}).items() if c < chips}
+    for c, row in known.items():
+        if len(row) != len(moments):
+            raise AimcError(f"has {len(row)} values of chip {c} for {len(moments)} times", field="known")
     values = np.empty((len(moments), chips))
-    counter, lock = itertools.count(1), threading.Lock()
+    for c, row in known.items():
+        values[:, c] = row
+    left = [c for c in range(chips) if c not in known]
+    total, counter, lock = (
+        chips * len(moments),
+        itertools.count(1 + len(known) * len(moments)),
+        threading.Lock(),
+    )
 
-    def evaluate(copy_of_net: nn.Module, c: int) -> None:
-        chip = program(copy_of_net, Key(seed).fold("chip", c).seed, compensation)
-        for i, moment in enumerate(moments):
-            with chip.at(moment), torch.no_grad():
-                value = _number(metric(copy_of_net), f"for chip {c} at {readable(moment)}")
-            values[i, c] = value
-            with lock:
-                done = next(counter)
-                if progress is not None:
-                    progress(done, chips * len(moments))
+    def tell() -> None:
+        with lock:
+            done = next(counter)
+            if progress is not None:
+                progress(done, total)
 
     with evaluating(net):
         if reference is None:
             reference = _number(metric(to_digital(net)), "for the digital network")
-        workers = min(workers, chips)
-        if workers == 1:
-            for c in range(chips):
-                evaluate(net, c)
-        else:
-            _share(evaluate, [net, *(copy.deepcopy(net) for _ in range(workers - 1))], chips)
+        workers = min(workers, len(left))
+        alone, here = workers <= 1, jobs.shares_process("threads")
+        work = functools.partial(
+            _on_one_chip, net, metric, moments, seed, compensation, alone, tell if alone or here else None
+        )
+        with _threads_kept():
+            for number, found in jobs.carried_out(work, left, max(workers, 1), "threads"):
+                if isinstance(found, AimcError):
+                    raise found
+                values[:, left[number]] = found
+                if not (alone or here):
+                    for _ in moments:
+                        tell()
+                if on_chip is not None:
+                    on_chip(left[number], found)
     return DriftResult(
         times=moments,
         values=values,

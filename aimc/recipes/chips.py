@@ -7,6 +7,7 @@ import time
 import torch
 from torch import nn
 
+from aimc import jobs
 from aimc.cells import Cell
 from aimc.chip import (
     Accuracy,
@@ -122,18 +123,23 @@ def evaluate_variant(
     }
     done = run.find("evaluation", **key)
     if done is not None:
+        run.forget("chip", **key)
         progress.line(f"{label}: evaluated earlier")
         return DriftResult.from_dict(done["result"])
     started = time.perf_counter()
     on_cpu = all(p.device.type == "cpu" for p in net.parameters())  # a GPU is busy with one chip
+    # What is measured is kept chip by chip until all are there: a run that is stopped does not lose them.
+    known = {r["chip"]: r["values"] for r in run.records if r["kind"] == "chip" and key.items() <= r.items()}
     with progress.bar(label) as advance:
         result = evaluate_over_time(
             net, metric, times=setting.times, chips=setting.chips, seed=setting.seed, compensation=compensation,
             reference=reference, progress=advance,
-            workers=available_cores() if on_cpu else 1,
+            workers=(available_cores() if jobs.shares_process("threads") else jobs.most()) if on_cpu else 1,
+            known=known, on_chip=lambda c, values: run.record("chip", **key, chip=c, values=values),
         )  # fmt: skip
     spent = time.perf_counter() - started
     run.record("evaluation", **key, result=result.to_dict(), seconds=spent)
+    run.forget("chip", **key)
     for moment, mean in zip(result.times, result.mean):
         run.scalar(f"test {result.metric} over time/{label}", float(mean), max(1, round(moment)))
     progress.line(f"{label}: {' '.join(f'{v:.4f}' for v in result.mean)}, {spent:.1f} s")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
+import queue
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
 from aimc.algorithms import ALGORITHMS
 from aimc.config import differences
 from aimc.errors import AimcError, suggest
 from aimc.files import read_config, read_records, write_atomic
+from aimc.jobs import carried_out, stop_workers
 from aimc.recipes.in_memory import InSituExperiment
 from aimc.recipes.overrides import configure, configured
 from aimc.recipes.recipe import Recipe
@@ -163,7 +166,9 @@ def compare(
         wanted: see :func:`cases`.
         output: directory of the comparison.
         data: folder of the data sets.
-        jobs: processes side by side.
+        jobs: processes side by side, or as many jobs on the engine of a surrounding :func:`aimc.jobs.engine`. With Ray
+            ``output`` has to be a folder that all machines share. A run whose process dies goes on from its last
+            checkpoint in another.
         tensorboard: write scalars for TensorBoard.
         progress: where lines and bars go.
 
@@ -183,7 +188,7 @@ def compare(
     todo = [case for case in wanted if not _finished(folder / case.name)]
     progress.line(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them finished earlier")
     failed: dict[str, str] = {}
-    outcomes = _side_by_side if jobs > 1 and len(todo) > 1 else _one_by_one
+    outcomes = _side_by_side if jobs > 1 and todo else _one_by_one
     for number, (case, error) in enumerate(outcomes(todo, folder, data, jobs, tensorboard, progress), 1):
         if error is not None:
             failed[case.name] = error
@@ -234,25 +239,55 @@ def _one_by_one(
 def _side_by_side(
     todo: list[Case], folder: pathlib.Path, data: Any, jobs: int, tensorboard: bool, progress: Progress
 ) -> Outcomes:
-    # Fresh processes: forked ones would share locks that torch's and numba's threads may hold.
-    pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=multiprocessing.get_context("spawn"))
+    work = functools.partial(_run, folder=folder, data=data, tensorboard=tensorboard, progress=Progress())
     seen = {case.name: 0 for case in todo}
+    with progress.bar("epochs") as advance:
+        for found in _glancing(work, todo, jobs):
+            for case in todo:
+                _tell(case.name, folder, seen, progress)
+            advance(sum(seen.values()), sum(case.config.epochs for case in todo))
+            if found is not None:
+                number, error = found
+                yield todo[number], str(error) if error is not None else None
+
+
+def _glancing(work: Any, todo: list[Case], jobs: int) -> Iterator[tuple[int, Any] | None]:
+    """What :func:`carried_out` yields, and None in between whenever it is time to look at the directories."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def wait() -> None:
+        try:
+            for outcome in carried_out(work, todo, jobs):
+                found.put(outcome)
+                if stop.is_set():
+                    return
+            found.put(_END)
+        except BaseException as error:
+            found.put(error)
+
+    # In this thread's context, which holds the engine.
+    waiting = threading.Thread(target=contextvars.copy_context().run, args=(wait,), daemon=True)
+    waiting.start()
     try:
-        running: dict[Future[str | None], Case] = {
-            pool.submit(_run, case, folder, data, tensorboard, Progress()): case for case in todo
-        }
-        with progress.bar("epochs") as advance:
-            while running:
-                done, _ = wait(running, timeout=_GLANCE, return_when=FIRST_COMPLETED)
-                for case in todo:
-                    _tell(case.name, folder, seen, progress)
-                advance(sum(seen.values()), sum(case.config.epochs for case in todo))
-                for future in done:
-                    yield running.pop(future), future.result()
+        while True:
+            try:
+                outcome = found.get(timeout=_GLANCE)
+            except queue.Empty:
+                yield None
+                continue
+            if outcome is _END:
+                return
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
     finally:
-        pool.shutdown(cancel_futures=True)
+        stop.set()
+        if waiting.is_alive():
+            stop_workers()
 
 
+_END = object()
 _GLANCE = 0.5
 """Seconds between looks at what the other processes have recorded."""
 

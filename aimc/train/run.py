@@ -241,6 +241,13 @@ class Run:
                 return entry
         return None
 
+    def forget(self, kind: str, **fields: Any) -> None:
+        """Take the records of a kind with these values out, where there are any."""
+        left = [r for r in self.records if r["kind"] != kind or any(r.get(k) != v for k, v in fields.items())]
+        if len(left) < len(self.records):
+            self.records = left
+            self._rewrite()
+
     def settle(self, stage: str, history: list[dict[str, Any]]) -> None:
         """Make the epoch records of a stage equal to what its checkpoint holds: append, or take back what was lost."""
         wanted = [{"kind": "epoch", "stage": stage, **row} for row in history]

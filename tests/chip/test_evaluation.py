@@ -11,6 +11,7 @@ from scipy import stats
 from torch import nn
 
 import aimc
+from aimc import jobs
 from aimc.chip import Accuracy, DriftResult, LeastSquares, Perplexity
 from aimc.errors import AimcError
 from aimc.random import Key
@@ -284,9 +285,32 @@ def test_workers_change_nothing_and_an_error_in_one_rises():
     )
     assert (one.values == three.values).all() and one.values.std() > 0
     assert seen == [(i, 10) for i in range(1, 11)]
+    with jobs.engine("processes"):
+        elsewhere = aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=5, workers=2)
+    assert (one.values == elsewhere.values).all()
     with pytest.raises(aimc.AimcError, match="field 'metric'"):
         aimc.evaluate_over_time(net, lambda n: float("nan"), chips=4, workers=2, reference=1.0)
     assert torch.get_num_threads() == threads and net.training
+
+
+def test_chips_that_are_known_are_not_evaluated_again():
+    net = aimc.convert(nn.Linear(4, 3), aimc.presets.pcm().replace(**{"input_range.value": 1.0}), seed=0)
+    metric = aimc.Accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+    told, seen = {}, []
+    whole = aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=4, on_chip=told.__setitem__)
+    assert {c: whole.values[:, c].tolist() for c in range(4)} == told
+    known = {1: [7.0, 8.0], 3: [9.0, 10.0], 4: [0.0]}  # the last one is not asked for
+    again, told = {}, dict(told)
+    some = aimc.evaluate_over_time(
+        net, metric, times=("1s", "1y"), chips=4, known=known, on_chip=again.__setitem__,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert again == {c: told[c] for c in (0, 2)} and seen == [(i, 8) for i in (5, 6, 7, 8)]
+    assert some.values[:, [1, 3]].T.tolist() == [[7.0, 8.0], [9.0, 10.0]]
+    all_known = {c: [1.0, 2.0] for c in range(4)}
+    assert aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=4, known=all_known).mean[1] == 2.0
+    with pytest.raises(aimc.AimcError, match="field 'known': has 1 values of chip 2 for 2 times"):
+        aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=4, known={2: [1.0]})
 
 
 class Counting(nn.Module):
