@@ -57,12 +57,9 @@ def test_the_lines_of_code_run(tmp_path, monkeypatch):
     assert names["logits"].shape == (10, 10) and names["digital"](names["test"].inputs[:2]).shape == (2, 10)
 
 
-def test_the_residual_network_is_that_of_its_record():
-    last = {
-        r["stage"]: r
-        for r in read_records(ROOT / "docs" / "runs" / "resnet18_insitu_small")
-        if r["kind"] == "epoch"
-    }
-    (paragraph,) = [p for p in README.split("\n\n") if p.startswith("`aimc run resnet18_insitu_small`")]
+@pytest.mark.parametrize("name", ["resnet18_insitu_small", "resnet34_insitu_small"])
+def test_a_residual_network_is_that_of_its_record(name):
+    last = {r["stage"]: r for r in read_records(ROOT / "docs" / "runs" / name) if r["kind"] == "epoch"}
+    (paragraph,) = [p for p in README.split("\n\n") if p.startswith(f"`aimc run {name}`")]
     for stage in ("analog", "digital"):
         assert last[stage]["epoch"] == 8 and f"{100 * last[stage]['test']:.2f} %" in paragraph
