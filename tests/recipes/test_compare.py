@@ -1,6 +1,8 @@
 """A comparison: which runs it is made of, that nothing finished is lost, and that it shows what the runs hold."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -241,3 +243,27 @@ def test_processes_side_by_side_give_the_same(compared, tmp_path):
     ]
     assert sum(" epoch " in line for line in watch.lines) == 2 * len(wanted)
     assert read_config(tmp_path / wanted[0].name) == wanted[0].config
+
+
+class Killer(Watch):
+    """Kills a process of the comparison once a first epoch is over."""
+
+    killed = 0
+
+    def line(self, text):
+        super().line(text)
+        if " epoch 1/" in text and not self.killed:
+            from joblib.externals.loky import reusable_executor
+
+            self.killed = next(iter(reusable_executor._executor._processes))
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def test_a_process_that_dies_takes_no_run_with_it(compared, tmp_path):
+    _, wanted, found = compared
+    watch = Killer()
+    again = compare(wanted, tmp_path, jobs=2, progress=watch)
+    assert watch.killed and again["failed"] == {}
+    assert [_timeless(e) for e in again["runs"]] == [
+        _timeless(e) for e in found["runs"] if e["algorithm"] != "sgd"
+    ]

@@ -1,5 +1,6 @@
 """Recipes say what to expect and build; an experiment runs, resumes and writes what it found."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from aimc import cells, data, presets
-from aimc.chip import DriftResult
+from aimc.chip import DriftResult, evaluation
 from aimc.errors import AimcError
 from aimc.files import read_config, read_records
 from aimc.recipes import (
@@ -18,6 +19,7 @@ from aimc.recipes import (
     Evaluation,
     HwaExperiment,
     InSituExperiment,
+    chips,
     evaluate_run,
     run_experiment,
 )
@@ -127,6 +129,43 @@ def test_an_interrupted_experiment_ends_like_a_straight_one(straight, tmp_path, 
         ours, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / f"{stage}.safetensors")
         theirs, _ = load_checkpoint(path / "checkpoints" / f"{stage}.safetensors")
         assert all(torch.equal(ours[n], t) for n, t in theirs.items()) and ours.keys() == theirs.keys()
+
+
+class StopAtChip(Progress):
+    """Ctrl-C once so many evaluations of a bar are done."""
+
+    def __init__(self, label, count):
+        self.label, self.count = label, count
+
+    @contextlib.contextmanager
+    def bar(self, label):
+        def advance(done, _total):
+            if label == self.label and done > self.count:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_chips_that_were_measured_before_an_interruption_are_kept(straight, tmp_path, monkeypatch):
+    path, expected = straight
+    measured = []
+    programmed = evaluation.program
+    monkeypatch.setattr(
+        evaluation, "program", lambda net, seed, *rest: measured.append(seed) or programmed(net, seed, *rest)
+    )
+    monkeypatch.setattr(chips, "available_cores", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(
+            TINY, tmp_path, tensorboard=False, progress=StopAtChip(PARTS[1], len(TINY.evaluation.times))
+        )
+    kept = [r for r in read_records(tmp_path) if r["kind"] == "chip"]
+    assert [r["chip"] for r in kept] == [0]
+    assert kept[0]["values"] == [row[0] for row in expected["evaluations"][PARTS[1]]["values"]]
+    results = run_experiment(TINY, tmp_path, tensorboard=False)
+    assert _without_time(results) == _without_time(expected)
+    assert _without_time(read_records(tmp_path)) == _without_time(read_records(path))
+    # Of the second evaluation the second chip was begun twice; everything else once.
+    assert len(measured) == len(PARTS) * TINY.evaluation.chips + 1
 
 
 def test_training_and_selection_do_not_see_the_test_set(tmp_path, straight):
