@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aimc.cells.pulsed import PulsedCell, xi
+from aimc.cells.pulsed import PulsedCell, off_zero, xi
 
 
 class LinearStep(PulsedCell):
@@ -60,7 +60,7 @@ class LinearStep(PulsedCell):
         if not self.allow_increasing:
             gamma_up, gamma_down = gamma_up.abs(), gamma_down.abs()
         own = not self.mean_bound_reference
-        top, bottom = (bmax, bmin) if own else (self.w_max, self.w_min)
+        top, bottom = (off_zero(bmax), -off_zero(-bmin)) if own else (self.w_max, self.w_min)
         # A stuck device has up = down = 0 and may sit at a bound of 0.
         slope_up = torch.where(up == 0, up, -gamma_up * up / top)
         slope_down = torch.where(down == 0, down, -gamma_down * down / bottom)

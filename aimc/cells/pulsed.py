@@ -299,3 +299,9 @@ def inverse_span(bmax: Tensor, bmin: Tensor) -> Tensor:
     """``1 / (bmax - bmin)``, 0 for a stuck device."""
     span = bmax - bmin
     return torch.where(span > 0, 1 / span, 0.0)
+
+
+def off_zero(bound: Tensor) -> Tensor:
+    """A bound to divide by. Of millions of devices one draws a bound of exactly 0; what moves it overshoots and is
+    clipped, as beside a bound that is nearly 0."""
+    return torch.where(bound == 0, 1e-12, bound)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aimc.cells.linear_step import linear_change, linear_symmetry_point
-from aimc.cells.pulsed import PulsedCell
+from aimc.cells.pulsed import PulsedCell, off_zero
 
 
 class SoftBounds(PulsedCell):
@@ -37,8 +37,8 @@ class SoftBounds(PulsedCell):
     def _columns(self, shape, key, device):
         up, down, bmax, bmin = super()._columns(shape, key, device)
         # A stuck device has up = down = 0 and may sit at a bound of 0.
-        slope_up = torch.where(up == 0, up, -up / bmax)
-        slope_down = torch.where(down == 0, down, -down / bmin)
+        slope_up = torch.where(up == 0, up, -up / off_zero(bmax))
+        slope_down = torch.where(down == 0, down, -down / -off_zero(-bmin))
         return [up, down, bmax, bmin, slope_up, slope_down]
 
     def constants(self) -> Tensor:

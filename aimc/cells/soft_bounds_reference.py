@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aimc.cells.linear_step import linear_symmetry_point
-from aimc.cells.pulsed import PulsedCell, xi
+from aimc.cells.pulsed import PulsedCell, off_zero, xi
 
 
 class SoftBoundsReference(PulsedCell):
@@ -52,8 +52,8 @@ class SoftBoundsReference(PulsedCell):
         moves = (up > 0) | (down > 0)  # the others are stuck and may sit at a bound of 0
         bmax = torch.where(moves, bmax / (1 + self.slope_up_dtod * xi(6, shape, key, device)).abs(), bmax)
         bmin = torch.where(moves, bmin / (1 + self.slope_down_dtod * xi(7, shape, key, device)).abs(), bmin)
-        slope_up = torch.where(moves, -up / bmax, up)
-        slope_down = torch.where(moves, -down / bmin, down)
+        slope_up = torch.where(moves, -up / off_zero(bmax), up)
+        slope_down = torch.where(moves, -down / -off_zero(-bmin), down)
         reference = self.reference_mean + self.reference_std * xi(8, shape, key, device)
         if self.subtract_symmetry_point:
             reference = reference + torch.where(moves, (up - down) / (slope_down - slope_up), 0.0)

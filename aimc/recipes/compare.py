@@ -19,7 +19,8 @@ from typing import Any
 from aimc.algorithms import ALGORITHMS
 from aimc.config import differences
 from aimc.errors import AimcError, suggest
-from aimc.files import read_config, read_records, write_atomic
+from aimc.files import read_config, read_json, read_records, write_atomic
+from aimc.hardware import PulsedHardware
 from aimc.jobs import carried_out, stop_workers
 from aimc.recipes.in_memory import InSituExperiment
 from aimc.recipes.overrides import configure, configured
@@ -39,9 +40,19 @@ _COMMON = (
     "baseline",
     "baseline_lr",
     "digital",
+    "chips",
+    "momentum",
+    "weight_decay",
+    "label_smoothing",
     "seed",
+    "threads",
+    "torch_device",
+    "backend",
+    "hardware",
 )
-"""Fields that make the budget and the task; no algorithm may have its own."""
+"""Fields that make the budget, the task and the device; no algorithm may have its own."""
+_OWN = ("hardware.algorithm", "hardware.mapping")
+"""But for these parts of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +149,8 @@ def _own_changes(own: Sequence[str], algorithms: Sequence[str]) -> dict[str, lis
             raise AimcError(f"is NAME.FIELD=VALUE, such as residual.lr=0.05, got {setting!r}", field="set")
         if name not in known:
             raise AimcError(f"{name!r} is not compared; {suggest(name, known)}", field="set")
-        head = path.split(".")[0]
-        if head in _COMMON and not (name == DIGITAL and head == "baseline_lr"):
+        head, own_part = path.split(".")[0], any(path == p or path.startswith(f"{p}.") for p in _OWN)
+        if head in _COMMON and not own_part and not (name == DIGITAL and head == "baseline_lr"):
             raise AimcError(
                 f"{path} is the same for all algorithms of a comparison; give --{path} {text}", field="set"
             )
@@ -185,6 +196,8 @@ def compare(
     for case in wanted:
         if (folder / case.name / "config.yaml").exists():
             _refuse_others(folder / case.name, case.config)
+    for place in sorted(p.parent for p in folder.glob("*/results.json")):
+        _refuse_another_task(place, wanted)
     todo = [case for case in wanted if not _finished(folder / case.name)]
     progress.line(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them finished earlier")
     failed: dict[str, str] = {}
@@ -210,6 +223,41 @@ def _refuse_others(place: pathlib.Path, config: InSituExperiment) -> None:
             f"{place} holds a run with other settings ({'; '.join(changed)}); give another --output, or the old values",
             field="output",
         )
+
+
+def _refuse_another_task(place: pathlib.Path, wanted: Sequence[Case]) -> None:
+    """A finished run stands beside the others in the table, so that it has to have their task, budget and device."""
+    held = read_config(place, InSituExperiment)
+    for case in wanted[:1]:
+        ours, theirs = _shared(case.config, held), _shared(held, case.config)
+        changed = differences(theirs, ours)
+        if changed:
+            raise AimcError(
+                f"{place} holds a run that cannot stand beside {case.name} ({'; '.join(changed)}); give another "
+                "--output",
+                field="output",
+            )
+    for case in wanted:
+        if place.name.rpartition("-seed")[0] == case.name.rpartition("-seed")[0]:
+            changed = differences(held, case.config.replace(seed=held.seed))
+            if changed:
+                raise AimcError(
+                    f"{place} is {case.name} with another seed and other settings ({'; '.join(changed)}); give "
+                    "another --output, or the old values",
+                    field="output",
+                )
+
+
+def _shared(config: InSituExperiment, other: InSituExperiment) -> InSituExperiment:
+    """A configuration without what its algorithm may have for itself, without its states, and, where the other one is
+    the digital baseline, without what only cells have."""
+    config = config.replace(seed=0, lr=1.0, baseline=True)
+    if config.hardware is None or other.hardware is None:
+        return config.replace(hardware=None, digital=(), chips=None)
+    plain = PulsedHardware()
+    return config.replace(**{
+        "hardware.algorithm": plain.algorithm, "hardware.mapping": plain.mapping, "hardware.cell.dw_min": 1.0,
+    })  # fmt: skip
 
 
 def _finished(place: pathlib.Path) -> bool:
@@ -320,11 +368,14 @@ class Labelled(Progress):
 _NAMES = {kind: name for name, kind in ALGORITHMS.items()}
 
 
+_ENVIRONMENT = ("aimc", "git", "python", "torch", "numba", "cpu", "vectors", "threads")
+
+
 def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Write ``comparison.json`` of a directory from its finished runs, and return its content.
 
-    Each entry has the algorithm and its settings, states, tiles, seed, the checksum of the configuration, the accuracy
-    of every epoch and of the last one, and the time.
+    Each entry has the algorithm and its settings, the hardware, states, tiles, seed, the checksum of the configuration,
+    the accuracy of every epoch and of the last one, the time, and the code and machine that it ran with.
     """
     runs = []
     for place in sorted(p for p in pathlib.Path(folder).iterdir() if _finished(p)):
@@ -332,7 +383,7 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
         config = run.config
         assert isinstance(config, InSituExperiment)
         hardware, stage = config.hardware, DIGITAL if config.hardware is None else "analog"
-        rows = run.curves[stage]
+        rows, environment = run.curves[stage], read_json(place / "environment.json")
         runs.append({
             "name": place.name,
             "algorithm": DIGITAL if hardware is None else _NAMES[type(hardware.algorithm)],
@@ -340,6 +391,7 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "cell": None if hardware is None else type(hardware.cell).__name__,
             "states": None if hardware is None else round(hardware.cell.states, 6),
             "tiles": None if hardware is None else hardware.algorithm.tile_count,
+            "hardware": None if hardware is None else hardware.to_dict(),
             "io": None if hardware is None else "perfect" if hardware.forward is None else "noisy",
             "dataset": config.dataset.name,
             "seed": config.seed,
@@ -351,6 +403,7 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "test": rows[-1]["test"],
             "curve": {key: [row[key] for row in rows] for key in ("loss", "accuracy", "validation", "test")},
             "seconds": sum(row["seconds"] for row in rows),
+            "environment": {key: environment.get(key) for key in _ENVIRONMENT},
         })  # fmt: skip
     found = {"format": "aimc-comparison", "version": 1, "runs": runs}
     write_atomic(pathlib.Path(folder) / "comparison.json", json.dumps(found, indent=1) + "\n")

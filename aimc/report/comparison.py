@@ -64,9 +64,10 @@ def comparison_table(entries: Sequence[Entry]) -> Table:
         for (algorithm, states, tiles), held in groups(entries).items()
     )  # fmt: skip
     first = entries[0]
+    where = "".join(f", {io} converters" for io in dict.fromkeys(e.get("io") for e in entries) if io)
     title = (
-        f"{first['dataset']}, {first['epochs']} epochs, batches of {first['batch_size']}: accuracy after the last "
-        "epoch, mean ± standard deviation over the seeds"
+        f"{first['dataset']}, {first['epochs']} epochs, batches of {first['batch_size']}{where}: accuracy after the "
+        "last epoch, mean ± standard deviation over the seeds"
     )
     return Table(title, head, rows)
 

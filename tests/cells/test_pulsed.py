@@ -326,6 +326,24 @@ def test_corrupt_devices_never_move(name):
         assert float(before[stuck].abs().max()) <= 0.05
 
 
+@pytest.mark.parametrize("top", [True, False])
+@pytest.mark.parametrize(
+    "cell",
+    [SoftBounds(), SoftBoundsReference(), LinearStep(mean_bound_reference=False)],
+    ids=lambda c: type(c).__name__,
+)
+def test_a_device_may_have_drawn_a_bound_of_exactly_zero(cell, top):
+    """One of millions does, and must not make its weight, or a sum over its tile, not a number."""
+    bounds = {"w_max": 0.0, "w_min": -1.0} if top else {"w_max": 1.0, "w_min": 0.0}
+    p = cell.replace(**bounds, w_max_dtod=0.0, w_min_dtod=0.0, dw_min=0.1).draw((1, 1), Key(0))
+    assert p.isfinite().all()
+    outwards, w = torch.tensor(top), torch.tensor([[-0.5 if top else 0.5]])
+    for _ in range(3):
+        w = cell.step(w, p, outwards, torch.tensor(0.5))
+        assert w == 0
+    assert 0 < abs(cell.step(w, p, ~outwards, torch.tensor(0.5))) < 0.5
+
+
 def test_same_key_same_devices():
     for name, cell in PULSED.items():
         a, b, c = (cell.draw((5, 6), Key(k)) for k in (1, 1, 2))

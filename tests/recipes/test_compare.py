@@ -106,6 +106,10 @@ def test_settings_of_one_algorithm():
         ("residual.lrr=3", "'--lrr'; did you mean '--lr'"),
         ("residual.epochs=3", "epochs is the same for all algorithms of a comparison; give --epochs 3"),
         ("residual.dataset.train_images=3", "the same for all"),
+        ("mp.hardware.cell.dw_min=0.001", "hardware.cell.dw_min is the same for all"),
+        ("mp.hardware.forward=null", "the same for all"),
+        ("mp.hardware={}", "the same for all"),
+        ("mp.momentum=0.9", "the same for all"),
         ("digital.epochs=3", "the same for all"),
     ],
 )
@@ -243,6 +247,27 @@ def test_processes_side_by_side_give_the_same(compared, tmp_path):
     ]
     assert sum(" epoch " in line for line in watch.lines) == 2 * len(wanted)
     assert read_config(tmp_path / wanted[0].name) == wanted[0].config
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags", "own", "message"),
+    [
+        ("sgd", [("epochs", "3")], [], r"epochs: 2 -> 3"),
+        ("sgd", [("hardware.cell.w_max_dtod", "0")], [], r"hardware\.cell\.w_max_dtod: 0\.3 -> 0"),
+        ("sgd", [("io", "noisy")], [], r"hardware\.forward"),
+        ("sgd", [("hardware.cell", "{type: LinearStep}")], [], r"hardware\.cell"),
+        ("mp", [("seed", "1")], ["mp.lr=0.7"], r"mp-10states-seed1 with another seed and other .*lr: 0.1 -> 0.7"),
+    ],
+)  # fmt: skip
+def test_only_runs_of_one_task_and_device_stand_beside_each_other(
+    compared, tmp_path, algorithm, flags, own, message
+):
+    path, _, _ = compared
+    others = cases(RECIPE, [algorithm], states=[10], flags=flags, own=own, baseline=False)
+    before = (path / "comparison.json").read_bytes()
+    with pytest.raises(AimcError, match=f"field 'output'.*{message}.*another --output"):
+        compare(others, path)
+    assert (path / "comparison.json").read_bytes() == before and not (path / others[0].name).exists()
 
 
 class Killer(Watch):
