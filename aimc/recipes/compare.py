@@ -251,7 +251,7 @@ def _refuse_another_task(place: pathlib.Path, wanted: Sequence[Case]) -> None:
 def _shared(config: InSituExperiment, other: InSituExperiment) -> InSituExperiment:
     """A configuration without what its algorithm may have for itself, without its states, and, where the other one is
     the digital baseline, without what only cells have."""
-    config = config.replace(seed=0, lr=1.0, baseline=True)
+    config = config.replace(seed=0, lr=1.0, baseline=True, baseline_lr=1.0)
     if config.hardware is None or other.hardware is None:
         return config.replace(hardware=None, digital=(), chips=None)
     plain = PulsedHardware()
