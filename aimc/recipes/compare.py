@@ -218,34 +218,25 @@ def compare(
 
 def _refuse_others(place: pathlib.Path, config: InSituExperiment) -> None:
     changed = differences(read_config(place, InSituExperiment), config)
-    if changed:
-        raise AimcError(
-            f"{place} holds a run with other settings ({'; '.join(changed)}); give another --output, or the old values",
-            field="output",
-        )
+    _refuse(changed, f"{place} holds a run with other settings", "another --output, or the old values")
 
 
 def _refuse_another_task(place: pathlib.Path, wanted: Sequence[Case]) -> None:
     """A finished run stands beside the others in the table, so that it has to have their task, budget and device."""
     held = read_config(place, InSituExperiment)
     for case in wanted[:1]:
-        ours, theirs = _shared(case.config, held), _shared(held, case.config)
-        changed = differences(theirs, ours)
-        if changed:
-            raise AimcError(
-                f"{place} holds a run that cannot stand beside {case.name} ({'; '.join(changed)}); give another "
-                "--output",
-                field="output",
-            )
+        changed = differences(_shared(held, case.config), _shared(case.config, held))
+        _refuse(changed, f"{place} holds a run that cannot stand beside {case.name}", "another --output")
     for case in wanted:
         if place.name.rpartition("-seed")[0] == case.name.rpartition("-seed")[0]:
             changed = differences(held, case.config.replace(seed=held.seed))
-            if changed:
-                raise AimcError(
-                    f"{place} is {case.name} with another seed and other settings ({'; '.join(changed)}); give "
-                    "another --output, or the old values",
-                    field="output",
-                )
+            what = f"{place} is {case.name} with another seed and other settings"
+            _refuse(changed, what, "another --output, or the old values")
+
+
+def _refuse(changed: list[str], what: str, way_out: str) -> None:
+    if changed:
+        raise AimcError(f"{what} ({'; '.join(changed)}); give {way_out}", field="output")
 
 
 def _shared(config: InSituExperiment, other: InSituExperiment) -> InSituExperiment:

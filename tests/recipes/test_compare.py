@@ -252,10 +252,10 @@ def test_processes_side_by_side_give_the_same(compared, tmp_path):
 @pytest.mark.parametrize(
     ("algorithm", "flags", "own", "message"),
     [
-        ("sgd", [("epochs", "3")], [], r"epochs: 2 -> 3"),
-        ("sgd", [("hardware.cell.w_max_dtod", "0")], [], r"hardware\.cell\.w_max_dtod: 0\.3 -> 0"),
-        ("sgd", [("io", "noisy")], [], r"hardware\.forward"),
-        ("sgd", [("hardware.cell", "{type: LinearStep}")], [], r"hardware\.cell"),
+        ("ttv2", [("epochs", "3")], [], r"epochs: 2 -> 3"),
+        ("ttv2", [("hardware.cell.w_max_dtod", "0")], [], r"hardware\.cell\.w_max_dtod: 0\.3 -> 0"),
+        ("ttv2", [("io", "noisy")], [], r"hardware\.forward"),
+        ("ttv2", [("hardware.cell", "{type: LinearStep}")], [], r"hardware\.cell"),
         ("mp", [("seed", "1")], ["mp.lr=0.7"], r"mp-10states-seed1 with another seed and other .*lr: 0.1 -> 0.7"),
     ],
 )  # fmt: skip
