@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from aimc.algorithms import Algorithm, AnalogSGD
-from aimc.cells import PCM, Cell, PulsedCell, SoftBounds
+from aimc.cells import PCM, Cell, Ladder, PulsedCell, SoftBounds
 from aimc.config import Config
 from aimc.crossbar import Mapping, TileSize
 from aimc.hwa import HardwareAware
@@ -131,4 +131,9 @@ class PulsedHardware(Config):
             "cell",
             "must hold weights of both signs: w_max > 0 > w_min. Cells of one sign, such as pcm_pulsed, work in pairs, "
             "which is not modelled; take another cell",
+        )
+        self.require(
+            not isinstance(self.cell, Ladder) or self.algorithm.pulses.kind not in ("none", "none_bounded"),
+            "algorithm.pulses.kind",
+            f"is {self.algorithm.pulses.kind!r}, which leaves a Ladder's devices between its levels; take pulses",
         )

@@ -8,6 +8,7 @@ from torch.nn.utils import prune
 
 import aimc
 from aimc.nn import AnalogConv2d, AnalogLinear
+from aimc.ops.pulsed_update import PulseTrain
 from tests.helpers import assert_close
 
 IDEAL = aimc.presets.ideal()
@@ -305,6 +306,13 @@ def test_every_preset_of_the_training_half_builds_and_survives_a_file():
             assert (hardware.forward is None) == (io == "perfect")
     with pytest.raises(aimc.AimcError, match="field 'io'"):
         aimc.presets.reram(io="loud")
+    for kind in ("none", "none_bounded"):
+        with pytest.raises(
+            aimc.AimcError, match=r"'algorithm\.pulses\.kind': .*leaves a Ladder's devices between"
+        ):
+            aimc.PulsedHardware(
+                cell=aimc.cells.Ladder(), algorithm=aimc.algorithms.AnalogSGD(pulses=PulseTrain(kind=kind))
+            )
     with pytest.raises(aimc.AimcError, match="field 'cell': must hold weights of both signs"):
         aimc.presets.reram(w_min=0.0)
     with pytest.raises(aimc.AimcError, match="'cell': .*work in pairs, which is not modelled"):

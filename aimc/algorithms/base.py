@@ -54,7 +54,7 @@ class Transfers:
         source, target: tiles.
         columns_per_epoch: columns transferred in an epoch.
         passes_per_epoch: the same as a share of all columns.
-        kappa: pulses that the largest possible read asks for.
+        kappa: pulses that the largest possible read asks for; 0 where transfers go by way of a buffer or read-back.
         budget: pulses of a train.
     """
 

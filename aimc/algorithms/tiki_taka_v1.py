@@ -39,6 +39,7 @@ class TikiTakaV1(Transferring):
     def validate(self):
         super().validate()
         self.require(self.period >= 1, "period", f"must be at least 1, got {self.period}")
+        self.require(self.gamma >= 0, "gamma", f"must not be negative, got {self.gamma}")
         self.require(0 <= self.reset_chance <= 1, "reset_chance", f"is in [0, 1], got {self.reset_chance}")
         self.require(
             self.transfer_pulses.kind == "stochastic",

@@ -58,6 +58,7 @@ class TikiTakaV2(Transferring):
     def validate(self):
         super().validate()
         self.require(self.period >= 1, "period", f"must be at least 1, got {self.period}")
+        self.require(self.gamma >= 0, "gamma", f"must not be negative, got {self.gamma}")
         self.require(self.threshold > 0, "threshold", "must be positive")
         self.require(self.auto_granularity >= 0, "auto_granularity", "must not be negative")
         self.require(1 <= self.most_pulses <= 1024, "most_pulses", "is between 1 and 1024")

@@ -245,9 +245,11 @@ def _shared(config: InSituExperiment, other: InSituExperiment) -> InSituExperime
     config = config.replace(seed=0, lr=1.0, baseline=True, baseline_lr=1.0)
     if config.hardware is None or other.hardware is None:
         return config.replace(hardware=None, digital=(), chips=None)
-    plain = PulsedHardware()
+    plain, cell = PulsedHardware(), config.hardware.cell
+    if "dw_min" in cell.field_names():
+        cell = cell.replace(dw_min=1.0)
     return config.replace(**{
-        "hardware.algorithm": plain.algorithm, "hardware.mapping": plain.mapping, "hardware.cell.dw_min": 1.0,
+        "hardware.algorithm": plain.algorithm, "hardware.mapping": plain.mapping, "hardware.cell": cell,
     })  # fmt: skip
 
 

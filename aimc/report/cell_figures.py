@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from aimc.cells import PULSED_CELLS, CellFit, PulsedCell, fit_cell
@@ -208,6 +210,7 @@ def command(asked: Any) -> int:
             raise AimcError("--fit finds the fields; it does not go with --set or --states", field="fit")
         found: CellFit = fit_cell(*read_pulses(asked.fit), kind=asked.name)
         print(found)
+        print(f"in a run: {as_flag(found.cell)}")
         out = asked.out or f"{found.kind}.png"
         found.plot(out)
     else:
@@ -218,6 +221,19 @@ def command(asked: Any) -> int:
         draw_cell(cell, out, asked.name)
     print(f"written: {out}")
     return 0
+
+
+def as_flag(cell: PulsedCell) -> str:
+    """The cell as a flag of ``aimc run``, to the last digit.
+
+    Example:
+        >>> from aimc.cells import SoftBounds
+        >>> as_flag(SoftBounds(dw_min=0.1))
+        "--hardware.cell '{type: SoftBounds, dw_min: 0.1}'"
+    """
+    plain = type(cell)().to_dict()
+    own = {"type": type(cell).__name__} | {k: v for k, v in cell.to_dict().items() if v != plain[k]}
+    return f"--hardware.cell '{yaml.safe_dump(own, default_flow_style=True, sort_keys=False, width=math.inf).strip()}'"
 
 
 def _draw(cell: PulsedCell, devices: int, key: Key) -> Tensor:

@@ -42,15 +42,19 @@ def draw_accuracy(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> No
 _MOST_CURVES = 6
 """Layers up to which each has curves of its own."""
 
-_ROWS = ("pulses per device", "saturated devices, %", "share of the weight, %", "tile being filled")
+_ROWS = (
+    "pulses per device", "saturated devices, %", "share of the weight, %", "beyond the trains, %", "tile being filled",
+)  # fmt: skip
 
 
 def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
     """Draw how the cells of each layer fared over the epochs, one colour per tile (0 takes the gradient's pulses).
 
-    Pulses since the start: mean, and dashed the 99.9th percentile; devices within 1 % of a bound; what a tile carries
-    of the composite weight; the tile that a warm start fills, where there is one. With many layers the same is a map:
-    a line of it is a tile, and the colour is the value (of the pulses the mean).
+    Pulses since the start: mean, dashed the 99.9th percentile and dotted the maximum; devices within 1 % of a bound;
+    what a tile carries of the composite weight; what pulse trains could not hold: clipped probabilities, and dashed the
+    vectors that asked for more pulses than a train has; the tile that a warm start fills, where there is one. With many
+    layers the same is a map: a line of it is a tile, and the colour is the value (of the pulses the mean, of the
+    last the clipped probabilities).
 
     Raises:
         AimcError: the run has no telemetry, or the path cannot be written.
@@ -67,7 +71,7 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
         _draw_maps(run, rows, path)
         return
     warm = any(held["active_tile"] is not None for row in rows for held in row["layers"].values())
-    shown = _ROWS if warm else _ROWS[:3]
+    shown = _ROWS if warm else _ROWS[:4]
     figure = Figure(figsize=(3.6 * len(layers) + 1, 2.3 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), len(layers), squeeze=False, sharex=True)
     for column, layer in enumerate(layers):
@@ -78,14 +82,17 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
             found = {key: [h["tiles"][tile][key] for h in held] for key in held[0]["tiles"][tile]}
             grid[0, column].plot(epochs, found["pulses_mean"], color=colour, label=f"tile {tile}")
             grid[0, column].plot(epochs, found["pulses_p999"], "--", color=colour)
+            grid[0, column].plot(epochs, found["pulses_max"], ":", color=colour)
             grid[1, column].plot(epochs, [100 * v for v in found["saturated"]], color=colour)
             grid[2, column].plot(epochs, [100 * v for v in found["share"]], color=colour)
+            grid[3, column].plot(epochs, [100 * v for v in found["clipped"]], color=colour)
+            grid[3, column].plot(epochs, [100 * v for v in found["beyond_budget"]], "--", color=colour)
         grid[0, column].set_yscale("symlog", linthresh=1)
         if warm:
             # No tile any more is drawn below all of them.
             active = [h["active_tile"] if h["active_tile"] is not None else -1 for h in held]
-            grid[3, column].step(epochs, active, where="mid", color="black")
-            grid[3, column].yaxis.set_major_locator(MaxNLocator(integer=True))
+            grid[4, column].step(epochs, active, where="mid", color="black")
+            grid[4, column].yaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0, column].set_title(layer or "layer", fontsize="medium")
         grid[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[-1, column].set_xlabel("epoch")
@@ -113,7 +120,7 @@ def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.Pa
 
     pulses = values("pulses_mean")
     norm = SymLogNorm(1, vmin=0, vmax=max(float(pulses.max()), 1.0))
-    shown = ((pulses, norm), (100 * values("saturated"), None), (100 * values("share"), None))
+    shown = ((pulses, norm), *((100 * values(key), None) for key in ("saturated", "share", "clipped")))
     filling = [
         (row["epoch"], end - count + row["layers"][layer]["active_tile"] + 0.5)
         for layer, count, end in zip(layers, counts, ends)
@@ -126,7 +133,7 @@ def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.Pa
         drawn = axes.imshow(image, norm=norm, aspect="auto", interpolation="nearest", extent=extent)
         axes.hlines(ends[:-1], *extent[:2], color="white", lw=0.8)
         if filling:
-            axes.plot(*zip(*filling), ".", color="red", ms=3, label=_ROWS[3])
+            axes.plot(*zip(*filling), ".", color="red", ms=3, label=_ROWS[4])
             axes.legend(fontsize="x-small")
         axes.set_yticks(ends - np.array(counts) / 2, layers, fontsize="x-small")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from aimc import cli
-from aimc.cells import PULSED_CELLS, Ladder, SoftBounds
+from aimc.cells import PULSED_CELLS, Ladder, SoftBounds, fit_cell
+from aimc.config import Config, load_yaml
+from aimc.recipes import RECIPES
 from aimc.report.cell_figures import make_cell, read_pulses, response, summary
 
 
@@ -80,6 +84,11 @@ def test_fit_from_a_file(tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.startswith("SoftBounds fitted to 119 steps of 1 device\n") and f"written: {out}" in text
     assert out.read_bytes()[:4] == b"\x89PNG"
+    (flag,) = re.findall(r"in a run: --hardware\.cell '(.*)'\n", text)
+    taken = (
+        RECIPES["lenet_mnist_insitu"].config().replace(**{"hardware.cell": Config.from_dict(load_yaml(flag))})
+    )
+    assert taken.hardware.cell == fit_cell(*read_pulses(file)).cell
 
 
 def test_a_file_with_devices_and_other_spellings(tmp_path):

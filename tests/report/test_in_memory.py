@@ -17,7 +17,7 @@ from aimc.report import (
 from aimc.train import Run, Schedule
 
 TILE = {
-    "pulses_mean": 1.25, "pulses_p999": 8, "pulses_max": 9, "clipped": 0.0, "beyond_budget": 0.0, "saturated": 0.125,
+    "pulses_mean": 1.25, "pulses_p999": 8, "pulses_max": 9, "clipped": 0.25, "beyond_budget": 0.75, "saturated": 0.125,
     "share": 0.5, "reads": 77,
 }  # fmt: skip
 
@@ -87,18 +87,22 @@ def test_the_curve_holds_every_epoch(tmp_path, monkeypatch):
 
 def test_the_telemetry_has_a_column_for_each_layer_and_a_line_for_each_tile(tmp_path, monkeypatch):
     panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "a"), tmp_path / "x.png")
-    assert [len(lines) for _, lines in panels] == [4, 2, 2]
+    assert [len(lines) for _, lines in panels] == [6, 2, 2, 4]
     assert panels[1][1][0][1] == [12.5, 12.5] and panels[2][1][0][1] == [50.0, 50.0]
+    assert [ys for _, ys in panels[0][1][:3]] == [[1.25, 1.25], [8.0, 8.0], [9.0, 9.0]]
+    assert [ys for _, ys in panels[3][1][:2]] == [[25.0, 25.0], [75.0, 75.0]]
     panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "b", active=1), tmp_path / "x.png")
-    assert len(panels) == 4 and panels[3][1][0][1] == [1.0, 1.0]
+    assert len(panels) == 5 and panels[4][1][0][1] == [1.0, 1.0]
 
 
 def test_the_telemetry_of_many_layers_is_a_map(tmp_path, monkeypatch):
     names = [f"conv{i}" for i in range(7)]
     panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "a", names=names), tmp_path / "x.png")
     maps = [axes.images[0].get_array() for axes, _ in panels if axes.images]
-    assert [m.shape for m in maps] == [(14, 2)] * 3  # two tiles of seven layers, two epochs
-    assert [float(m.max()) for m in maps] == [1.25, 12.5, 50.0] and not any(lines for _, lines in panels)
+    assert [m.shape for m in maps] == [(14, 2)] * 4  # two tiles of seven layers, two epochs
+    assert [float(m.max()) for m in maps] == [1.25, 12.5, 50.0, 25.0] and not any(
+        lines for _, lines in panels
+    )
     assert [t.get_text() for t in panels[0][0].get_yticklabels()] == names
     panels = _drawn(monkeypatch, draw_telemetry, _run(tmp_path / "b", 1, names=names), tmp_path / "x.png")
     ((_, places),) = panels[0][1]

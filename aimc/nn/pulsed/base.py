@@ -60,8 +60,9 @@ class Cells(nn.Module):
 class PulsedLayer(nn.Module):
     """A mixin in front of a torch layer; ``weight`` has the name, shape and unit of torch's, and lives in cells.
 
-    A forward pass in training mode, with gradients, keeps its inputs and output gradients; a step of the optimizer from
-    :func:`aimc.optim.wrap` makes pulses of them. There is no dense gradient unless ``weight.grad`` is read.
+    A backward pass leaves its inputs and output gradients, in evaluation mode too, as torch leaves gradients; a step of
+    the optimizer from :func:`aimc.optim.wrap` makes pulses of them. There is no dense gradient unless ``weight.grad``
+    is read.
 
     Attributes:
         hardware: the frozen description.
@@ -411,7 +412,6 @@ class CellProduct(torch.autograd.Function):
     def forward(ctx, x, weight, bias, layer: PulsedLayer):
         ctx.save_for_backward(x, weight)
         ctx.layer, ctx.number = layer, layer.reads.forwards
-        ctx.training = layer.training
         if layer.hardware.forward is None:
             return layer.form.product(x, weight, bias)
         return layer.reads.forward(layer, x, weight, bias)
@@ -421,7 +421,7 @@ class CellProduct(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         layer, (need_x, need_weight, need_bias) = ctx.layer, ctx.needs_input_grad[:3]
-        if need_weight and ctx.training and _wanted(ctx, layer):
+        if need_weight and _wanted(ctx, layer):
             # What has no gradient is data: a caller may fill the same buffer again before the step.
             layer.pending.add(x if need_x else x.clone(), grad)
         need_bias = need_bias and layer.shape[1] == layer.pending.columns
