@@ -126,6 +126,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
     parser.add_argument("--format", choices=("table", "markdown"), default="table", help="default: table")
     parser.add_argument(
+        "--summary", action="store_true", help="one row for each run on chips, and the commands"
+    )
+    parser.add_argument(
         "--figure",
         metavar="FILE",
         help="also draw the accuracy over time, or else over the epochs, into a PNG file",
@@ -455,7 +458,9 @@ def _report(asked: argparse.Namespace) -> int:
     if any(os.path.exists(os.path.join(path, "comparison.json")) for path in asked.runs):
         return _report_comparison(asked)
     runs = [load_run(path) for path in asked.runs]
-    if asked.format == "markdown":
+    if asked.summary:
+        _summary(runs, asked.format)
+    elif asked.format == "markdown":
         print(markdown(runs))
     else:
         show(runs)
@@ -464,6 +469,18 @@ def _report(asked: argparse.Namespace) -> int:
         (draw_accuracy if over_epochs else draw)(runs, asked.figure)
         print(f"written: {asked.figure}", file=sys.stderr)
     return 0
+
+
+def _summary(runs: Any, form: str) -> None:
+    from aimc.report import command_of, markdown_table, show_table, summary_table
+
+    table, mark = summary_table(runs), "`" if form == "markdown" else ""
+    if mark:
+        print(markdown_table(table) + "\n")
+    else:
+        show_table(table)
+    for run in runs:
+        print(f"- {run.path.name}: {mark}{command_of(run)}{mark}")
 
 
 def _report_comparison(asked: argparse.Namespace) -> int:

@@ -6,11 +6,13 @@ from aimc.report.in_memory_figures import draw_accuracy, draw_telemetry
 from aimc.report.reading import Evaluated, RunReport, load_run
 from aimc.report.tables import (
     Table,
+    command_of,
     markdown,
     markdown_table,
     show,
     show_evaluations,
     show_table,
+    summary_table,
     tables,
     transfer_table,
 )
@@ -19,6 +21,7 @@ __all__ = [
     "Evaluated",
     "RunReport",
     "Table",
+    "command_of",
     "comparison_table",
     "draw",
     "draw_accuracy",
@@ -31,6 +34,7 @@ __all__ = [
     "show",
     "show_evaluations",
     "show_table",
+    "summary_table",
     "transfer_table",
     "tables",
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from aimc.algorithms import Transfers
 from aimc.chip import DriftResult
+from aimc.errors import AimcError
 from aimc.report.reading import Evaluated, RunReport
 from aimc.units import readable
 
@@ -80,6 +82,66 @@ def tables(run: RunReport, groups: Sequence[Sequence[Evaluated]] | None = None) 
                 )
             )
     return found
+
+
+_SUMMARY = ("mapped, not compensated", "mapped, compensated", "hardware-aware, compensated")
+
+
+def summary_table(runs: Sequence[RunReport]) -> Table:
+    """One row for each run on chips: the digital network, what is left of it at the last time without hardware-aware
+    training, and the hardware-aware network at every time. A run that has not evaluated all of these has a dash there.
+
+    Raises:
+        AimcError: a run has no chips, or other times than the first.
+    """
+    times, rows = None, []
+    for run in runs:
+        if not run.groups:
+            raise AimcError(f"{run.path} evaluated no chips: nothing to sum up", field="run")
+        found = {e.name: e.result for e in run.groups[0]}
+        first = next(iter(found.values()))
+        times = times or first.times
+        if first.times != times:
+            raise AimcError(f"{run.path} was evaluated at other times than {runs[0].path}", field="run")
+        plain, mapped, aware = (found.get(name) for name in _SUMMARY)
+        last = len(times) - 1
+        unit = ", %" if first.percent else ""
+        rows.append((
+            f"{run.path.name} ({first.metric}{unit}, {first.chips} chip{'s' if first.chips > 1 else ''})",
+            _share(first, run.digital["digital"]) if "digital" in run.digital else "-",
+            *("-" if r is None else _mean(r, last) for r in (plain, mapped)),
+            *("-" if aware is None else _mean(aware, i) for i in range(len(times))),
+        ))  # fmt: skip
+    assert times is not None
+    when = [readable(t) for t in times]
+    head = (
+        "run",
+        "digital",
+        *(f"{name}, {when[-1]}" for name in _SUMMARY[:2]),
+        *(f"{_SUMMARY[2]}, {w}" for w in when),
+    )
+    return Table("test set, mean ± chip-to-chip spread", head, tuple(rows))
+
+
+def command_of(run: RunReport) -> str:
+    """The command that the run was started with, without the folders of the machine that it ran on.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from aimc.cells import PCM
+        >>> command = ["/a/cli.py", "run", "demo", "--threads", "1", "--output", "/b/c", "--no-tensorboard"]
+        >>> command_of(RunReport(Path(), PCM(), {"command": command}, ()))
+        'aimc run demo --threads 1 --no-tensorboard'
+    """
+    words, kept = iter(run.environment.get("command", ())[1:]), ["aimc"]
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in ("--output", "--data"):
+            if not equals:
+                next(words, None)
+        else:
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _training(run: RunReport) -> list[Table]:

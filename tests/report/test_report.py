@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from aimc import cli
 from aimc.chip import DriftResult, LeastSquares, MeanAbs
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.recipes import Evaluation
-from aimc.report import draw, load_run, markdown, show, tables
+from aimc.report import command_of, draw, load_run, markdown, show, summary_table, tables
 from aimc.train import Run
 
 
@@ -207,3 +208,42 @@ def test_a_later_session_by_another_version_is_named(tmp_path):
         changed = dataclasses.replace(run, environment=here | {"resumed": [here | later]})
         assert ("commit bbbbbbbbb" in markdown([changed])) is named
         assert "commit aaaaaaaaa" in markdown([changed])
+
+
+def test_a_summary_has_a_row_for_each_run(tmp_path, capsys):
+    full = _run(
+        tmp_path / "full",
+        ("mapped, not compensated", _result(VALUES - 0.5, compensation=None)),
+        ("mapped, compensated", _result(VALUES - 0.1)),
+        ("hardware-aware, compensated", _result()),
+    )
+    part = _run(tmp_path / "part", ("hardware-aware, compensated", _result(VALUES[:, :1])), digital=False)
+    table = summary_table([full, part])
+    assert table.head[2:] == (
+        "mapped, not compensated, 1 h", "mapped, compensated, 1 h",
+        "hardware-aware, compensated, 1 s", "hardware-aware, compensated, 1 h",
+    )  # fmt: skip
+    assert table.rows == (
+        (
+            "full (metric, %, 3 chips)",
+            "95.00",
+            "20.00 ± 9.00",
+            "60.00 ± 9.00",
+            "93.00 ± 2.00",
+            "70.00 ± 9.00",
+        ),
+        ("part (metric, %, 1 chip)", "-", "-", "-", "91.00", "61.00"),
+    )
+    assert cli.main(["report", str(full.path), str(part.path), "--summary", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"| {' | '.join(row)} |" in text for row in table.rows)
+    assert f"- full: `{command_of(full)}`" in text and command_of(full).startswith("aimc")
+
+
+def test_a_summary_of_runs_that_do_not_go_together_is_refused(tmp_path):
+    full = _run(tmp_path / "full", ("x", _result()))
+    other = _run(tmp_path / "other", ("x", _result(VALUES, times=(1.0, 60.0))))
+    with pytest.raises(AimcError, match="other was evaluated at other times than"):
+        summary_table([full, other])
+    with pytest.raises(AimcError, match="none evaluated no chips"):
+        summary_table([_run(tmp_path / "none")])
