@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import aimc
@@ -33,6 +35,18 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x.flatten(1, 2).view(len(x), 6, 12))[0][:, -1])
 
 
+class Attention(nn.Module):
+    """Its three matrices lie in one parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(12, 2, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = x.flatten(1, 2).view(len(x), 6, 12)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
 def hardware_aware() -> aimc.Hardware:
     """Everything of the preset but the decay, which looks at each part of a batch alone."""
     return aimc.presets.pcm().replace(**{"input_range.decay": 0.0, "input_range.init_batches": 2})
@@ -52,6 +66,7 @@ def in_cells() -> aimc.PulsedHardware:
 CASES = {
     "hardware-aware": (convolutional, hardware_aware),
     "recurrent": (Recurrent, without_read_noise),
+    "attention": (Attention, hardware_aware),
     "in cells": (convolutional, in_cells),
 }
 
@@ -64,7 +79,20 @@ def build(name: str) -> nn.Module:
         return aimc.convert(make(), hardware(), seed=0)
 
 
-def train(net: nn.Module, forward, part: slice) -> dict[str, torch.Tensor]:
+def sharded(net: nn.Module) -> nn.Module:
+    """Each child and the rest, as one does with blocks; cells are left whole."""
+    cells = {p for p in net.parameters() if isinstance(p, aimc.nn.CellWeight)}
+    for child in net.children():
+        if any(p not in cells for p in child.parameters()):
+            fully_shard(child, ignored_params=cells)
+    return fully_shard(net, ignored_params=cells)
+
+
+def whole_state(net: nn.Module) -> dict[str, torch.Tensor]:
+    return get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
+
+
+def train(net: nn.Module, forward, part: slice, state=nn.Module.state_dict) -> dict[str, torch.Tensor]:
     optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     if any(isinstance(p, aimc.nn.CellWeight) for p in net.parameters()):
         optimizer = aimc.optim.wrap(optimizer, net)
@@ -72,7 +100,7 @@ def train(net: nn.Module, forward, part: slice) -> dict[str, torch.Tensor]:
         optimizer.zero_grad()
         nn.functional.cross_entropy(forward(x[part]), y[part]).backward()
         optimizer.step()
-    return {name: value.clone() for name, value in net.state_dict().items() if value.is_floating_point()}
+    return {name: value.clone() for name, value in state(net).items() if value.is_floating_point()}
 
 
 def work(rank: int, place: str, folder: str) -> None:
@@ -83,6 +111,8 @@ def work(rank: int, place: str, folder: str) -> None:
     for name in CASES:
         net = build(name)
         found[name] = train(net, DistributedDataParallel(net), part)
+        net = sharded(build(name))
+        found[f"{name}, sharded"] = train(net, net, part, whole_state)
     torch.manual_seed(rank)  # each would draw another one
     seeds = aimc.convert(nn.Linear(2, 2), aimc.presets.pcm()).key.seed
     found["seed"] = {"seed": torch.tensor(seeds % (1 << 62))}
@@ -103,15 +133,17 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.parametrize("how", ["", ", sharded"], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("name", list(CASES))
-def test_two_processes_are_one(ranks, name):
+def test_two_processes_are_one(ranks, name, how):
     net = build(name)
     start = copy.deepcopy(net.state_dict())
     alone = train(net, net, slice(None))
     moved = 0.0
     for key, value in alone.items():
-        assert torch.equal(ranks[0][name][key], ranks[1][name][key]), f"the ranks differ in {key}"
-        assert_close(key, ranks[0][name][key], value, atol=2e-5)
+        found = [rank[name + how][key] for rank in ranks]
+        assert torch.equal(*found), f"the ranks differ in {key}"
+        assert_close(key, found[0], value, atol=2e-5)
         moved = max(moved, float((value - start[key]).nan_to_num().abs().max()))
     assert moved > 0.01
 
