@@ -108,10 +108,6 @@ class AnalogLayer(nn.Module):
     def _set_up(self, hardware: Hardware, layout: Layout, key: Key, name: str, backend: str) -> None:
         """Called once by the leaf's constructor, after weight and bias exist."""
         self.hardware, self.layout, self.key, self.name = hardware, layout, key, name
-        if self._is_fsdp_managed_module or processes.sharded(self._parameter()):
-            raise AimcError(
-                "its parameters are sharded; make the network analog before fully_shard", layer=name
-            )
         self.backend = check_backend(backend)
         self.check_finite = True
         self.network_seed = key.seed  # convert gives all layers of a network the same
@@ -235,8 +231,15 @@ class AnalogLayer(nn.Module):
     # them then is lost, so it is kept aside until the parts are back.
 
     def refuse_shards(self) -> None:
-        """Raise where the weight is not whole."""
-        if processes.sharded(self._parameter()):
+        """Raise where the weight is not whole, or is nobody's parameter."""
+        parameter = self._parameter()
+        if self._is_fsdp_managed_module and not isinstance(parameter, nn.Parameter):
+            raise AimcError(
+                "FullyShardedDataParallel puts flat copies in the place of its weight, which cannot be constrained; "
+                "take torch.distributed.fsdp.fully_shard",
+                layer=self.name,
+            )
+        if processes.sharded(parameter):
             raise AimcError(
                 "its weight is sharded, and this takes the whole. In training, call the module that fully_shard was "
                 "given (tensor parallel is not supported: a tile's columns belong together). For chips, drift and "
@@ -269,14 +272,15 @@ class AnalogLayer(nn.Module):
         """
         parameter: Any = self._parameter()
         if processes.sharded(parameter):
+            if id(parameter) not in stepped and id(self.input_range) not in stepped:
+                return
             if parameter.device_mesh.size() != processes.count():
                 raise AimcError(
                     f"is sharded over {parameter.device_mesh.size()} of {processes.count()} processes, and noise and "
                     "input ranges are those of all; give fully_shard a mesh of all of them",
                     layer=self.name,
                 )
-            if id(parameter) in stepped or id(self.input_range) in stepped:
-                self.settle_shards()
+            self.settle_shards()
         elif self._sharded is not None and id(self._sharded()) in stepped:
             raise AimcError(
                 "the step changes its shards while the gathered weight is in their place; call reshard() of the module "
@@ -605,6 +609,10 @@ class AnalogLayer(nn.Module):
             raise AimcError(
                 "a chip is in place; leave its `with chip.at(...)` before the hardware changes",
                 layer=self.name,
+            )
+        if self._is_fsdp_managed_module:
+            raise AimcError(
+                "its parameters are sharded; exchange the hardware before fully_shard", layer=self.name
             )
         layout = self.layout_on(hardware)
         kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
