@@ -1,8 +1,10 @@
 """Two data-parallel processes train what one trains on the joined batch, in both halves, replicated and sharded."""
 
 import copy
+import inspect
 import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,11 @@ import aimc
 from aimc import processes
 from aimc.errors import AimcError
 from tests.helpers import assert_close
+
+CAN_SHARD = "ignored_params" in inspect.signature(fully_shard).parameters
+shards = pytest.mark.skipif(
+    not CAN_SHARD, reason="the first fully_shard of torch had no way to leave cells out"
+)
 
 STEPS = 4
 X = torch.randn(STEPS, 8, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -96,10 +103,11 @@ def sharded(net: nn.Module) -> nn.Module:
     for child in net.children():
         if any(p not in cells for p in child.parameters()):
             fully_shard(child, ignored_params=cells)
-    return fully_shard(net, ignored_params=cells)
+    fully_shard(net, ignored_params=cells)
+    return net
 
 
-def whole_state(net: nn.Module) -> dict[str, torch.Tensor]:
+def whole_state(net: nn.Module) -> dict[str, Any]:
     return get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
 
 
@@ -181,8 +189,9 @@ def work(rank: int, place: str, folder: str) -> None:
     for name in CASES:
         net = build(name)
         found[name] = train(net, DistributedDataParallel(net), part)
-        net = sharded(build(name))
-        found[f"{name}, sharded"] = train(net, net, part, whole_state)
+        if CAN_SHARD:
+            net = sharded(build(name))
+            found[f"{name}, sharded"] = train(net, net, part, whole_state)
     torch.manual_seed(rank)  # each would draw another one
     seeds = aimc.convert(nn.Linear(2, 2), aimc.presets.pcm()).key.seed
     found["seed"] = {"seed": torch.tensor(seeds % (1 << 62))}
@@ -192,7 +201,8 @@ def work(rank: int, place: str, folder: str) -> None:
         processes.joined(torch.zeros(1, 2 + rank), "columns")
     except AimcError as error:
         found["message"] = {error.message: torch.zeros(())}
-    found["refused"] = {name: refused(act) for name, (act, _) in REFUSED.items()}
+    if CAN_SHARD:
+        found["refused"] = {name: refused(act) for name, (act, _) in REFUSED.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -204,7 +214,7 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("how", ["", ", sharded"], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("how", ["", pytest.param(", sharded", marks=shards)], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("name", list(CASES))
 def test_two_processes_are_one(ranks, name, how):
     net = build(name)
@@ -229,6 +239,7 @@ def test_what_processes_have_together(ranks):
         assert "different columns" in next(iter(found["message"]))
 
 
+@shards
 @pytest.mark.parametrize("what", list(REFUSED))
 def test_what_shards_cannot_do_is_refused_with_the_layer_and_the_way_out(ranks, what):
     for found in ranks:
@@ -236,6 +247,7 @@ def test_what_shards_cannot_do_is_refused_with_the_layer_and_the_way_out(ranks, 
         assert re.search(f"layer '.*{REFUSED[what][1]}", said), said
 
 
+@shards
 def test_gathered_weights_age_on_a_chip_as_those_of_one_process(ranks):
     alone, gathered = build("hardware-aware"), build("hardware-aware")
     train(alone, alone, slice(None))
