@@ -193,7 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(words)
+        code = _main(words)
+        sys.stdout.flush()
+        return code
     except AimcError as error:
         print(f"aimc: error: {error}", file=sys.stderr)
         return 2
@@ -206,8 +208,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\naimc: interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         return 141
+    except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _print_no_more()
+            print(f"aimc: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+            return 2
+        raise
+
+
+def _print_no_more() -> None:
+    """Or Python would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main(words: list[str]) -> int:
