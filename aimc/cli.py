@@ -212,8 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         try:
-            sys.stdout.flush()
-        except OSError:
+            print(flush=True)
+        except OSError:  # it was what we print to that failed
             _print_no_more()
             print(f"aimc: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
             return 2

@@ -20,8 +20,8 @@ import aimc
 from aimc.cli import main
 from aimc.errors import AimcError
 from aimc.files import read_records, write_atomic
-from aimc.recipes import MLP, RECIPES, compare, evaluate_run, hwa, in_memory, run_experiment
-from aimc.recipes.compare import Case
+from aimc.recipes import MLP, RECIPES, evaluate_run, hwa, in_memory, run_experiment
+from aimc.recipes.compare import Case, compare
 from aimc.report import draw, load_run
 from aimc.train import Progress, Run, Stage, fit, fit_in_memory, load_checkpoint, save_checkpoint
 
@@ -261,6 +261,7 @@ def test_scalars_that_wait_while_the_disk_fills_are_given_up_at_the_end(disk):
             disk.fill()
             for step in range(1000):
                 run.scalar("loss", 1.0, step)
+    disk.free()
     Run(run.path, Stage(), tensorboard=False).close()  # it was released
 
 
