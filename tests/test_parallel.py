@@ -148,6 +148,12 @@ def calibrated() -> None:
     aimc.calibrate(sharded(build("hardware-aware")).eval(), [X[0]])
 
 
+def converted_while_gathered() -> None:
+    net = fully_shard(convolutional())
+    net(X[0])
+    aimc.convert(net, hardware_aware(), inplace=True)
+
+
 def wrapped() -> None:
     FullyShardedDataParallel(build("hardware-aware"), device_id=torch.device("cpu"))(X[0])
 
@@ -157,6 +163,7 @@ REFUSED = {
         lambda: aimc.convert(sharded(convolutional()), hardware_aware()),
         "convert the network first",
     ),
+    "convert gathered": (converted_while_gathered, "convert the network first"),
     "exchange": (
         lambda: aimc.set_hardware(sharded(build("remapped")), hardware_aware()),
         "before fully_shard",

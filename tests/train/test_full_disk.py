@@ -198,6 +198,14 @@ def test_a_run_cannot_begin_on_a_full_disk_and_says_what_it_could_not_write(disk
     Run(disk.folder / "run", Stage(), tensorboard=False).close()
 
 
+def test_a_file_in_the_place_of_a_folder_that_a_run_needs_is_named(tmp_path):
+    Run(tmp_path, Stage(), tensorboard=False).close()
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").write_text("x")
+    with pytest.raises(AimcError, match=f"cannot write {tmp_path / 'checkpoints'}: File exists"):
+        Run(tmp_path, Stage(), tensorboard=False)
+
+
 @pytest.fixture(scope="module")
 def saved():
     """What the package can write to a file of a name."""
