@@ -196,7 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(words)
+        code = _main(words)
+        sys.stdout.flush()
+        return code
     except AimcError as error:
         print(f"aimc: error: {error}", file=sys.stderr)
         return 2
@@ -209,8 +211,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\naimc: interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         return 141
+    except OSError as error:
+        try:
+            print(flush=True)
+        except OSError:  # it was what we print to that failed
+            _print_no_more()
+            print(f"aimc: error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+            return 2
+        raise
+
+
+def _print_no_more() -> None:
+    """Or Python would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main(words: list[str]) -> int:

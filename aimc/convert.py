@@ -161,6 +161,13 @@ def convert(
             field="hardware",
         )
     check_backend(backend)
+    for name, module in net.named_modules():
+        if getattr(module, "_is_fsdp_managed_module", False) or any(
+            map(processes.sharded, module._parameters.values())
+        ):
+            raise AimcError(
+                "its parameters are sharded; convert the network first, then call fully_shard", layer=name
+            )
     patterns = (digital,) if isinstance(digital, str) else tuple(digital)
     rows = _survey(net, patterns, type(hardware))
     unsupported = [row for row in rows if row.where == "unsupported"]

@@ -37,10 +37,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=folder)
         try:
-            with os.fdopen(handle, "r+b") as file:
-                if callable(data):
-                    data(temporary)
-                else:
+            os.close(handle)
+            if callable(data):
+                data(temporary)
+            with open(temporary, "r+b") as file:  # who writes by name may have put another file there
+                if not callable(data):
                     file.write(data)
                     file.flush()
                 os.fsync(file.fileno())

@@ -7,7 +7,11 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -81,6 +85,48 @@ def spread(values: Tensor) -> tuple[float, float]:
         return float("nan"), float("nan")
     variance = max(0.0, (square - total * total / number) / (number - 1)) if number > 1 else 0.0
     return math.sqrt(variance), peak
+
+
+def sharded(tensor: Any) -> bool:
+    """Whether this process holds a part of a tensor and the others the rest, as ``fully_shard`` leaves parameters.
+
+    Example:
+        >>> sharded(torch.ones(1))
+        False
+    """
+    # Before somebody has imported it there are none; the import takes long.
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+@contextlib.contextmanager
+def whole(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor with all its parts, in every process; what is changed inside is written into the parts.
+
+    Example:
+        >>> w = torch.ones(2)
+        >>> with whole(w) as all_of_it:
+        ...     all_of_it[1] = 3
+        >>> w
+        tensor([1., 3.])
+    """
+    held: Any = tensor
+    found = held.full_tensor() if sharded(tensor) else tensor
+    yield found
+    if found is not tensor:
+        write(tensor, found)
+
+
+def write(tensor: Tensor, values: Tensor) -> None:
+    """Give a tensor values; of a sharded one every process has to give the same, and takes its part of them."""
+    if sharded(tensor):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        held: Any = tensor
+        mesh = held.device_mesh
+        everywhere = DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        values = everywhere.redistribute(placements=held.placements)
+    tensor.copy_(values)
 
 
 def joined(values: Tensor, what: str) -> Tensor:

@@ -15,7 +15,7 @@ PACKAGE = Path(aimc.__file__).parent
 
 # Lower rows are imported by higher ones, never the reverse. Names in one row do not import each other.
 ROWS = (
-    ("errors",),
+    ("errors", "compiled"),
     ("config", "units", "random"),
     ("files", "jobs", "processes"),
     ("cells", "periphery"),

@@ -1,19 +1,31 @@
-"""Two data-parallel processes train what one process trains on the joined batch, in both halves."""
+"""Two data-parallel processes train what one trains on the joined batch, in both halves, replicated and sharded."""
 
 import copy
+import inspect
+import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import aimc
 from aimc import processes
 from aimc.errors import AimcError
 from tests.helpers import assert_close
+
+CAN_SHARD = "ignored_params" in inspect.signature(fully_shard).parameters
+shards = pytest.mark.skipif(
+    not CAN_SHARD, reason="the first fully_shard of torch had no way to leave cells out"
+)
 
 STEPS = 4
 X = torch.randn(STEPS, 8, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -33,9 +45,28 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x.flatten(1, 2).view(len(x), 6, 12))[0][:, -1])
 
 
+class Attention(nn.Module):
+    """Its three matrices lie in one parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(12, 2, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = x.flatten(1, 2).view(len(x), 6, 12)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
 def hardware_aware() -> aimc.Hardware:
     """Everything of the preset but the decay, which looks at each part of a batch alone."""
-    return aimc.presets.pcm().replace(**{"input_range.decay": 0.0, "input_range.init_batches": 2})
+    return aimc.presets.pcm().replace(
+        **{"input_range.decay": 0.0, "input_range.init_batches": 2, "training.clip.sigma": 1.5}
+    )
+
+
+def remapped() -> aimc.Hardware:
+    """One scale for a tile, by its largest weight, which some part of the layer has."""
+    return hardware_aware().replace(**{"training.remap_every": 2, "mapping.scale": "tile"})
 
 
 def without_read_noise() -> aimc.Hardware:
@@ -51,7 +82,9 @@ def in_cells() -> aimc.PulsedHardware:
 
 CASES = {
     "hardware-aware": (convolutional, hardware_aware),
+    "remapped": (convolutional, remapped),
     "recurrent": (Recurrent, without_read_noise),
+    "attention": (Attention, hardware_aware),
     "in cells": (convolutional, in_cells),
 }
 
@@ -64,7 +97,21 @@ def build(name: str) -> nn.Module:
         return aimc.convert(make(), hardware(), seed=0)
 
 
-def train(net: nn.Module, forward, part: slice) -> dict[str, torch.Tensor]:
+def sharded(net: nn.Module) -> nn.Module:
+    """Each child and the rest, as one does with blocks; cells are left whole."""
+    cells = {p for p in net.parameters() if isinstance(p, aimc.nn.CellWeight)}
+    for child in net.children():
+        if any(p not in cells for p in child.parameters()):
+            fully_shard(child, ignored_params=cells)
+    fully_shard(net, ignored_params=cells)
+    return net
+
+
+def whole_state(net: nn.Module) -> dict[str, Any]:
+    return get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
+
+
+def train(net: nn.Module, forward, part: slice, state=nn.Module.state_dict) -> dict[str, torch.Tensor]:
     optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     if any(isinstance(p, aimc.nn.CellWeight) for p in net.parameters()):
         optimizer = aimc.optim.wrap(optimizer, net)
@@ -72,17 +119,86 @@ def train(net: nn.Module, forward, part: slice) -> dict[str, torch.Tensor]:
         optimizer.zero_grad()
         nn.functional.cross_entropy(forward(x[part]), y[part]).backward()
         optimizer.step()
-    return {name: value.clone() for name, value in net.state_dict().items() if value.is_floating_point()}
+    return {name: value.clone() for name, value in state(net).items()}
+
+
+def step_beside_the_shards() -> None:
+    net = fully_shard(build("hardware-aware"))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for forward_again in (False, True):
+        net(X[0]).sum().backward()
+        if forward_again:
+            net(X[0])  # its weights stay gathered
+        optimizer.step()
+
+
+def step_on_some_of_the_processes() -> None:
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("apart", "together"))
+    net = fully_shard(build("hardware-aware"), mesh=mesh["together"])
+    train(net, net, slice(None))
+
+
+def by_columns() -> None:
+    net = build("hardware-aware")
+    parallelize_module(net, init_device_mesh("cpu", (2,)), {"3": ColwiseParallel()})
+    net(X[0])
+
+
+def calibrated() -> None:
+    aimc.calibrate(sharded(build("hardware-aware")).eval(), [X[0]])
+
+
+def converted_while_gathered() -> None:
+    net = fully_shard(convolutional())
+    net(X[0])
+    aimc.convert(net, hardware_aware(), inplace=True)
+
+
+def wrapped() -> None:
+    FullyShardedDataParallel(build("hardware-aware"), device_id=torch.device("cpu"))(X[0])
+
+
+REFUSED = {
+    "convert": (
+        lambda: aimc.convert(sharded(convolutional()), hardware_aware()),
+        "convert the network first",
+    ),
+    "convert gathered": (converted_while_gathered, "convert the network first"),
+    "exchange": (
+        lambda: aimc.set_hardware(sharded(build("remapped")), hardware_aware()),
+        "before fully_shard",
+    ),
+    "calibrate": (calibrated, "calibrate the network before fully_shard"),
+    "remap": (lambda: aimc.remap(sharded(build("remapped"))), "takes the whole"),
+    "program": (lambda: aimc.program(sharded(build("hardware-aware")).eval()), "get_model_state_dict"),
+    "export": (lambda: aimc.to_digital(sharded(build("attention"))), "get_model_state_dict"),
+    "cells": (lambda: fully_shard(build("in cells"))(X[0]), "would take wrong pulses.*ignored_params"),
+    "gathered": (step_beside_the_shards, r"call reshard\(\)"),
+    "some": (step_on_some_of_the_processes, "1 of 2 processes.*a mesh of all"),
+    "columns": (by_columns, "tensor parallel is not supported"),
+    "first kind": (wrapped, "take torch.distributed.fsdp.fully_shard"),
+}
+
+
+def refused(act) -> str:
+    try:
+        act()
+    except AimcError as error:
+        return str(error)
+    return "taken"
 
 
 def work(rank: int, place: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
     part = slice(4 * rank, 4 * rank + 4)
-    found = {}
+    found: dict[str, dict] = {}
     for name in CASES:
         net = build(name)
         found[name] = train(net, DistributedDataParallel(net), part)
+        if CAN_SHARD:
+            net = sharded(build(name))
+            found[f"{name}, sharded"] = train(net, net, part, whole_state)
     torch.manual_seed(rank)  # each would draw another one
     seeds = aimc.convert(nn.Linear(2, 2), aimc.presets.pcm()).key.seed
     found["seed"] = {"seed": torch.tensor(seeds % (1 << 62))}
@@ -92,6 +208,8 @@ def work(rank: int, place: str, folder: str) -> None:
         processes.joined(torch.zeros(1, 2 + rank), "columns")
     except AimcError as error:
         found["message"] = {error.message: torch.zeros(())}
+    if CAN_SHARD:
+        found["refused"] = {name: refused(act) for name, (act, _) in REFUSED.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -103,16 +221,21 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.parametrize("how", ["", pytest.param(", sharded", marks=shards)], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("name", list(CASES))
-def test_two_processes_are_one(ranks, name):
+def test_two_processes_are_one(ranks, name, how):
     net = build(name)
     start = copy.deepcopy(net.state_dict())
     alone = train(net, net, slice(None))
     moved = 0.0
     for key, value in alone.items():
-        assert torch.equal(ranks[0][name][key], ranks[1][name][key]), f"the ranks differ in {key}"
-        assert_close(key, ranks[0][name][key], value, atol=2e-5)
-        moved = max(moved, float((value - start[key]).nan_to_num().abs().max()))
+        found = [rank[name + how][key] for rank in ranks]
+        assert torch.equal(*found), f"the ranks differ in {key}"
+        if value.is_floating_point():
+            assert_close(key, found[0], value, atol=2e-5)
+            moved = max(moved, float((value - start[key]).nan_to_num().abs().max()))
+        elif how:  # no more and no fewer reads and steps
+            assert torch.equal(found[0], value), key
     assert moved > 0.01
 
 
@@ -121,3 +244,25 @@ def test_what_processes_have_together(ranks):
     for found in ranks:
         assert found["joined"]["rows"].tolist() == [[0, 0], [1, 1], [1, 1]]
         assert "different columns" in next(iter(found["message"]))
+
+
+@shards
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_what_shards_cannot_do_is_refused_with_the_layer_and_the_way_out(ranks, what):
+    for found in ranks:
+        said = found["refused"][what]
+        assert re.search(f"layer '.*{REFUSED[what][1]}", said), said
+
+
+@shards
+def test_gathered_weights_age_on_a_chip_as_those_of_one_process(ranks):
+    alone, gathered = build("hardware-aware"), build("hardware-aware")
+    train(alone, alone, slice(None))
+    gathered.load_state_dict(ranks[1]["hardware-aware, sharded"])
+    results = []
+    for net in (alone, gathered):
+        chip = aimc.program(net.eval(), seed=1)
+        with torch.no_grad(), chip.at("1y"):
+            results.append(net(X[0]))
+    # Weights that differ in the last bits may fall on two sides of a level of the converters.
+    assert_close("outputs after a year", results[1], results[0], atol=0.05)

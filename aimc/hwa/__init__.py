@@ -1,6 +1,6 @@
 """Hardware-aware training: what the weights feel in the forward pass, and what keeps them mappable."""
 
-from aimc.hwa.clipping import FixedClip, GaussianClip, clip_
+from aimc.hwa.clipping import FixedClip, GaussianClip, clip_, clip_bound
 from aimc.hwa.distillation import distillation_loss
 from aimc.hwa.modifiers import (
     AddNormal,
@@ -30,6 +30,7 @@ __all__ = [
     "Polynomial",
     "ProgrammingNoise",
     "clip_",
+    "clip_bound",
     "distillation_loss",
     "modify_weights",
 ]

@@ -37,11 +37,23 @@ class GaussianClip(Config):
 
 
 @torch.no_grad()
-def clip_(weight: Tensor, clip: FixedClip | GaussianClip) -> None:
-    """Clip in place."""
+def clip_bound(weight: Tensor, clip: FixedClip | GaussianClip) -> float | None:
+    """The magnitude at which a layer's weights are clipped; None where nothing is.
+
+    Example:
+        >>> clip_bound(torch.ones(3), GaussianClip()) is None
+        True
+    """
     if isinstance(clip, FixedClip):
         bound = clip.value
     else:
         bound = clip.sigma * float(weight.std()) if weight.numel() > 1 else 0.0
-    if 0 < bound <= torch.finfo(weight.dtype).max:
+    return bound if 0 < bound <= torch.finfo(weight.dtype).max else None
+
+
+@torch.no_grad()
+def clip_(weight: Tensor, clip: FixedClip | GaussianClip) -> None:
+    """Clip in place."""
+    bound = clip_bound(weight, clip)
+    if bound is not None:
         weight.clamp_(-bound, bound)

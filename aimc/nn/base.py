@@ -18,7 +18,7 @@ from aimc.config import Config, differences
 from aimc.crossbar import Layout, column_scale
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
-from aimc.hwa import clip_, modify_weights
+from aimc.hwa import FixedClip, GaussianClip, clip_, clip_bound, modify_weights
 from aimc.nn.held import HeldPass
 from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
@@ -103,6 +103,7 @@ class AnalogLayer(nn.Module):
     input_range: Tensor | None
     output_gain: nn.Parameter | None
     column_scale: Tensor | None
+    _is_fsdp_managed_module = False  # fully_shard says so
 
     def _set_up(self, hardware: Hardware, layout: Layout, key: Key, name: str, backend: str) -> None:
         """Called once by the leaf's constructor, after weight and bias exist."""
@@ -121,6 +122,9 @@ class AnalogLayer(nn.Module):
         self._folded: tuple[tuple[Key, int], list[list[Key]]] | None = None
         self._step = self._evaluated = self._range_batches = 0
         self._clipped_version = self._range_version = -1
+        self._sharded: weakref.ref[Tensor] | None = None
+        self._due_bound: float | None = None
+        self._due_range: Tensor | None = None
         like = {"dtype": self.weight.dtype, "device": self.weight.device}
         setting = hardware.input_range
         if hardware.dac is None or setting.mode == "dynamic":
@@ -154,9 +158,16 @@ class AnalogLayer(nn.Module):
         """The weight as ``[outputs, rows]`` once it is reshaped, differentiable; override where torch's is not."""
         return self.weight
 
+    def _part(self, whole: Tensor) -> Tensor:
+        """The weight in the parameter that it is, or is a part of; a view."""
+        return whole
+
     def matrix(self) -> Tensor:
         """The clean weight as ``[outputs, rows]``."""
-        return self._outputs_first().detach().reshape(self.layout.outputs, self.layout.rows).contiguous()
+        self.refuse_shards()
+        matrix = self._lent(self._outputs_first().detach())
+        matrix = matrix.reshape(self.layout.outputs, self.layout.rows).contiguous()
+        return matrix if self._due_bound is None else matrix.clamp(-self._due_bound, self._due_bound)
 
     def shaped_like_weight(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`matrix`."""
@@ -180,19 +191,114 @@ class AnalogLayer(nn.Module):
         """Clip the weights and keep the input range positive; runs after every optimizer step."""
         training = self.hardware.training
         parameter = self._parameter()
-        trained = parameter is not None and parameter.requires_grad
-        if training is not None and training.clip is not None and trained:
-            clip_(self.weight, training.clip)
-            self._clipped_version = version(self.weight)
+        if (
+            training is not None
+            and training.clip is not None
+            and parameter is not None
+            and parameter.requires_grad
+        ):
+            self._clip_weight(parameter, training.clip)
         if isinstance(self.input_range, nn.Parameter):
             self.input_range.clamp_(min=_smallest(self.input_range.dtype))
 
     def _clip_changes(self) -> None:
         """Before a forward pass in training mode, if the weights changed otherwise than by an optimizer."""
         training = self.hardware.training
-        clips = self.training and training is not None and training.clip is not None
-        if clips and version(self.weight) != self._clipped_version:
-            self.constrain()
+        if not self.training or training is None or training.clip is None:
+            return
+        if not self._is_fsdp_managed_module:
+            if version(self.weight) != self._clipped_version:
+                self.constrain()
+            return
+        known = self._sharded() if self._sharded is not None else None
+        unchanged = known is not None and version(known) == self._clipped_version
+        if self._due_bound is None and not unchanged and self.weight.requires_grad:
+            self._due_bound = clip_bound(self.weight, training.clip)
+
+    def _clip_weight(self, parameter: Tensor, clip: FixedClip | GaussianClip) -> None:
+        with processes.whole(parameter) as whole:
+            clip_(self._part(whole), clip)
+        self._now_clipped(parameter)
+
+    def _now_clipped(self, parameter: Tensor) -> None:
+        """Remember the weight as it is."""
+        self._clipped_version = version(parameter)
+        if processes.sharded(parameter):
+            self._sharded = weakref.ref(parameter)
+
+    # Shards --------------------------------------------------------------------------------------------------------
+    # While a module computes, fully_shard puts the whole parameters in the place of the parts. What is written into
+    # them then is lost, so it is kept aside until the parts are back.
+
+    def refuse_shards(self) -> None:
+        """Raise where the weight is not whole, or is nobody's parameter."""
+        parameter = self._parameter()
+        if self._is_fsdp_managed_module and not isinstance(parameter, nn.Parameter):
+            raise AimcError(
+                "FullyShardedDataParallel puts flat copies in the place of its weight, which cannot be constrained; "
+                "take torch.distributed.fsdp.fully_shard",
+                layer=self.name,
+            )
+        if processes.sharded(parameter):
+            raise AimcError(
+                "its weight is sharded, and this takes the whole. In training, call the module that fully_shard was "
+                "given (tensor parallel is not supported: a tile's columns belong together). For chips, drift and "
+                "exports load torch.distributed.checkpoint.state_dict.get_model_state_dict(net, options="
+                "StateDictOptions(full_state_dict=True)) into a converted network that is not sharded",
+                layer=self.name,
+            )
+
+    @torch.no_grad()
+    def settle_shards(self) -> None:
+        """Write into the parts what forward passes have kept aside; before a step, and before a state is saved."""
+        bound, ranges, parameter = self._due_bound, self._due_range, self._parameter()
+        if bound is not None and parameter is not None and processes.sharded(parameter):
+            self._clip_weight(parameter, FixedClip(value=bound))
+            self._due_bound = None
+        if ranges is not None and processes.sharded(self.input_range):
+            assert self.input_range is not None
+            processes.write(self.input_range, ranges)
+            self._due_range = None
+
+    def _lent(self, value: Tensor) -> Tensor:
+        """A parameter's value for compiled bodies: numpy never lets go of memory that fully_shard wants to free."""
+        return value.clone() if self._is_fsdp_managed_module and value.is_cpu else value
+
+    def before_sharded_step(self, stepped: set[int]) -> None:
+        """Settle before a step of this layer.
+
+        Args:
+            stepped: ids of the parameters.
+        """
+        parameter: Any = self._parameter()
+        if processes.sharded(parameter):
+            if id(parameter) not in stepped and id(self.input_range) not in stepped:
+                return
+            if parameter.device_mesh.size() != processes.count():
+                raise AimcError(
+                    f"is sharded over {parameter.device_mesh.size()} of {processes.count()} processes, and noise and "
+                    "input ranges are those of all; give fully_shard a mesh of all of them",
+                    layer=self.name,
+                )
+            self.settle_shards()
+        elif self._sharded is not None and id(self._sharded()) in stepped:
+            raise AimcError(
+                "the step changes its shards while the gathered weight is in their place; call reshard() of the module "
+                "that fully_shard was given, or make no forward pass between backward() and step()",
+                layer=self.name,
+            )
+
+    def present_range(self) -> Tensor | None:
+        """The input range, detached."""
+        held = self._due_range if self._due_range is not None else self.input_range
+        return None if held is None else self._lent(held.detach())
+
+    def _put_range(self, values: Tensor) -> None:
+        if self._is_fsdp_managed_module and isinstance(self.input_range, nn.Parameter):
+            self._due_range = values
+        else:
+            assert self.input_range is not None
+            self.input_range.copy_(values)
 
     def _tiles(self) -> Tiles:
         step, programmed, replay = self._step, self._programmed, self._replay
@@ -245,15 +351,19 @@ class AnalogLayer(nn.Module):
         starting = starts and self._range_batches < setting.init_batches
         if starting:
             self._start_range(x)
-        held, values = False, self.input_range.detach()
+        held, values = False, self.present_range()
+        assert values is not None
         if self._programmed is not None and self._programmed.input_range is not None:
             held, values = True, self._programmed.input_range
-        changed = held or self._range_version != version(values)
+        # Parameters that fully_shard gathers anew do not count their versions.
+        changed = held or self._is_fsdp_managed_module or self._range_version != version(values)
         unset = changed and any(math.isnan(v) for v in values.tolist())
         if unset and starts:  # a tile that has seen nothing but zeros
             if self._range_batches >= setting.init_batches:
                 self._start_range(x)
-            return self.input_range.detach().nan_to_num(nan=1.0).unsqueeze(1)  # for zeros any range will do
+            values = self.present_range()
+            assert values is not None
+            return values.nan_to_num(nan=1.0).unsqueeze(1)  # for zeros any range will do
         if unset:
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
@@ -267,11 +377,12 @@ class AnalogLayer(nn.Module):
     @torch.no_grad()
     def _start_range(self, x: Tensor) -> None:
         """Running mean of so many standard deviations over the first batches, for each tile that sees an input."""
-        run = self._pass
-        assert self.input_range is not None
+        run, present = self._pass, self.present_range()
+        assert present is not None
+        ranges = present.clone()
         if run is not None and run.first_range is not None:  # what the pass has read so far is one batch
             run.seen.append(x)
-            self.input_range.copy_(run.first_range)
+            ranges.copy_(run.first_range)
             x = torch.cat(run.seen)
         setting, k = self.hardware.input_range, self._range_batches
         tiny = _smallest(x.dtype)
@@ -281,10 +392,11 @@ class AnalogLayer(nn.Module):
             value = setting.init_std * spread if spread > 0 else largest
             if not value > 0:  # also where there is nothing, or something that is not finite
                 continue
-            value, old = part.new_tensor(value).clamp_min(tiny), self.input_range[tile]
+            value, old = part.new_tensor(value).clamp_min(tiny), ranges[tile]
             if k >= setting.init_batches and not torch.isnan(old):
                 continue  # started long ago
-            self.input_range[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
+            ranges[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
+        self._put_range(ranges)
         self._range_batches += run is None
 
     def _range_gradient(self, push: Tensor, ranges: Tensor, call: Call) -> Tensor:
@@ -364,6 +476,7 @@ class AnalogLayer(nn.Module):
         try:
             if not x.is_floating_point():
                 raise AimcError(f"expects floating-point inputs, got {x.dtype}")
+            self.refuse_shards()
             run = self._pass
             tiles = self._tiles() if run is None else run.tiles
             started = self._range_batches >= self.hardware.input_range.init_batches
@@ -389,6 +502,7 @@ class AnalogLayer(nn.Module):
                 held=run,
             )
             bias, gain = (self.bias, self.output_gain) if held is None else (held.bias, held.gain)
+            bias, gain = (v if v is None else self._lent(v) for v in (bias, gain))
             y = AnalogProduct.apply(
                 x, self._outputs_first() if run is None else run.weight, self.input_range, gain, bias,
                 ranges, tiles, self.layout, geometry, self.periphery, call,
@@ -469,6 +583,10 @@ class AnalogLayer(nn.Module):
         """Set the range of every row tile; a learned range goes on from there."""
         if self.input_range is None:
             raise AimcError("has no input range to set (no DAC, or dynamic ranges)", layer=self.name)
+        if self._is_fsdp_managed_module:
+            raise AimcError(
+                "its input range is sharded; calibrate the network before fully_shard", layer=self.name
+            )
         self.input_range.copy_(values)
         self._range_batches = self.hardware.input_range.init_batches
 
@@ -491,6 +609,10 @@ class AnalogLayer(nn.Module):
             raise AimcError(
                 "a chip is in place; leave its `with chip.at(...)` before the hardware changes",
                 layer=self.name,
+            )
+        if self._is_fsdp_managed_module:
+            raise AimcError(
+                "its parameters are sharded; exchange the hardware before fully_shard", layer=self.name
             )
         layout = self.layout_on(hardware)
         kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
@@ -517,13 +639,22 @@ class AnalogLayer(nn.Module):
                     new.copy_(old)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
+        self.settle_shards()
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        seeds = (s - (1 << 64) if s >= 1 << 63 else s for s in (self.key.seed, self.network_seed))
-        own, network = seeds
-        destination[prefix + "analog_state"] = torch.tensor(
-            [own, self._step, self._evaluated, self._range_batches, network], dtype=torch.int64
-        )
-        destination[prefix + "analog_hardware"] = hardware_record(self.hardware)
+        destination[prefix + "analog_state"] = self.analog_state
+        destination[prefix + "analog_hardware"] = self.analog_hardware
+
+    @property
+    def analog_state(self) -> Tensor:
+        """Seeds and counters, as a state dict carries them; torch's distributed checkpoints look up every name."""
+        own, network = (s - (1 << 64) if s >= 1 << 63 else s for s in (self.key.seed, self.network_seed))
+        counters = [own, self._step, self._evaluated, self._range_batches, network]
+        return torch.tensor(counters, dtype=torch.int64)
+
+    @property
+    def analog_hardware(self) -> Tensor:
+        """The description, likewise."""
+        return hardware_record(self.hardware)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
         saved = state_dict.get(prefix + "analog_state")
@@ -559,8 +690,11 @@ class AnalogLayer(nn.Module):
         if prefix + "column_scale" not in state_dict:
             self.remap()
         # Weights saved from an analog layer were clipped; clipping at n deviations again would shrink them.
-        self._clipped_version = version(self.weight) if saved is not None else -1
-        self._range_version = -1
+        self._clipped_version = self._range_version = -1
+        self._due_bound = self._due_range = None
+        parameter = self._parameter()
+        if saved is not None and parameter is not None:
+            self._now_clipped(parameter)
 
     def _fits(self, name: str, value: Tensor) -> bool:
         here = getattr(self, name, None)
@@ -573,7 +707,7 @@ class AnalogLayer(nn.Module):
         )  # a copy counts versions from zero
         state["_range_version"] = -1
         state["statistics"] = state["_observer"] = state["_pass"] = None
-        state["_replay"] = state["_recording"] = None
+        state["_replay"] = state["_recording"] = state["_sharded"] = None
         state["_records"] = Records()  # of backward passes that the copy does not have
         return state
 
@@ -638,10 +772,20 @@ def _watch_optimizers() -> None:
     """Constrain a layer after any optimizer has stepped its parameters, so that no wrapper is needed."""
     global _WATCHED
     if not _WATCHED:
-        from torch.optim.optimizer import register_optimizer_step_post_hook
+        from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+        register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
         _WATCHED = True
+
+
+def _before_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    stepped: set[int] | None = None
+    for layer in list(_LAYERS):
+        if not layer._is_fsdp_managed_module:
+            continue
+        stepped = stepped or {id(p) for group in optimizer.param_groups for p in group["params"]}
+        layer.before_sharded_step(stepped)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:

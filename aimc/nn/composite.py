@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import Hardware, PulsedHardware
+from aimc.hwa import FixedClip, GaussianClip
 from aimc.nn.base import AnalogLayer
 from aimc.nn.linear import AnalogLinear
 from aimc.nn.pulsed import PulsedLayer, PulsedLinear
@@ -126,11 +127,13 @@ class AnalogMatrix(AnalogLinear):
         owner = self._owner() if self._owner is not None else None
         return owner._parameters[self.piece.weight] if owner is not None else None
 
-    @torch.no_grad()
-    def constrain(self) -> None:
-        before = self.weight._version
-        super().constrain()
-        after = self.weight._version
+    def _part(self, whole: Tensor) -> Tensor:
+        return self.piece.of({self.piece.weight: whole})
+
+    def _clip_weight(self, parameter: Tensor, clip: FixedClip | GaussianClip) -> None:
+        before = parameter._version
+        super()._clip_weight(parameter, clip)
+        after = parameter._version
         # Matrices in one parameter have one version; what was clipped here leaves the others as they were.
         for other in self.owner.analog_matrices().values():
             if other.piece.weight == self.piece.weight and other._clipped_version == before:
@@ -225,6 +228,8 @@ class Composite(nn.Module):
                 there.requires_grad_(mine.requires_grad)
         for name, piece in self._analog_pieces.items():
             child: Any = self._modules[name]
+            if isinstance(child, AnalogMatrix):
+                child.refuse_shards()
             gain = getattr(child, "output_gain", None)
             piece.write(digital._parameters, child.weight if gain is None else child.weight * gain[:, None])
             if isinstance(child, PulsedLayer):

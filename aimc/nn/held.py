@@ -37,7 +37,7 @@ class HeldPass:
 
     def __init__(self, weight: Tensor, tiles: Tiles, layout: Layout, reads: int, input_range: Tensor | None):
         self.tiles, self.layout, self.reads = tiles, layout, max(reads, 1)
-        self.first_range = input_range.detach().clone() if input_range is not None else None
+        self.first_range = input_range.clone() if input_range is not None else None
         self.vectors = 0
         self.seen: list[Tensor] = []
         self._totals = torch.zeros(2, layout.row_tiles, dtype=torch.float64)

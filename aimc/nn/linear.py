@@ -118,7 +118,7 @@ class AnalogLinear(AnalogLayer, nn.Linear):
             tiles = self._tiles()
         except AimcError as error:
             raise error.at(layer=self.name or type(self).__name__) from None
-        run = HeldPass(self._outputs_first(), tiles, self.layout, reads, self.input_range)
+        run = HeldPass(self._outputs_first(), tiles, self.layout, reads, self.present_range())
         self._pass = run
         try:
             yield
@@ -139,6 +139,7 @@ class AnalogLinear(AnalogLayer, nn.Linear):
 def export(layer: AnalogLayer, digital):
     """Copy weight (times output gain), bias, dtype, device and mode of an analog layer to a digital twin."""
     digital = digital.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+    layer.refuse_shards()
     weight: Tensor = layer.weight
     if layer.output_gain is not None:
         weight = layer.shaped_like_weight(layer.matrix() * layer.output_gain[:, None])

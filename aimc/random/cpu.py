@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from aimc.compiled import njit
 
 if TYPE_CHECKING:
     from aimc.random import Key

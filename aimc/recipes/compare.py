@@ -193,6 +193,10 @@ def compare(
     if jobs < 1:
         raise AimcError(f"must be at least 1, got {jobs}", field="jobs")
     folder = pathlib.Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AimcError(f"cannot make {folder}: {error.strerror}", field="output") from None
     for case in wanted:
         if (folder / case.name / "config.yaml").exists():
             _refuse_others(folder / case.name, case.config)

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -20,6 +21,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from aimc.config import Config, differences
@@ -155,6 +157,10 @@ class Run:
         self._take_lock()
         try:
             self._open(config, environment(backend, data))
+        except OSError as error:
+            self.close()
+            place = error.filename or self.path
+            raise AimcError(f"cannot write {place}: {error.strerror}", field="output") from None
         except BaseException:
             self.close()
             raise
@@ -222,14 +228,23 @@ class Run:
 
     def record(self, kind: str, **fields: Any) -> None:
         """Append one line to the records, on disk before this returns."""
-        line = record_line({"kind": kind, **fields}).encode()
+        line, place, before = (
+            record_line({"kind": kind, **fields}).encode(),
+            self.path / "records.jsonl",
+            None,
+        )
         try:
-            with open(self.path / "records.jsonl", "ab") as file:
-                file.write(line)
-                file.flush()
+            with open(place, "ab", buffering=0) as file:
+                before = file.tell()
+                written = 0
+                while written < len(line):  # a full disk takes a part of it, and refuses the rest
+                    written += file.write(line[written:])
                 os.fsync(file.fileno())
         except OSError as error:
-            raise AimcError(f"cannot write to {self.path}: {error.strerror}", field="output") from None
+            if before is not None:
+                with contextlib.suppress(OSError):  # what is left is taken out when the run goes on
+                    os.truncate(place, before)
+            raise AimcError(f"cannot write {place}: {error.strerror}", field="output") from None
         entry = json.loads(line)
         del entry["check"]
         self.records.append(entry)
@@ -330,19 +345,34 @@ class Run:
         return [place for place in found if place.exists()]
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """One point of a TensorBoard curve."""
+        """One point of a TensorBoard curve; where they cannot be written the run goes on without, and says so once."""
         if not self._tensorboard:
             return
-        if self._writer is None:
-            from torch.utils.tensorboard.writer import SummaryWriter
+        from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.path / "tensorboard"))
-        self._writer.add_scalar(tag, value, step)
+        try:
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self.path / "tensorboard"))
+            self._writer.add_scalar(tag, value, step)
+        except OSError as error:
+            self._without_scalars(error)
+
+    def _without_scalars(self, error: OSError) -> None:
+        self._tensorboard, self._writer = False, None
+        warnings.warn(
+            f"cannot write {self.path / 'tensorboard'}: {error.strerror}; the run goes on without it, the same numbers "
+            "are in records.jsonl",
+            stacklevel=3,
+        )
 
     def close(self) -> None:
         """Release the directory."""
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.flush()  # which tells what became of the thread that writes; close does not
+                self._writer.close()
+            except OSError as error:
+                self._without_scalars(error)
             self._writer = None
         if self._lock is not None:
             self._lock.close()

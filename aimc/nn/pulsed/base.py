@@ -77,6 +77,7 @@ class PulsedLayer(nn.Module):
 
     weight: CellWeight
     bias: nn.Parameter | None
+    _is_fsdp_managed_module = False  # fully_shard says so
 
     def _set_up(
         self,
@@ -277,6 +278,13 @@ class PulsedLayer(nn.Module):
     @outside_graphs
     def _product(self, x: Tensor) -> Tensor:
         """``x`` in the shape that the form takes; the output likewise."""
+        if not isinstance(self.weight, CellWeight):
+            raise AimcError(
+                "its cells are sharded, and would take wrong pulses; leave them whole: fully_shard(net, "
+                "ignored_params={p for p in net.parameters() if isinstance(p, aimc.nn.CellWeight)}), with that set for "
+                "every module that is sharded, or take DistributedDataParallel",
+                layer=self.name, field="weight",
+            )  # fmt: skip
         if self._versions() != self._written:
             raise AimcError(
                 "the weight was written directly, but it lives in cells; write it with layer.program(weight), or "
@@ -284,7 +292,10 @@ class PulsedLayer(nn.Module):
                 layer=self.name, field="weight",
             )  # fmt: skip
         try:
-            return CellProduct.apply(x, self.weight, self.bias, self)  # type: ignore[return-value]
+            bias = self.bias
+            if bias is not None and not isinstance(bias, CellWeight) and self._is_fsdp_managed_module:
+                bias = bias.clone()  # compiled bodies never let go of memory that fully_shard wants to free
+            return CellProduct.apply(x, self.weight, bias, self)  # type: ignore[return-value]
         except AimcError as error:
             raise error.at(layer=self.name, shape=x.shape) from None
 
@@ -305,9 +316,19 @@ class PulsedLayer(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "analog_state"] = self.analog_state
+        destination[prefix + "analog_hardware"] = self.analog_hardware
+
+    @property
+    def analog_state(self) -> Tensor:
+        """Seed and counters, as a state dict carries them; torch's distributed checkpoints look up every name."""
         seed = self.key.seed - (1 << 64) if self.key.seed >= 1 << 63 else self.key.seed
-        destination[prefix + "analog_state"] = torch.tensor([seed, *self.reads.counters], dtype=torch.int64)
-        destination[prefix + "analog_hardware"] = hardware_record(self.hardware)
+        return torch.tensor([seed, *self.reads.counters], dtype=torch.int64)
+
+    @property
+    def analog_hardware(self) -> Tensor:
+        """The description, likewise."""
+        return hardware_record(self.hardware)
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from aimc.compiled import njit
 from aimc.random._pool import run_chunks
 
 _MINIMUM_CHUNK = 1 << 18

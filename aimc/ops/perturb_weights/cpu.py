@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from aimc.compiled import njit
 from aimc.ops.memory import empty
 from aimc.random import Key
 from aimc.random._pool import run_chunks

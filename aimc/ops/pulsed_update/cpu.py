@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from aimc.compiled import njit
 from aimc.ops.pulsed_update.response import OPTIONS, step, step_many
 from aimc.random.cpu import _M, _normal, _philox
 

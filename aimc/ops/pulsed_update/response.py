@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
+
+from aimc.compiled import njit
 
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 _f = np.float32

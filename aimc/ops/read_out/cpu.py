@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 import torch
-from numba import njit
 
+from aimc.compiled import njit
 from aimc.random._pool import run_chunks
 from aimc.random.cpu import fill_normals, key_words
 

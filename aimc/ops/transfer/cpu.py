@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from aimc.compiled import njit
 from aimc.ops.pulsed_update.cpu import (
     block,
     fire_all,
