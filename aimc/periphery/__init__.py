@@ -4,5 +4,6 @@ from aimc.periphery.array_io import ArrayIO
 from aimc.periphery.converter import ADC, DAC
 from aimc.periphery.input_range import InputRange
 from aimc.periphery.ir_drop import IRDrop, solve_ladder
+from aimc.periphery.wires import Wires
 
-__all__ = ["ADC", "DAC", "ArrayIO", "IRDrop", "InputRange", "solve_ladder"]
+__all__ = ["ADC", "DAC", "ArrayIO", "IRDrop", "InputRange", "Wires", "solve_ladder"]
