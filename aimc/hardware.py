@@ -10,7 +10,7 @@ from aimc.cells import PCM, Cell, Ladder, PulsedCell, SoftBounds
 from aimc.config import Config
 from aimc.crossbar import Mapping, TileSize
 from aimc.hwa import HardwareAware
-from aimc.periphery import ADC, DAC, ArrayIO, InputRange, IRDrop
+from aimc.periphery import ADC, DAC, ArrayIO, InputRange, IRDrop, Wires
 
 
 class Hardware(Config):
@@ -27,7 +27,9 @@ class Hardware(Config):
             weight, per read and output; 0 is off.
         short_term_noise: standard deviation of the weights' fluctuation within one read, times
             ``sqrt(sum_j |w_j| x_j^2)``; 0 is off.
-        ir_drop: voltage lost along the wires, or null.
+        ir_drop: voltage lost along the columns' wires in the fast, published form, or null.
+        wires: instead of it, resistances of rows, columns and terminals, solved exactly for every array of weights;
+            for small tiles, as that takes time. Devices of a pair are on two crossbars.
         training: hardware-aware training, or null for none.
     """
 
@@ -40,11 +42,17 @@ class Hardware(Config):
     output_noise: float = 0.04
     short_term_noise: float = 0.0175
     ir_drop: IRDrop | None = IRDrop()
+    wires: Wires | None = None
     training: HardwareAware | None = HardwareAware()
 
     def validate(self):
         self.require(self.output_noise >= 0, "output_noise", "must not be negative")
         self.require(self.short_term_noise >= 0, "short_term_noise", "must not be negative")
+        self.require(
+            self.wires is None or self.ir_drop is None,
+            "wires",
+            "are the exact form of ir_drop; set ir_drop to null to use them",
+        )
         self.require(
             self.dac is not None or self.input_range == InputRange(),
             "input_range",

@@ -17,7 +17,7 @@ from aimc.cells import ProgrammedCells
 from aimc.chip.compensation import Compensation, LeastSquares, TileReader
 from aimc.config import differences
 from aimc.convert import require_analog
-from aimc.crossbar import expand_scale, from_conductance, to_conductance
+from aimc.crossbar import behind_wires, expand_scale, from_conductance, to_conductance
 from aimc.errors import AimcError
 from aimc.files import write_atomic
 from aimc.hardware import Hardware
@@ -316,6 +316,8 @@ def _checksum(metadata: dict[str, str]) -> str:
 
 
 def _in_weight_units(conductance: Tensor, held: _Programmed, layer: AnalogLayer) -> Tensor:
+    if held.hardware.wires is not None:
+        conductance = behind_wires(conductance, layer.layout, held.hardware.wires)
     normalised = from_conductance(conductance, held.hardware.cell)
     return normalised * expand_scale(held.scale, layer.layout)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aimc import processes
 from aimc.config import Config, differences
-from aimc.crossbar import Layout, column_scale
+from aimc.crossbar import Layout, behind_wires, column_scale, expand_scale, from_conductance, to_conductance
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.hwa import FixedClip, GaussianClip, clip_, clip_bound, modify_weights
@@ -24,6 +24,7 @@ from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
 from aimc.ops import check_backend
+from aimc.periphery import Wires
 from aimc.random import Key
 
 _EXTRAS = ("input_range", "output_gain", "column_scale", "analog_state", "analog_hardware")
@@ -140,8 +141,9 @@ class AnalogLayer(nn.Module):
         else:
             self.register_parameter("output_gain", None)
         self.periphery = Periphery(
-            hardware.dac, hardware.adc, hardware.output_noise, hardware.short_term_noise, hardware.ir_drop
-        )
+            hardware.dac, hardware.adc, hardware.output_noise, hardware.short_term_noise, hardware.ir_drop,
+            hardware.wires,
+        )  # fmt: skip
         fixed = hardware.training is not None and hardware.training.remap_every != 1
         self.register_buffer("column_scale", self._weight_scale() if fixed else None)
         _LAYERS[self] = None
@@ -188,16 +190,17 @@ class AnalogLayer(nn.Module):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Clip the weights and keep the input range positive; runs after every optimizer step."""
+        """Clip the weights and keep the input range positive; runs after every optimizer step that moved them."""
         training = self.hardware.training
         parameter = self._parameter()
-        if (
-            training is not None
-            and training.clip is not None
-            and parameter is not None
-            and parameter.requires_grad
-        ):
+        trained = parameter is not None and parameter.requires_grad
+        if training is not None and training.clip is not None and trained:
             self._clip_weight(parameter, training.clip)
+        self.constrain_range()
+
+    @torch.no_grad()
+    def constrain_range(self) -> None:
+        """Keep the input range positive."""
         if isinstance(self.input_range, nn.Parameter):
             self.input_range.clamp_(min=_smallest(self.input_range.dtype))
 
@@ -329,7 +332,17 @@ class AnalogLayer(nn.Module):
             matrix, self.layout, modifiers, self.hardware.cell, scale,
             self.key.at("modifier", step=step), strength, True, self.backend, Key(self.network_seed),
         )  # fmt: skip
+        if self.periphery.wires is not None:
+            weights = self._behind_wires(weights, scale, self.periphery.wires)
         return Tiles(weights, scale, factor)
+
+    def _behind_wires(self, weights: list[Tensor], scale: Tensor, wires: Wires) -> list[Tensor]:
+        """The weights of the row tiles as they act from terminal to terminal; the gradient passes by the wires."""
+        cell, full = self.hardware.cell, expand_scale(scale, self.layout)
+        normalised = torch.where(full > 0, torch.cat(weights, 1) / full, 0)
+        seen = behind_wires(to_conductance(normalised, cell), self.layout, wires)
+        matrix = from_conductance(seen, cell) * full
+        return [matrix[:, a:b].contiguous() for a, b in self.layout.row_splits]
 
     # Input range ---------------------------------------------------------------------------------------------------
 
@@ -792,6 +805,7 @@ def _after_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for layer in list(_LAYERS):
         parameter = layer._parameter()
-        moved = parameter is not None and id(parameter) in stepped and parameter.grad is not None
-        if moved or (layer.input_range is not None and id(layer.input_range) in stepped):
+        if parameter is not None and id(parameter) in stepped and parameter.grad is not None:
             layer.constrain()
+        elif layer.input_range is not None and id(layer.input_range) in stepped:
+            layer.constrain_range()  # clipping shrinks weights that have not moved, too

@@ -17,7 +17,7 @@ from aimc.errors import AimcError
 from aimc.ops import convert_input, convert_input_backward, read_out, read_out_backward
 from aimc.ops.memory import empty
 from aimc.ops.read_out import ReadOut
-from aimc.periphery import ADC, DAC, IRDrop
+from aimc.periphery import ADC, DAC, IRDrop, Wires
 from aimc.random import Key
 
 
@@ -51,6 +51,7 @@ class Periphery:
     output_noise: float
     short_term_noise: float
     ir_drop: IRDrop | None
+    wires: Wires | None = None
 
 
 @dataclasses.dataclass
