@@ -82,6 +82,11 @@ def _smallest(dtype: torch.dtype) -> float:
     return min(torch.finfo(dtype).tiny * 1e6, 1e-4)
 
 
+def _largest(dtype: torch.dtype) -> float:
+    """The largest input range; nothing is beyond it."""
+    return torch.finfo(dtype).max
+
+
 def _no_gradient(push: Tensor, ranges: Tensor, call: Call) -> Tensor:
     """While the first batches set the range, the optimizer does not."""
     return torch.zeros_like(push)
@@ -202,7 +207,8 @@ class AnalogLayer(nn.Module):
     def constrain_range(self) -> None:
         """Keep the input range positive."""
         if isinstance(self.input_range, nn.Parameter):
-            self.input_range.clamp_(min=_smallest(self.input_range.dtype))
+            dtype = self.input_range.dtype
+            self.input_range.clamp_(_smallest(dtype), _largest(dtype))
 
     def _clip_changes(self) -> None:
         """Before a forward pass in training mode, if the weights changed otherwise than by an optimizer."""
@@ -405,7 +411,10 @@ class AnalogLayer(nn.Module):
             value = setting.init_std * spread if spread > 0 else largest
             if not value > 0:  # also where there is nothing, or something that is not finite
                 continue
-            value, old = part.new_tensor(value).clamp_min(tiny), ranges[tile]
+            # In single precision at least: a sum of two ranges may be beyond half precision.
+            wide = torch.promote_types(part.dtype, torch.float32)
+            old = ranges[tile].to(wide)
+            value = old.new_tensor(min(value, _largest(part.dtype))).clamp_min(tiny)
             if k >= setting.init_batches and not torch.isnan(old):
                 continue  # started long ago
             ranges[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
@@ -600,7 +609,7 @@ class AnalogLayer(nn.Module):
             raise AimcError(
                 "its input range is sharded; calibrate the network before fully_shard", layer=self.name
             )
-        self.input_range.copy_(values)
+        self.input_range.copy_(values.clamp_max(_largest(self.input_range.dtype)))
         self._range_batches = self.hardware.input_range.init_batches
 
     # State ---------------------------------------------------------------------------------------------------------

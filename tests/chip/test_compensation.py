@@ -168,7 +168,7 @@ def test_no_estimator_can_see_the_time():
         assert not set(kind.field_names()) & {"time", "t", "t0", "nu", "exponent", "cell"}
     assert {f for f in TileReader.__dataclass_fields__} == {"scale", "periphery", "backend"}
     assert {f for f in Periphery.__dataclass_fields__} == {
-        "dac", "adc", "output_noise", "short_term_noise", "ir_drop",
+        "dac", "adc", "output_noise", "short_term_noise", "ir_drop", "wires",
     }  # fmt: skip
 
 
