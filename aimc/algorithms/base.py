@@ -8,6 +8,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -233,15 +234,15 @@ class Algorithm(Config):
         """Pulses of a whole mini-batch on one tile, counted. ``options`` go to :func:`pulsed_update`."""
         found = pulsed_update(
             state["held"][tile], visible(state)[tile], state["parameters"][tile], array.cell, vectors, lr,
-            array.key.fold("tile", tile).at(step=int(state["counters"][UPDATES]) % (1 << 32)), self.pulses,
+            array.key.fold("tile", tile).at(step=mini_batch(state)), self.pulses,
             counts=state["counts"][tile], backend=array.backend, **options,
         )  # fmt: skip
-        state["statistics"][tile] += found
+        numbers(state, "statistics")[tile] += found.numpy()
 
     def rest(self, array: Array, state: State) -> bool:
         """A mini-batch without an update: cells that decay or diffuse go on doing so; whether there are any."""
         relaxed = relax(array, state)
-        state["counters"][UPDATES] += relaxed
+        numbers(state)[UPDATES] += relaxed
         return relaxed
 
     def fixed_rates(self) -> tuple[str, ...]:
@@ -251,8 +252,19 @@ class Algorithm(Config):
     def finish(self, array: Array, state: State, vectors: Vectors) -> None:
         """End of a mini-batch: decay and diffusion, and the counters move on."""
         relax(array, state)
-        state["counters"][UPDATES] += 1
-        state["counters"][VECTORS] += vectors.count
+        counters = numbers(state)
+        counters[UPDATES] += 1
+        counters[VECTORS] += vectors.count
+
+
+def numbers(state: State, name: str = "counters") -> np.ndarray:
+    """Whole numbers of the state, to be read or changed: torch takes microseconds for one of them."""
+    return state[name].numpy()
+
+
+def mini_batch(state: State) -> int:
+    """Mini-batches so far, as the step of a key."""
+    return int(numbers(state)[UPDATES]) % (1 << 32)
 
 
 @functools.lru_cache(maxsize=256)
@@ -287,9 +299,9 @@ def retention(state: State, t: int) -> dict[str, Tensor]:
 
 def relax(array: Array, state: State) -> bool:
     """Let every tile decay and diffuse for one mini-batch, where its cells do; whether they do."""
-    if not any(name.startswith("retention.") for name in state):
+    if "retention.rest" not in state and "retention.diffusion" not in state:
         return False
-    step = int(state["counters"][UPDATES]) % (1 << 32)
+    step = mini_batch(state)
     for t in range(len(state["held"])):
         key = array.key.fold("tile", t).at("decay", step=step)
         array.cell.relax(state["held"][t], state["parameters"][t], retention(state, t), key)
@@ -304,7 +316,5 @@ def show(array: Array, state: State, after: str) -> None:
         after: what has touched them; draws depend on it and on the mini-batch.
     """
     if "w" in state:
-        key = array.key.fold("whole", after).at(
-            "pulse_noise", step=int(state["counters"][UPDATES]) % (1 << 32)
-        )
+        key = array.key.fold("whole", after).at("pulse_noise", step=mini_batch(state))
         state["w"].copy_(array.cell.shown(state["held"], key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aimc.algorithms.base import UPDATES, Algorithm, Array, State, tile_of
+from aimc.algorithms.base import UPDATES, Algorithm, Array, State, numbers, tile_of
 from aimc.ops.pulsed_update import Vectors, check_vectors
 from aimc.ops.transfer import whole_steps
 
@@ -45,10 +45,11 @@ class MixedPrecision(Algorithm):
     def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
         check_vectors(vectors, state["held"][0], lr)  # a NaN in chi would stay for good
         state["chi"].sub_(vectors.gradient(), alpha=lr / array.scale)
-        updates = int(state["counters"][UPDATES])
+        updates = int(numbers(state)[UPDATES])
         if (updates + 1) % self.period == 0:
-            state["statistics"][0] += whole_steps(
+            found = whole_steps(
                 tile_of(array, state, 0), state["chi"], self.threshold * array.cell.granularity, updates, array.key,
                 self.most_pulses, array.backend,
             )  # fmt: skip
+            numbers(state, "statistics")[0] += found.numpy()
         self.finish(array, state, vectors)

@@ -7,7 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aimc.algorithms.base import UPDATES, Array, State, Transfers, one_hot_read, share_tensor, show, visible
+from aimc.algorithms.base import (
+    UPDATES,
+    Array,
+    State,
+    Transfers,
+    numbers,
+    one_hot_read,
+    share_tensor,
+    show,
+    visible,
+)  # fmt: skip
 from aimc.algorithms.plateau import FirstThen, PlateauRule
 from aimc.algorithms.transferring import Transferring, transfer_columns, transfers
 from aimc.config import Config
@@ -263,7 +273,7 @@ class Residual(Transferring):
     def _reencode(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
         columns, width = self.columns_of(array), array.shape[1]
         shares = self.shares(array)
-        number = int(state["counters"][VISITS])
+        number = int(numbers(state)[VISITS])
         first = number % width
         gradient, rate, last = None, 0.0, 0
         if self.gradient == "digital":
@@ -285,9 +295,9 @@ class Residual(Transferring):
             last_tries=self.last_tries, floor=self.floor, stochastic=self.gradient == "digital",
             how=one_hot_read(array), backend=array.backend,
         )  # fmt: skip
-        state["statistics"][last:] += found
-        state["reads"][last:] += reads
-        state["counters"][VISITS] = number + columns
+        numbers(state, "statistics")[last:] += found.numpy()
+        numbers(state, "reads")[last:] += reads.numpy()
+        numbers(state)[VISITS] = number + columns
 
     def finest(self, array: Array, gradient: Tensor, rate: float, shares: tuple[float, ...]) -> int:
         """The tile that rounds: the most significant one whose step is at most ``rounding`` times the usual change.
@@ -303,7 +313,7 @@ class Residual(Transferring):
 
     def due(self, state: State) -> list[tuple[int, int]]:
         """Transfers ``(source, target)`` at the end of the present mini-batch, in order; moves a warm start on."""
-        counters, n = state["counters"], self.tiles
+        counters, n = numbers(state), self.tiles
         u = int(counters[UPDATES]) + 1
         warm, found = self.warm_start, []
         is_due = [u % self.period_of(t) == 0 for t in range(n - 1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aimc.algorithms.base import UPDATES, Array, State, Transfers
+from aimc.algorithms.base import UPDATES, Array, State, Transfers, numbers
 from aimc.algorithms.transferring import Transferring, transfer_columns, transfers
 from aimc.ops.pulsed_update import PulseTrain, Vectors
 
@@ -52,7 +52,7 @@ class TikiTakaV1(Transferring):
 
     def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
         self.pulse(array, state, 0, vectors, self.fast_rate(array, lr))
-        if (int(state["counters"][UPDATES]) + 1) % self.period == 0:
+        if (int(numbers(state)[UPDATES]) + 1) % self.period == 0:
             transfer_columns(
                 array, state, 0, 1, self.columns_of(array), self.transfer_rate(lr), self.transfer_pulses,
                 self.reset_chance,

@@ -7,7 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aimc.algorithms.base import UPDATES, VECTORS, Array, State, Transfers, one_hot_read, tile_of
+from aimc.algorithms.base import (
+    UPDATES,
+    VECTORS,
+    Array,
+    State,
+    Transfers,
+    mini_batch,
+    numbers,
+    one_hot_read,
+    tile_of,
+)  # fmt: skip
 from aimc.algorithms.transferring import Transferring
 from aimc.ops.pulsed_update import Vectors
 from aimc.ops.transfer import Buffer, buffered_update
@@ -105,24 +115,25 @@ class TikiTakaV2(Transferring):
 
     def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
         if self.unit == "vectors":
-            period, so_far = self.period, int(state["counters"][VECTORS])
+            period, so_far = self.period, int(numbers(state)[VECTORS])
         else:  # the last vector of every ``period``-th mini-batch
             period = vectors.count * self.period
-            so_far = vectors.count * (int(state["counters"][UPDATES]) % self.period)
+            so_far = vectors.count * (int(numbers(state)[UPDATES]) % self.period)
         rate, fast_lr = 0.0, self.fast_rate(array, lr)
         if self.auto_scale:
             rate = (1 - self.auto_momentum) / max(vectors.count, 1)
             fast_lr = self.fast_lr * self.pulses.length * array.cell.granularity
-        before = int(state["visits"][0])
-        key = array.key.fold("tile", 0).at(step=int(state["counters"][UPDATES]) % (1 << 32))
+        before = int(numbers(state, "visits")[0])
+        key = array.key.fold("tile", 0).at(step=mini_batch(state))
         fast, slow = buffered_update(
             tile_of(array, state, 0), tile_of(array, state, 1), vectors, fast_lr, key, array.key.fold("transfer", 0, 1),
             self.buffer(array, state, max(period, 1), lr), so_far, max(period, 1), self.columns_of(array),
             one_hot_read(array), self.pulses, state.get("means"), rate, array.backend,
         )  # fmt: skip
-        state["statistics"][0] += fast
-        state["statistics"][1] += slow
-        state["reads"][0] += int(state["visits"][0]) - before
+        statistics = numbers(state, "statistics")
+        statistics[0] += fast.numpy()
+        statistics[1] += slow.numpy()
+        numbers(state, "reads")[0] += numbers(state, "visits")[0] - before
         self.finish(array, state, vectors)
 
     def schedule(

@@ -6,7 +6,17 @@ from typing import Literal
 
 import torch
 
-from aimc.algorithms.base import Algorithm, Array, State, Transfers, one_hot_read, retention, tile_of, visible
+from aimc.algorithms.base import (
+    Algorithm,
+    Array,
+    State,
+    Transfers,
+    numbers,
+    one_hot_read,
+    retention,
+    tile_of,
+    visible,
+)  # fmt: skip
 from aimc.ops.pulsed_update import PulseTrain
 from aimc.ops.transfer import transfer
 from aimc.random import uniform
@@ -55,13 +65,14 @@ def transfer_columns(
 
     Each column is reset after its read with the probability ``reset_chance``.
     """
-    number = int(state["reads"][source])
+    reads = numbers(state, "reads")
+    number = int(reads[source])
     found = transfer(
         tile_of(array, state, target), visible(state)[source], number % array.shape[1], columns, number, lr,
         array.key.fold("transfer", source, target), one_hot_read(array), train, array.backend,
     )  # fmt: skip
-    state["reads"][source] += columns
-    state["statistics"][target] += found
+    reads[source] += columns
+    numbers(state, "statistics")[target] += found.numpy()
     if reset_chance > 0:
         _reset_columns(array, state, source, number, columns, reset_chance)
 

@@ -315,6 +315,10 @@ def test_trains_that_are_not_pulses_are_refused():
     with pytest.raises(AimcError, match="field 'kind'.*'none'"):
         buffered_update(cells.tile(0), cells.tile(1), linear_vectors(), 1.0, Key(0), Key(1), buffer, 0, 1,
                         train=PulseTrain(kind="none"))  # fmt: skip
+    with pytest.raises(AimcError, match="field 'train'.*do not grow"):
+        growing = PulseTrain(length_management=False, fixed_length=False)
+        buffered_update(cells.tile(0), cells.tile(1), linear_vectors(), 1.0, Key(0), Key(1), buffer, 0, 1,
+                        train=growing, rate=0.1)  # fmt: skip
     with pytest.raises(AimcError, match="NaN or infinite"):
         bad = Vectors(torch.full((2, 5), math.nan), torch.ones(2, 7))
         buffered_update(cells.tile(0), cells.tile(1), bad, 1.0, Key(0), Key(1), buffer, 0, 1)

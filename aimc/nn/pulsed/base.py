@@ -524,8 +524,8 @@ def _before_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         held = held or {id(p) for group in optimizer.param_groups for p in group["params"]}
         # A layer that is nobody's belongs with the rest of its network; what steps another network does not concern it.
         network = layer._network() if layer._network is not None and owner is None else None
-        if id(layer.weight) in held or any(
-            id(p) in held for p in (network or layer).parameters() if owner is None
+        if id(layer.weight) in held or (
+            owner is None and any(id(p) in held for p in (network or layer).parameters())
         ):
             way_out = (
                 "step an optimizer made by aimc.optim.wrap(optimizer, net)"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aimc import processes
 from aimc.errors import AimcError
-from aimc.ops.pulsed_update import Vectors
+from aimc.ops.pulsed_update import Vectors, finite
 
 
 class Form(Protocol):
@@ -195,7 +195,7 @@ class PendingUpdate:
         self._verify()
         for record in self.records:
             for what, value in (("gradient", record.d), ("input", record.x)):
-                if not _finite(value) or not math.isfinite(record.factor):
+                if not finite(value) or not math.isfinite(record.factor):
                     raise AimcError(
                         f"the {what} holds NaN or infinite values; nothing was written. Skip the step (zero_grad) or "
                         "use a GradScaler",
@@ -213,11 +213,6 @@ class PendingUpdate:
         factors = [r.factor * factor for r in self.records]
         parts = [self.form.vectors(r.x, r.d if f == 1 else r.d * f) for r, f in zip(self.records, factors)]
         return parts[0] if len(parts) == 1 else self.form.merged(parts)
-
-
-def _finite(value: Tensor) -> bool:
-    # The sum costs one pass; it may overflow where no value does.
-    return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
 
 
 class CellWeight(nn.Parameter):

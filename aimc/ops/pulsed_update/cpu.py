@@ -6,7 +6,7 @@ import numpy as np
 
 from aimc.compiled import njit
 from aimc.ops.pulsed_update.response import OPTIONS, step, step_many
-from aimc.random.cpu import _M, _normal, _philox
+from aimc.random.cpu import _M, _normal, _philox, fill_words
 
 STATISTICS = ("vectors", "active", "pulses", "slots", "beyond_budget", "probabilities", "clipped")
 """Counters of an update: vectors seen; vectors with an input and a gradient; pulses; slots; vectors that would need
@@ -15,6 +15,9 @@ more pulses than the train has slots; probabilities of rows; those of them above
 _2P32 = 4294967296.0
 _LEAST = 1e-30
 _PULSES = 1024  # made together
+_VECTORS = 64  # looked at together, at most
+_WORDS = 1 << 16  # drawn together for rows, at most
+_MAGNITUDE = np.int32(0x7FFFFFFF)  # of a float32; magnitudes have the order of their bits
 
 
 @njit(**OPTIONS)
@@ -61,42 +64,34 @@ def fires(byte, place, n16, line, limit, low_key):
 
 
 @njit(**OPTIONS)
-def fire_all(place, n, limits, key, low_key, fired):
-    """Lines of ``range(n)`` that fire in a slot, into ``fired``; how many. One byte a line, 16 lines a block."""
+def fire_all(place, n, limits, bounds, key, low_key, fired, words, near):
+    """Lines of ``range(n)`` that fire in a slot, into ``fired``; how many. One byte a line, 16 lines a block.
+
+    Args:
+        limits, bounds: from :func:`limits_of`.
+        words, near: memory from :func:`line_memory`.
+    """
     n16 = (n + 15) // 16 * 16
+    fill_words(words, key[0], key[1], key[2], key[3], place * (n16 // 4))
+    byte = words.view(np.uint8)
+    # Most lines are out by their high byte; they are passed over eight at a time.
+    for line in range(n):
+        near[line] = byte[line] < bounds[line]
+    eights = near.view(np.uint64)
     count = 0
-    for first in range(0, n, 16):
-        words = block(place * (n16 // 16) + first // 16, key)
-        for k in range(4):
-            word = words[k]
-            start = first + 4 * k
-            for line in range(start, min(start + 4, n)):
+    for first in range(0, n, 8):
+        if eights[first // 8] != 0:
+            for line in range(first, min(first + 8, n)):
                 fired[count] = line
-                count += fires(word & 255, place, n16, line, limits[line], low_key)
-                word >>= 8
+                count += fires(np.int64(byte[line]), place, n16, line, limits[line], low_key)
     return count
 
 
 @njit(**OPTIONS)
-def fire_some(place, n, lines, many, limits, key, low_key, fired):
-    """The same for the ``many`` ascending ``lines`` alone, whose limits are in order of the lines."""
+def line_memory(n):
+    """What :func:`fire_all` needs for ``n`` lines."""
     n16 = (n + 15) // 16 * 16
-    count, held = 0, -1
-    words = (np.int64(0), np.int64(0), np.int64(0), np.int64(0))
-    for k in range(many):
-        line = lines[k]
-        if line // 16 != held:
-            held = line // 16
-            words = block(place * (n16 // 16) + held, key)
-        quarter = (line >> 2) & 3
-        word = (
-            words[0]
-            if quarter == 0
-            else (words[1] if quarter == 1 else (words[2] if quarter == 2 else words[3]))
-        )
-        fired[count] = line
-        count += fires((word >> (8 * (line & 3))) & 255, place, n16, line, limits[k], low_key)
-    return count
+    return np.empty(n16 // 4, np.uint32), np.zeros(n16, np.uint8)
 
 
 @njit(inline="always", **OPTIONS)
@@ -174,19 +169,20 @@ def pulse_listed(
     )  # fmt: skip
 
 
-@njit(inline="always", **OPTIONS)
-def list_pulse(
-    row, column, up, position, many, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy,
-    write_noise,
-):  # fmt: skip
-    """Put a pulse on a list of ``many``, which is sent first where it is full; returns how many it then holds."""
-    if many == _PULSES:
-        pulse_listed(
-            many, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy, write_noise
-        )
-        many = 0
-    listed[0, many], listed[1, many], listed[2, many], ups[many] = row, column, position, up
-    return many + 1
+@njit(**OPTIONS)
+def list_row(row, up, columns, flips, n, start, listed, ups, many):
+    """Put the pulses of a row on a list that holds ``many``; returns how many it then holds.
+
+    Args:
+        up: direction, turned where ``flips``.
+        columns: the first ``n`` are pulsed.
+        start: position of the row's first device.
+    """
+    for c in range(n):
+        j = columns[c]
+        listed[0, many + c], listed[1, many + c], listed[2, many + c] = row, j, start + j
+        ups[many + c] = up != flips[c]
+    return many + n
 
 
 @njit(**OPTIONS)
@@ -216,6 +212,112 @@ def rounded(p, resolution):
 
 
 @njit(**OPTIONS)
+def peaks_of_lines(peaks, bits, first, step, lines, stride):
+    """The largest magnitudes at ``first + k step`` and at ``lines - 1`` strides after it, into ``peaks`` ``[n]``."""
+    if step != 1:
+        for k in range(peaks.size):
+            peak = np.int32(0)
+            for i in range(lines):
+                peak = max(peak, np.int32(bits[first + k * step + i * stride] & _MAGNITUDE))
+            peaks[k] = peak
+        return
+    peaks[:] = 0
+    for i in range(lines):
+        line = bits[first + i * stride : first + i * stride + peaks.size]
+        for k in range(peaks.size):
+            peaks[k] = max(peaks[k], np.int32(line[k] & _MAGNITUDE))
+
+
+@njit(**OPTIONS)
+def peaks_of_patches(peaks, bits, first, starts, offsets, window):
+    """The largest magnitudes at ``first + starts[k] + offsets``, into ``peaks`` ``[n]``; ``window`` is memory."""
+    n = peaks.size
+    origin, span = first + starts[0], starts[n - 1] - starts[0] + 1
+    if span > window.size:
+        for k in range(n):
+            peak = np.int32(0)
+            for j in range(offsets.size):
+                peak = max(peak, np.int32(bits[first + starts[k] + offsets[j]] & _MAGNITUDE))
+            peaks[k] = peak
+        return
+    # Everything between the first and the last patch, too: neighbours in memory are many times faster than a gather.
+    window[:span] = 0
+    for j in range(offsets.size):
+        line = bits[origin + offsets[j] : origin + offsets[j] + span]
+        for k in range(span):
+            window[k] = max(window[k], np.int32(line[k] & _MAGNITUDE))
+    for k in range(n):
+        peaks[k] = window[starts[k] - starts[0]]
+
+
+@njit(inline="always", **OPTIONS)
+def byte_bound(limit):
+    """A high byte has to be below this for its line to fire."""
+    return (limit + 0xFFFFFF) >> 24
+
+
+@njit(**OPTIONS)
+def limits_of(values, factor, resolution, limits, bounds):
+    """Limits of lines with these values, and what bounds their high bytes; ``factor`` times a magnitude is its
+    probability."""
+    for j in range(values.size):
+        limits[j] = threshold(rounded(abs(np.float64(values[j])) * factor, resolution))
+    for j in range(values.size):
+        bounds[j] = byte_bound(limits[j])
+
+
+@njit(**OPTIONS)
+def row_limits(limits, bounds, values, d, first, step, stride, a, resolution, statistics):
+    """Limits and bounds of the rows of some successive vectors, ``[rows, n]``; counts of probabilities.
+
+    Args:
+        first, step, stride: where the first vector's first gradient lies, and how far away the next vector's and its
+            own next one.
+        a: factor of each vector's probabilities ``[n]``.
+        values: memory, float32 ``[n]``.
+    """
+    n = a.size
+    for i in range(limits.shape[0]):
+        at, to, high = first + i * stride, limits[i], bounds[i]
+        for k in range(n):
+            values[k] = d[at + k * step]
+        many, beyond = 0, 0
+        for k in range(n):
+            q = rounded(abs(np.float64(values[k])) * a[k], resolution)
+            to[k] = threshold(q)
+            many += q > 0
+            beyond += q > 1.0 + 1e-6
+        for k in range(n):
+            high[k] = byte_bound(to[k])
+        statistics[5] += many
+        statistics[6] += beyond
+
+
+@njit(**OPTIONS)
+def draw_rows(words, near, n, bounds, number, step, slot, stride, key):
+    """Draw a slot's words of successive vectors; ``near`` is where some row may fire.
+
+    Args:
+        words: uint32 ``[rows in fours, n]``; the lowest byte is the first row's.
+        near: bool ``[n]``.
+        number, step: of the first vector, and from one to the next.
+    """
+    blocks, rows = words.shape[0] // 4, bounds.shape[0]
+    k0, k1, k2, k3 = np.uint64(key[0]), np.uint64(key[1]), np.uint64(key[2]), np.uint64(key[3])
+    for b in range(blocks):
+        for k in range(n):
+            place = (number + k * step) * stride + slot
+            w0, w1, w2, w3 = _philox(np.uint64(place * blocks + b), k0, k1, k2, k3)
+            words[4 * b, k], words[4 * b + 1, k] = np.uint32(w0 & _M), np.uint32(w1 & _M)
+            words[4 * b + 2, k], words[4 * b + 3, k] = np.uint32(w2 & _M), np.uint32(w3 & _M)
+    near[:n] = False
+    for i in range(rows):
+        shift = np.uint32(8 * (i & 3))
+        for k in range(n):
+            near[k] |= ((words[i >> 2, k] >> shift) & np.uint32(255)) < bounds[i, k]
+
+
+@njit(**OPTIONS)
 def update(
     kind, constants, held, w, p, counts, noisy, write_noise,
     x, image_stride, starts, offsets, kernel, plane, group_stride, groups,
@@ -224,7 +326,7 @@ def update(
     x_resolution, d_resolution, stride, x_key, x_low, d_key, d_low, noise_key, statistics,
 ):  # fmt: skip
     """All vectors of an update, in order. See ``pulsed_update`` for the meaning of the arguments."""
-    memory = scratch(held.shape[0] // groups, len(offsets), kernel, plane)
+    memory = scratch(held.shape[0] // groups, len(offsets), kernel, plane, groups, stride)
     update_range(
         kind, constants, held, w, p, counts, noisy, write_noise, x, image_stride, starts, offsets, kernel, plane,
         group_stride, groups, d, d_image, d_row, d_position, positions, x_sign, d_sign, first, mode, lr, granularity,
@@ -234,16 +336,32 @@ def update(
 
 
 @njit(**OPTIONS)
-def scratch(rows, columns, kernel, plane):
+def scratch(rows, columns, kernel, plane, groups, stride):
     """Memory for :func:`update_range`; its calls on successive vectors have to share it."""
+    words = (rows + 15) // 16 * 4
+    together = max(min(_VECTORS // groups, _WORDS // (words * stride)), 1)
+    most = max(_PULSES, columns)  # a row's pulses fit
     n = max(rows, columns) + 1
     return (
-        np.empty((5, n), np.int64),
-        np.empty((2, n)),
-        np.empty(plane if columns > kernel else 0, np.float32),
-        np.empty((3, _PULSES), np.int64),
-        np.empty(_PULSES, np.bool_),
-        np.zeros((2, _PULSES), np.float32),
+        np.empty((groups, plane if columns > kernel else 0), np.int32),
+        np.empty(8 * together, np.int32),
+        np.empty((2, groups, together), np.int32),
+        np.empty((4, together)),
+        (
+            np.empty((rows, together), np.int64),
+            np.empty((rows, together), np.uint32),
+            np.empty(together, np.float32),
+            np.empty((stride, words, together), np.uint32),
+            np.empty((stride, together), np.bool_),
+        ),
+        (
+            np.empty(columns, np.float32),
+            np.empty(columns, np.int64),
+            np.empty(columns, np.uint16),
+            line_memory(columns),
+        ),
+        (np.empty((2, n), np.int64), np.empty(n, np.bool_), np.empty((2, n))),
+        (np.empty((3, most), np.int64), np.empty(most, np.bool_), np.zeros((2, most), np.float32)),
     )
 
 
@@ -266,141 +384,162 @@ def update_range(
     """
     columns = len(offsets)
     rows = held.shape[0] // groups
-    integers, reals, largest, listed, ups, normals = memory
+    pooled, window, peaks, trains, of_rows, of_columns, fired, pulses = memory
+    row_limit, row_bound, row_values, row_words, near = of_rows
+    values, limit, bounds, (words, near_columns) = of_columns
+    lines, flips, means_of = fired
+    fired_rows, fired_columns, mean_rows, mean_columns = lines[0], lines[1], means_of[0], means_of[1]
+    listed, ups, normals = pulses
+    most, together = ups.size, trains.shape[1]
     waiting = 0  # pulses that are listed
-    row_limit, column_limit, active_rows, fired_rows, fired_columns = (
-        integers[0], integers[1], integers[2], integers[3], integers[4],
-    )  # fmt: skip
-    mean_rows, mean_columns = reals[0], reals[1]
-    base_lr = lr
-    channels = columns // kernel
-    pooled = channels > 1 and groups == 1
+    rates, all_slots, all_a, all_b = trains[0], trains[1], trains[2], trains[3]
+    rows16 = (rows + 15) // 16 * 16
+    x_bits, d_bits = x.view(np.int32), d.view(np.int32)
     devices = held.shape[0] * columns
     signed = len(x_sign) > 0
-    for v in range(begin, end):
+    v = begin
+    while v < end:
+        # Some positions of one image: what is asked of every vector is asked of all of them at once.
         image, position = v // positions, v % positions
-        if rate > 0:
-            top_x, top_d = np.float32(0.0), np.float32(0.0)
-            for g in range(groups):
-                for j in range(columns):
-                    top_x = max(
-                        top_x, abs(x[image * image_stride + g * group_stride + starts[position] + offsets[j]])
-                    )
-            for i in range(groups * rows):
-                top_d = max(top_d, abs(d[image * d_image + i * d_row + position * d_position]))
-            for side, value in ((0, np.float64(top_x)), (1, np.float64(top_d))):
-                means[side] = value if means[side] == 0 else means[side] + rate * (value - means[side])
-            lr = base_lr / max(means[0] * means[1], _LEAST)
+        many = min(min(end - v, positions - position), together)
+        places = starts[position : position + many]
         for g in range(groups):
-            statistics[0] += 1
-            at_d = image * d_image + g * rows * d_row + position * d_position
-            largest_d = np.float32(0.0)
-            active = 0
-            for i in range(rows):
-                value = abs(d[at_d + i * d_row])
-                active_rows[active] = i
-                active += value > 0
-                largest_d = max(largest_d, value)
             at_group = image * image_stride + g * group_stride
-            if pooled and position == 0:
+            x_peaks, d_peaks = peaks[0, g, :many], peaks[1, g, :many]
+            at_d = image * d_image + g * rows * d_row + position * d_position
+            peaks_of_lines(d_peaks, d_bits, at_d, d_position, rows, d_row)
+            if columns == kernel:
+                peaks_of_patches(x_peaks, x_bits, at_group, places, offsets, window)
+                continue
+            if position == 0:
                 # The largest magnitude over the channels: a patch then needs one look per position of the filter.
-                for k in range(plane):
-                    largest[k] = abs(x[at_group + k])
-                for c in range(1, channels):
-                    for k in range(plane):
-                        largest[k] = max(largest[k], abs(x[at_group + c * plane + k]))
-            if largest_d == 0:
-                continue
-            at_x = at_group + starts[position]
-            largest_x = np.float32(0.0)
-            if pooled:
-                for j in range(kernel):
-                    largest_x = max(largest_x, largest[starts[position] + offsets[j]])
-            else:
-                for j in range(columns):
-                    largest_x = max(largest_x, abs(x[at_x + offsets[j]]))
-            if largest_x == 0:
-                continue
-            statistics[1] += 1
-            slots, a, b, kappa = train_of(
-                np.float64(largest_x), np.float64(largest_d), lr, granularity, length, length_management, management,
-                fixed, scale,
-            )  # fmt: skip
-            if kappa > length:
-                statistics[4] += 1
-            number = np.int64(first + v) * groups + g
+                peaks_of_lines(pooled[g], x_bits, at_group, 1, columns // kernel, plane)
+            peaks_of_patches(x_peaks, pooled[g], 0, places, offsets[:kernel], window)
+        tops = peaks.view(np.float32)
+        rates[:many] = lr
+        if rate > 0:
+            for k in range(many):
+                for side in range(2):
+                    value = np.float64(tops[side, 0, k])
+                    for g in range(1, groups):
+                        value = max(value, np.float64(tops[side, g, k]))
+                    means[side] = value if means[side] == 0 else means[side] + rate * (value - means[side])
+                rates[k] = lr / max(means[0] * means[1], _LEAST)
+        for g in range(groups):
+            statistics[0] += many
+            for k in range(many):
+                all_slots[k], all_a[k], all_b[k], kappa = train_of(
+                    np.float64(tops[0, g, k]), np.float64(tops[1, g, k]), rates[k], granularity, length,
+                    length_management, management, fixed, scale,
+                )  # fmt: skip
+                statistics[4] += kappa > length
+                if tops[0, g, k] == 0 or tops[1, g, k] == 0:
+                    all_slots[k] = all_a[k] = 0.0
+            first_d = image * d_image + g * rows * d_row + position * d_position
             if mode == 0:
-                for k in range(active):
-                    q = rounded(abs(np.float64(d[at_d + active_rows[k] * d_row])) * a, d_resolution)
-                    row_limit[k] = threshold(q)
-                    statistics[5] += q > 0
-                    statistics[6] += q > 1.0 + 1e-6
+                number = np.int64(first + v) * groups + g
+                row_limits(
+                    row_limit, row_bound, row_values, d, first_d, d_position, d_row, all_a[:many], d_resolution,
+                    statistics,
+                )  # fmt: skip
+                for slot in range(int(all_slots[:many].max())):
+                    draw_rows(
+                        row_words[slot], near[slot], many, row_bound, number, groups, slot, stride, d_key
+                    )
+            for k in range(many):
+                slots, b = int(all_slots[k]), all_b[k]
+                if slots == 0:
+                    continue
+                statistics[1] += 1
                 statistics[3] += slots
-                known = False
-                for slot in range(slots):
-                    place = number * stride + slot
-                    n = fire_some(place, rows, active_rows, active, row_limit, d_key, d_low, fired_rows)
-                    if n == 0:
-                        continue
-                    if not known:
-                        known = True
-                        for j in range(columns):
-                            q = rounded(abs(np.float64(x[at_x + offsets[j]])) * b, x_resolution)
-                            column_limit[j] = threshold(q)
-                    m = fire_all(place, columns, column_limit, x_key, x_low, fired_columns)
-                    for r in range(n):
-                        i = fired_rows[r]
+                at_d = first_d + k * d_position
+                at_x = image * image_stride + g * group_stride + places[k]
+                number = np.int64(first + v + k) * groups + g
+                if mode == 0:
+                    known = False
+                    for slot in range(slots):
+                        if not near[slot, k]:
+                            continue
+                        place, n = number * stride + slot, 0
+                        for i in range(rows):
+                            byte = np.int64(
+                                (row_words[slot, i >> 2, k] >> np.uint32(8 * (i & 3))) & np.uint32(255)
+                            )
+                            fired_rows[n] = i
+                            n += fires(byte, place, rows16, i, row_limit[i, k], d_low)
+                        if n == 0:
+                            continue
+                        if not known:
+                            known = True
+                            for j in range(columns):
+                                values[j] = x[at_x + offsets[j]]
+                            limits_of(values, b, x_resolution, limit, bounds)
+                        m = fire_all(
+                            place, columns, limit, bounds, x_key, x_low, fired_columns, words, near_columns
+                        )
+                        for c in range(m):
+                            j = fired_columns[c]
+                            flips[c] = values[j] < 0
+                            if signed:
+                                flips[c] = flips[c] != (x_sign[j] < 0)
+                        for r in range(n):
+                            i = fired_rows[r]
+                            row = g * rows + i
+                            up = d[at_d + i * d_row] < 0
+                            if signed:
+                                up = up != (d_sign[row] < 0)
+                            if waiting + m > most:
+                                pulse_listed(
+                                    waiting, listed, ups, normals, kind, constants, held, w, p, counts, noise_key,
+                                    noisy, write_noise,
+                                )  # fmt: skip
+                                waiting = 0
+                            start = place * devices + row * columns
+                            waiting = list_row(row, up, fired_columns, flips, m, start, listed, ups, waiting)
+                        statistics[2] += n * m
+                else:
+                    a = all_a[k]
+                    for i in range(rows):
+                        q = rounded(abs(np.float64(d[at_d + i * d_row])) * a, d_resolution)
+                        if q > 0:
+                            statistics[5] += 1
+                            if q > 1.0 + 1e-6:
+                                statistics[6] += 1
+                        q = min(q, 1.0)
+                        mean_rows[i] = np.rint(slots * q) if mode == 1 else q
+                    for j in range(columns):
+                        q = min(rounded(abs(np.float64(x[at_x + offsets[j]])) * b, x_resolution), 1.0)
+                        mean_columns[j] = np.rint(slots * q) if mode == 1 else q
+                    for i in range(rows):
+                        if mean_rows[i] == 0:
+                            continue
                         row = g * rows + i
                         d_up = d[at_d + i * d_row] < 0
                         if signed:
                             d_up = d_up != (d_sign[row] < 0)
-                        for c in range(m):
-                            j = fired_columns[c]
+                        for j in range(columns):
+                            if mode == 1:
+                                count = int(np.rint(mean_rows[i] * mean_columns[j] / slots))
+                            else:
+                                count = int(np.rint(slots * mean_rows[i] * mean_columns[j]))
+                            if count == 0:
+                                continue
                             up = d_up != (x[at_x + offsets[j]] < 0)
                             if signed:
                                 up = up != (x_sign[j] < 0)
-                            waiting = list_pulse(
-                                row, j, up, place * devices + row * columns + j, waiting, listed, ups, normals, kind,
-                                constants, held, w, p, counts, noise_key, noisy, write_noise,
-                            )  # fmt: skip
-                    statistics[2] += n * m
-            else:
-                for i in range(rows):
-                    q = rounded(abs(np.float64(d[at_d + i * d_row])) * a, d_resolution)
-                    if q > 0:
-                        statistics[5] += 1
-                        if q > 1.0 + 1e-6:
-                            statistics[6] += 1
-                    q = min(q, 1.0)
-                    mean_rows[i] = np.rint(slots * q) if mode == 1 else q
-                for j in range(columns):
-                    q = min(rounded(abs(np.float64(x[at_x + offsets[j]])) * b, x_resolution), 1.0)
-                    mean_columns[j] = np.rint(slots * q) if mode == 1 else q
-                statistics[3] += slots
-                for i in range(rows):
-                    if mean_rows[i] == 0:
-                        continue
-                    row = g * rows + i
-                    d_up = d[at_d + i * d_row] < 0
-                    if signed:
-                        d_up = d_up != (d_sign[row] < 0)
-                    for j in range(columns):
-                        if mode == 1:
-                            count = int(np.rint(mean_rows[i] * mean_columns[j] / slots))
-                        else:
-                            count = int(np.rint(slots * mean_rows[i] * mean_columns[j]))
-                        if count == 0:
-                            continue
-                        up = d_up != (x[at_x + offsets[j]] < 0)
-                        if signed:
-                            up = up != (x_sign[j] < 0)
-                        statistics[2] += count
-                        for slot in range(count):
-                            place = number * stride + slot
-                            waiting = list_pulse(
-                                row, j, up, place * devices + row * columns + j, waiting, listed, ups, normals, kind,
-                                constants, held, w, p, counts, noise_key, noisy, write_noise,
-                            )  # fmt: skip
+                            statistics[2] += count
+                            for slot in range(count):
+                                place = number * stride + slot
+                                if waiting == most:
+                                    pulse_listed(
+                                        waiting, listed, ups, normals, kind, constants, held, w, p, counts, noise_key,
+                                        noisy, write_noise,
+                                    )  # fmt: skip
+                                    waiting = 0
+                                listed[0, waiting], listed[1, waiting], ups[waiting] = row, j, up
+                                listed[2, waiting] = place * devices + row * columns + j
+                                waiting += 1
+        v += many
     pulse_listed(
         waiting, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy, write_noise
     )

@@ -207,19 +207,21 @@ def _many_by_type(kind, held, p, rows, columns, up, xi, c):
         return one_by_one
 
     def lines(kind, held, p, rows, columns, up, xi, c):
-        # Both directions are loaded and one is selected: which it is, is a coin toss that no branch predictor wins.
+        # The direction picks a place, not a branch: which it is, is a coin toss that no branch predictor wins. Flat and
+        # unsigned places need no check for negative ones.
         additive = kind == 0 or c[1] != 0
+        all_held, all_p, width = held.reshape(-1), p.reshape(-1), held.shape[1]
+        each = p.shape[2] if p.shape[0] * p.shape[1] > 1 else 0
         for k in range(len(rows)):
-            i, j = rows[k], columns[k]
-            a, b = i if p.shape[0] > 1 else 0, j if p.shape[1] > 1 else 0
-            w, z = held[i, j], _ONE + xi[k] * c[0]
-            rise, fall = p[a, b, 0], -p[a, b, 1]
-            size, slope = rise if up[k] else fall, _ZERO
+            device = rows[k] * width + columns[k]
+            at, first = np.uint64(device), np.uint64(device * each)
+            side = np.uint64(0) if up[k] else np.uint64(1)
+            w, z, size, slope = all_held[at], _ONE + xi[k] * c[0], all_p[first + side], _ZERO
             if kind == 1:
-                rise, fall = p[a, b, 4], -p[a, b, 5]
-                slope = rise if up[k] else fall
+                slope = all_p[first + np.uint64(4) + side]
             change = slope * w + size * z if additive else (slope * w + size) * z
-            held[i, j] = _clip(w + change, p[a, b, 3], p[a, b, 2])
+            low, high = all_p[first + np.uint64(3)], all_p[first + np.uint64(2)]
+            all_held[at] = _clip(w + change if up[k] else w - change, low, high)
 
     return lines
 

@@ -17,7 +17,6 @@ from aimc.errors import AimcError
 Arrays: TypeAlias = tuple[
     np.ndarray, int, np.ndarray, np.ndarray, int, int, int, int, np.ndarray, int, int, int, int, int
 ]
-_START = np.zeros(1, np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +97,8 @@ class Vectors:
             )
         if d[0] != x[0]:
             raise AimcError(f"{x[0]} inputs and {d[0]} gradients", shape=d)
-        if p is not None and d[2] != len(p.starts):
-            raise AimcError(f"{len(p.starts)} output positions and {d[2]} gradients", shape=d)
+        if p is not None and d[2] != p.starts.shape[0]:
+            raise AimcError(f"{p.starts.shape[0]} output positions and {d[2]} gradients", shape=d)
         if d[1] % self.groups:
             raise AimcError(f"{d[1]} rows do not divide into {self.groups} groups", shape=d)
         if not (self.x.is_contiguous() and self.d.is_contiguous()):
@@ -116,7 +115,7 @@ class Vectors:
 
     @property
     def columns(self) -> int:
-        return len(self.patches.offsets) if self.patches is not None else self.x.shape[1]
+        return self.patches.offsets.shape[0] if self.patches is not None else self.x.shape[1]
 
     @functools.cached_property
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
@@ -127,8 +126,9 @@ class Vectors:
         """What the compiled body takes: inputs, gradients and where their vectors lie."""
         (x, d), p = self.flat, self.patches
         if p is None:
-            (images, rows), columns = self.d.shape, self.x.shape[1]
-            return x, columns, _START, _range(columns), columns, 0, 0, 1, d, rows, 1, 1, images, 1
+            (count, rows), columns = self.d.shape, self.x.shape[1]
+            starts = np.arange(count) * columns  # one image, of which each vector is a position
+            return x, 0, starts, _range(columns), columns, 0, 0, 1, d, 0, 1, rows, 1, count
         images, rows, positions = self.d.shape
         return (
             x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), math.prod(p.kernel),

@@ -16,7 +16,7 @@ from torch import Tensor
 from aimc.cells.pulsed import PulsedCell
 from aimc.errors import AimcError
 from aimc.ops.backend import choose_backend
-from aimc.ops.pulsed_update import MODES, STATISTICS, PulseTrain, Vectors, check_vectors, constants_of
+from aimc.ops.pulsed_update import MODES, PulseTrain, Vectors, check_vectors, constants_of, no_statistics
 from aimc.ops.transfer import cpu, reference
 from aimc.ops.transfer.tile import Read, Tile
 from aimc.random import Key
@@ -105,7 +105,7 @@ def transfer(
         raise AimcError(f"must be positive and finite, got {lr}", field="lr")
     if train.kind != "stochastic":
         raise AimcError(f"a direct transfer sends stochastic pulses, not {train.kind!r}", field="kind")
-    statistics = torch.zeros(len(STATISTICS), dtype=torch.int64)
+    statistics = no_statistics()
     g = tile.cell.granularity
     stride = train.most_slots(lr, g)
     if choose_backend(backend, tile.held, source) == "reference":
@@ -202,10 +202,10 @@ def buffered_update(
     check_vectors(vectors, fast.held, lr)
     if train.kind not in MODES:
         raise AimcError(f"the fast tile takes pulses, not {train.kind!r}", field="kind")
-    statistics, slow_statistics = (
-        torch.zeros(len(STATISTICS), dtype=torch.int64),
-        torch.zeros(len(STATISTICS), dtype=torch.int64),
-    )
+    # The compiled body has room for the longest train of this rate.
+    if rate > 0 and not (train.length_management or train.fixed_length):
+        raise AimcError("a rate that follows the means needs trains that do not grow with it", field="train")
+    statistics, slow_statistics = no_statistics(), no_statistics()
     if vectors.count == 0:
         return statistics, slow_statistics
     means = means if means is not None else torch.zeros(2, dtype=torch.float64)
@@ -253,7 +253,7 @@ def whole_steps(
     Returns:
         int64 counters in the order of :data:`aimc.ops.pulsed_update.STATISTICS`.
     """
-    statistics = torch.zeros(len(STATISTICS), dtype=torch.int64)
+    statistics = no_statistics()
     if choose_backend(backend, tile.held, chi) == "reference":
         reference.whole_steps(tile, chi, size, most, number, key, statistics)
     else:
@@ -317,10 +317,7 @@ def reencode(
     tiles, _rows, width = held.shape
     if not 1 <= columns <= width:
         raise AimcError(f"is between 1 and {width}, got {columns}", field="columns")
-    statistics, reads = (
-        torch.zeros(tiles, len(STATISTICS), dtype=torch.int64),
-        torch.zeros(tiles, dtype=torch.int64),
-    )
+    statistics, reads = no_statistics(tiles), torch.from_numpy(np.zeros(tiles, np.int64))
     g = cell.granularity
     least = 0.04 * g
     nominal = _nominal(cell).to(held.device)

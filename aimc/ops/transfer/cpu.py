@@ -7,7 +7,9 @@ import numpy as np
 from aimc.compiled import njit
 from aimc.ops.pulsed_update.cpu import (
     block,
+    byte_bound,
     fire_all,
+    line_memory,
     pulse,
     pulse_many,
     rounded,
@@ -50,7 +52,10 @@ def direct(
     rows, width = held.shape
     y = np.empty(rows, np.float32)
     row_limit, column_limit = np.empty(rows, np.int64), np.empty(1, np.int64)
+    row_bound, column_bound = np.empty(rows, np.uint16), np.empty(1, np.uint16)
     fired, one = np.empty(rows + 1, np.int64), np.empty(2, np.int64)
+    words, near = line_memory(rows)
+    one_words, one_near = line_memory(1)
     for n in range(number, number + columns):
         c = (column + n - number) % width
         largest = np.float32(0.0)
@@ -66,17 +71,19 @@ def direct(
         )
         statistics[4] += kappa > length
         column_limit[0] = threshold(rounded(b, x_resolution))
+        column_bound[0] = byte_bound(column_limit[0])
         for i in range(rows):
             q = rounded(abs(np.float64(y[i])) * a, d_resolution)
             row_limit[i] = threshold(q)
+            row_bound[i] = byte_bound(row_limit[i])
             statistics[5] += q > 0
             statistics[6] += q > 1.0 + 1e-6
         statistics[3] += slots
         for slot in range(slots):
             place = n * stride + slot
-            if fire_all(place, 1, column_limit, x_key, x_low, one) == 0:
+            if fire_all(place, 1, column_limit, column_bound, x_key, x_low, one, one_words, one_near) == 0:
                 continue
-            m = fire_all(place, rows, row_limit, d_key, d_low, fired)
+            m = fire_all(place, rows, row_limit, row_bound, d_key, d_low, fired, words, near)
             for r in range(m):
                 i = fired[r]
                 pulse(
@@ -148,7 +155,7 @@ def buffered_update(
     x_resolution, d_resolution, stride, x_key, x_low, d_key, d_low, noise_key, statistics, means, rate,
 ):  # fmt: skip
     """Vectors onto the fast tile; after every ``period``-th of them, columns of it into the buffer of the slow one."""
-    memory = scratch(held.shape[0] // groups, len(offsets), kernel, plane)
+    memory = scratch(held.shape[0] // groups, len(offsets), kernel, plane, groups, stride)
     total = images * positions
     v = 0
     while v < total:
