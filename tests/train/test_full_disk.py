@@ -4,6 +4,7 @@ The disks are real: a file system of a few megabytes where this process may moun
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 import resource
@@ -80,6 +81,19 @@ def disk(request, tmp_path):
     made.end()
 
 
+def freed(test):
+    """Ends the limit on files before pytest writes what came of the test, perhaps to a file."""
+
+    @functools.wraps(test)
+    def run(disk, **others):
+        try:
+            test(disk=disk, **others)
+        finally:
+            disk.free()
+
+    return run
+
+
 @pytest.fixture(params=["read-only", "below a file"])
 def unwritable(request, tmp_path):
     """A folder with a finished run's files in it where that is possible; this process may be root's."""
@@ -154,6 +168,7 @@ class FillsUp(Progress):
 
 
 @pytest.mark.parametrize("half", list(HALVES))
+@freed
 def test_a_run_that_meets_a_full_disk_keeps_its_last_checkpoint_and_goes_on_to_the_same_bits(
     tmp_path, disk, often, half
 ):
@@ -175,6 +190,7 @@ def test_a_run_that_meets_a_full_disk_keeps_its_last_checkpoint_and_goes_on_to_t
     assert [name for name, value in truth.items() if not torch.equal(value, tensors[name])] == []
 
 
+@freed
 def test_a_record_is_written_whole_or_not_at_all(disk):
     with Run(disk.folder / "run", Stage(), tensorboard=False) as run:
         run.record("note", text="a")
@@ -189,6 +205,7 @@ def test_a_record_is_written_whole_or_not_at_all(disk):
     assert [r["text"] for r in read_records(run.path)] == ["a", "c"]
 
 
+@freed
 def test_a_run_cannot_begin_on_a_full_disk_and_says_what_it_could_not_write(disk):
     disk.fill()
     with pytest.raises(AimcError, match=f"cannot (make|write) {disk.folder}.*({FULL})"):
@@ -229,6 +246,7 @@ def saved():
     "name",
     ["checkpoint.safetensors", "chip.safetensors", "result.json", "result.png", "result.svg", "text"],
 )
+@freed
 def test_a_file_that_finds_no_room_leaves_the_old_one_and_nothing_else(disk, saved, name):
     place = disk.folder / name
     saved[name](place)
@@ -250,6 +268,7 @@ def test_a_file_where_none_may_be_written_is_named(unwritable, saved, name):
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )  # TensorBoard's own thread
+@freed
 def test_a_run_goes_on_without_scalars_that_cannot_be_written(disk):
     with Run(disk.folder / "run", Stage()) as run:
         disk.fill()
@@ -262,6 +281,7 @@ def test_a_run_goes_on_without_scalars_that_cannot_be_written(disk):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@freed
 def test_scalars_that_wait_while_the_disk_fills_are_given_up_at_the_end(disk):
     with pytest.warns(UserWarning, match="the run goes on without"):
         with Run(disk.folder / "run", Stage()) as run:
@@ -280,6 +300,7 @@ def finished(tmp_path_factory):
     return place
 
 
+@freed
 def test_an_evaluation_on_a_full_disk_leaves_the_run_as_it_was(disk, finished, capsys):
     place = disk.folder / "run"
     shutil.copytree(finished, place)
@@ -297,6 +318,7 @@ def test_an_evaluation_on_a_full_disk_leaves_the_run_as_it_was(disk, finished, c
     assert evaluate_run(place, chips=1, times=("1d",))
 
 
+@freed
 def test_a_comparison_on_a_full_disk_names_the_run_and_the_file(disk, often):
     disk.fill()
     with pytest.raises(AimcError, match=f"{disk.folder}.*({FULL})"):
@@ -343,6 +365,7 @@ def test_standard_output_that_takes_nothing_is_said_on_the_other():
     assert done.stderr == "aimc: error: cannot write to standard output: No space left on device\n"
 
 
+@freed
 def test_compiled_functions_that_cannot_be_kept_are_compiled_all_the_same(disk, monkeypatch, tmp_path):
     (tmp_path / "twice.py").write_text(
         "from aimc.compiled import njit\n\n\n@njit(cache=True)\ndef twice(x):\n    return 2 * x\n"
