@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aimc.data.cache import read_cached
-from aimc.data.catalogue import DATASETS, Source, source
+from aimc.data.catalogue import Source, source
 from aimc.data.formats import Images, find_files, read_parquet
 from aimc.errors import AimcError, suggest
 
@@ -117,7 +117,7 @@ def _rows(count: int, split: str) -> np.ndarray:
 def _from_files(name: str, about: Source, part: str, root: str | os.PathLike[str] | None) -> Images:
     place = data_root(root)
     if place is None:
-        files, reader = fetch(name, about.hub, part), read_parquet
+        files, reader = _fetch(name, about.hub, part), read_parquet
     else:
         kinds = f"{part}-*.parquet, or MNIST's IDX files, or {part}.npz with x and y"
         files, reader = look_up(name, about.folders, part, place, find_files, kinds)
@@ -156,15 +156,18 @@ def look_up(
     )
 
 
-def fetch(name: str, hub: tuple[str, str] | None, part: str) -> list[Path]:
+def name_a_folder(files: str) -> str:
+    """The way out where the hub gives nothing."""
+    return f"name a folder that has {files} with --data, root= in Python or AIMC_DATA in the environment"
+
+
+def _fetch(name: str, hub: tuple[str, str] | None, part: str) -> list[Path]:
     """Download a part of a data set from the hub."""
-    files = f"{name}/{part}-*.parquet"
-    way_out = f"name a folder that has {files} with --data, root= in Python or AIMC_DATA in the environment"
-    if hub is None:
-        raise AimcError(f"no folder with {name!r} is known, and the hub has no copy: {way_out}", field="root")
+    way_out = (
+        name_a_folder(f"{name}/{part}-*.parquet") + " (or IDX or npz files); 'mnist_small' needs no files"
+    )
+    assert hub is not None, name  # mnist_small alone has none
     repository, folder = hub
-    if name in DATASETS:
-        way_out += " (or IDX or npz files); 'mnist_small' needs no files"
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
