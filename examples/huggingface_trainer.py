@@ -7,16 +7,17 @@ exchange ``model`` and ``sentences`` for your own.
 import tempfile
 
 import torch
+from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import aimc
 
 
-def sentences(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
+def sentences(count: int, seed: int) -> Dataset:
     """Eight words of 50; what counts is whether the first half of the vocabulary has the majority."""
     words = torch.randint(2, 50, (count, 9), generator=torch.Generator().manual_seed(seed))
     labels = ((words < 26).sum(1) >= 5).long()
-    return [{"input_ids": w, "labels": y} for w, y in zip(words, labels)]
+    return Dataset.from_dict({"input_ids": words.tolist(), "labels": labels.tolist()})
 
 
 def accuracy(prediction) -> dict[str, float]:

@@ -7,8 +7,11 @@ that code keeps to the device of its inputs, and that the values are those of th
 
 from __future__ import annotations
 
+import functools
+
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("meta")  # needs no initialisation, and no build of torch lacks it
@@ -48,18 +51,40 @@ class OtherDevice:
     """Context in which the other device exists."""
 
     def __enter__(self):
-        self.operations, self.tensor = _Operations(), torch.tensor
+        self.operations, self.patches = _Operations(), pytest.MonkeyPatch()
         self.operations.__enter__()
-
-        def tensor(data, *, device=None, **options):
-            """``torch.tensor`` works in C++, where no operation is seen."""
-            return self.tensor(data, **options).to(device or "cpu")
-
-        torch.tensor = tensor
+        for name in ("tensor", "as_tensor"):
+            self.patches.setattr(torch, name, _seen(getattr(torch, name)))
+        self.patches.setattr(nn.Parameter, "__new__", _parameter)
 
     def __exit__(self, *error):
-        torch.tensor = self.tensor
+        self.patches.undo()
         self.operations.__exit__(*error)
+
+
+def _seen(make):
+    """What makes a tensor in C++, where no operation is seen, and takes it to its device afterwards."""
+
+    def made(data, *, device=None, **options):
+        tensor = make(data, **options)
+        return tensor if device is None else tensor.to(device)
+
+    return made
+
+
+_new_parameter = nn.Parameter.__new__
+
+
+def _parameter(cls, data=None, requires_grad=True):
+    """torch keeps the class of a parameter that lies on a GPU, but not that of a parameter of a tensor's subclass."""
+    if not isinstance(data, Elsewhere) or cls is nn.Parameter:
+        return _new_parameter(cls, data, requires_grad)
+    return _both(cls)(data.inner).requires_grad_(requires_grad)
+
+
+@functools.cache
+def _both(cls):
+    return type(f"Elsewhere{cls.__name__}", (Elsewhere, cls), {})
 
 
 def _computed(func, args, kwargs):

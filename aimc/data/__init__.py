@@ -3,12 +3,13 @@
 from aimc.data.augmentation import AUGMENTATIONS, auto_augment, crop_flip
 from aimc.data.batching import Inputs, Samples, batches
 from aimc.data.catalogue import DATASETS, TEXTS, Source, TextSource
-from aimc.data.loading import SPLITS, TensorData, load
+from aimc.data.loading import PIXELS, SPLITS, TensorData, load
 from aimc.data.text import TEXT_SPLITS, SentenceData, TokenData, Tokenizer, load_sentences, load_tokens
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "PIXELS",
     "SPLITS",
     "Inputs",
     "Samples",

@@ -75,7 +75,7 @@ def auto_augment(images: Tensor, words: Tensor) -> Tensor:
         )  # fmt: skip
     if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
         raise AimcError(
-            "auto_augment changes colours between 0 and 1, the pixels reach beyond; set pixels: unit",
+            "auto_augment changes colours between 0 and 1, the pixels reach beyond; set pixels to unit or centred",
             field="augment",
         )
     words = words.to(images.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aimc.data.augmentation import AUGMENTATIONS
+from aimc.data.loading import TensorData
 from aimc.errors import AimcError, suggest
 from aimc.random import Key, words
 
@@ -44,7 +45,8 @@ def batches(
             the same seed and epoch whatever was drawn before: a resumed run sees the batches it would have seen.
         epoch: counts from 0.
         augment: ``none``, or for training images one of :data:`aimc.data.AUGMENTATIONS`. What happens to an image
-            follows from the seed, the epoch and its position in the data alone, not from the batch it is in.
+            follows from the seed, the epoch and its position in the data alone, not from the batch it is in. Centred
+            pixels are changed between 0 and 1, so that what comes in from outside is black.
 
     Raises:
         AimcError: a batch size below 1, an unknown augmentation, or one without a seed.
@@ -89,10 +91,11 @@ def _iterate(
         draws = words(key, count * len(data)).view(-1, count).to(data.targets.device)
     if order is not None:
         order = order.to(data.targets.device)
+    centred = isinstance(data, TensorData) and data.pixels == "centred"
     for start in range(0, len(data), batch_size):
         rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
         held = data.inputs
         inputs = tuple(x[rows] for x in held) if isinstance(held, tuple) else held[rows]
         if change is not None and draws is not None and isinstance(inputs, Tensor):
-            inputs = change(inputs, draws[rows])
+            inputs = change((inputs + 1) / 2, draws[rows]) * 2 - 1 if centred else change(inputs, draws[rows])
         yield inputs, data.targets[rows]

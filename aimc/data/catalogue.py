@@ -30,19 +30,19 @@ class Source:
 
 @dataclass(frozen=True)
 class TextSource:
-    """One data set of texts, in parquet files for train, validation and test.
+    """One data set of texts, with splits train, validation and test.
 
     Args:
-        column: of the text.
+        columns: names that the column of the text may have, the usual one first.
+        hub: repository, and its configuration where it has several.
         classes: what the column ``label`` counts, one text a sample; empty for running text, a line a row.
         folders: where the files may lie under a root, the usual place first.
-        hub: repository and the folder of its parquet files; None where there is none.
     """
 
-    column: str
+    columns: tuple[str, ...]
+    hub: tuple[str, str | None]
     classes: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
-    hub: tuple[str, str] | None = None
 
 
 _DIGITS = tuple("0123456789")
@@ -95,11 +95,13 @@ DATASETS: dict[str, Source] = {
 TEXTS: dict[str, TextSource] = {
     # Merity et al., arXiv:1609.07843; words, with <unk> for rare ones
     "wikitext-2": TextSource(
-        "text", (), ("wikitext-2", "wikitext-2-v1"), ("Salesforce/wikitext", "wikitext-2-v1")
+        ("text",), ("Salesforce/wikitext", "wikitext-2-v1"), folders=("wikitext-2", "wikitext-2-v1")
     ),
     # Socher et al., EMNLP 2013; the 6,920 whole sentences, whose test labels are known. GLUE's version on the hub has
     # phrases for training and hides the labels.
-    "sst2": TextSource("sentence", ("negative", "positive"), ("sst2", "SST-2")),
+    "sst2": TextSource(
+        ("sentence", "text"), ("SetFit/sst2", None), ("negative", "positive"), folders=("sst2", "SST-2")
+    ),
 }
 """Name to description, of texts."""
 

@@ -1,4 +1,4 @@
-"""Files to images (parquet, MNIST's IDX layout, npz) and texts (parquet). A reader is a pure function of bytes.
+"""Files to images (parquet, MNIST's IDX layout, npz). A reader is a pure function of bytes.
 
 Pixels are uint8 [n, channels, height, width], labels int64 [n].
 """
@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,15 +27,6 @@ class Images:
 
     pixels: np.ndarray
     labels: np.ndarray
-    classes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The texts of one split in the order of their rows; labels int64 [n], or None; ``classes`` may be empty."""
-
-    lines: tuple[str, ...]
-    labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
 
 
@@ -84,11 +74,17 @@ def _check_shards(shards: list[Path]) -> None:
 
 def read_parquet(files: list[bytes]) -> Images:
     """Encoded images in a column of structs with ``bytes``, labels in ``label`` or ``fine_label``."""
-    tables = _tables(files)
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        tables = [pyarrow.parquet.read_table(pyarrow.BufferReader(data)) for data in files]
+    except (pyarrow.ArrowException, OSError) as error:  # both mean the format: the bytes are in memory
+        raise AimcError(f"not a whole parquet file: {error}") from None
     pixels, labels = [], []
     for table in tables:
-        image = _column(table.column_names, ("image", "img"))
-        label = _column(table.column_names, ("label", "fine_label"))
+        image = find_column(table.column_names, ("image", "img"))
+        label = find_column(table.column_names, ("label", "fine_label"))
         try:
             encoded = [row["bytes"] for row in table[image].to_pylist()]
         except (TypeError, KeyError):
@@ -103,38 +99,12 @@ def read_parquet(files: list[bytes]) -> Images:
     )
 
 
-def _tables(files: list[bytes]) -> list[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return [pyarrow.parquet.read_table(pyarrow.BufferReader(data)) for data in files]
-    except (pyarrow.ArrowException, OSError) as error:  # both mean the format: the bytes are in memory
-        raise AimcError(f"not a whole parquet file: {error}") from None
-
-
-def read_texts(files: list[bytes], column: str, labelled: bool) -> Texts:
-    """Texts in a column of strings, and labels in the column ``label``."""
-    tables = _tables(files)
-    lines: list[str] = []
-    labels = []
-    for table in tables:
-        texts = table[_column(table.column_names, (column,))].to_pylist()
-        wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise AimcError(f"row {wrong} of the column {column!r} holds {texts[wrong]!r}, no text")
-        lines += texts
-        if labelled:
-            labels.append(table[_column(table.column_names, ("label",))].to_numpy().astype(np.int64))
-    classes = _class_names(tables[0].schema.metadata or {}, "label")
-    return Texts(tuple(lines), np.concatenate(labels) if labelled else None, classes)
-
-
-def _column(columns: list[str], names: tuple[str, ...]) -> str:
+def find_column(columns: list[str], names: tuple[str, ...]) -> str:
+    """The first of the names that is a column, or an error."""
     for name in names:
         if name in columns:
             return name
-    raise AimcError(f"the parquet file has the columns {columns}; one of {list(names)} is needed")
+    raise AimcError(f"the columns are {columns}; one of {list(names)} is needed")
 
 
 def _decode(data: bytes | None, row: int) -> np.ndarray:

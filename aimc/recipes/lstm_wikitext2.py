@@ -18,7 +18,8 @@ def lstm_wikitext2(width: int = 200, tied: bool = False) -> HwaExperiment:
     Untied, the softmax is an adaptive one, which costs a fifth of a full one; all matrices but the embedding are
     analog. Teacher: AdamW on a cosine from 0.003, dropout 0.2, 20 streams, windows of 35 tokens between which the state
     is carried. Student: starts from the teacher and learns from it and from the text in equal parts; three times the
-    programming error and 1 % of the weights off, both held for a window; clipping at 2.5 standard deviations.
+    programming error and 1 % of the weights off, both held for a window; clipping at 2.5 standard deviations. Needs
+    aimc[language], which reads the text.
 
     Expected: not run at this length. On 1.2 million words with 4 + 1 epochs, 10,000 test words: perplexity 141.2
     digital; after a year on the chip 146.2 with and 388.9 without drift compensation, hardware-aware 145.7 and 399.6.

@@ -87,16 +87,17 @@ class Dataset(Data):
     Fields:
         name: as :func:`aimc.data.load` knows it.
         train_images, validation_images, test_images: at most so many, or null for all.
-        pixels: ``standardised``, mean 0 and deviation 1 over the training images; or ``unit``, from 0 to 1.
+        pixels: ``standardised``, mean 0 and deviation 1 over the training images; ``unit``, from 0 to 1; or
+            ``centred``, from -1 to 1.
         augment: of the training images only: ``none``; ``crop_flip``, see :func:`aimc.data.crop_flip`; or
-            ``auto_augment``, see :func:`aimc.data.auto_augment`, with pixels from 0 to 1.
+            ``auto_augment``, see :func:`aimc.data.auto_augment`, with pixels that are unit or centred.
     """
 
     name: str = "mnist"
     train_images: int | None = None
     validation_images: int | None = None
     test_images: int | None = None
-    pixels: Literal["standardised", "unit"] = "standardised"
+    pixels: Literal["standardised", "unit", "centred"] = "standardised"
     augment: Literal["none", "crop_flip", "auto_augment"] = "none"
 
     def validate(self):
@@ -104,9 +105,9 @@ class Dataset(Data):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, f"must be at least 1, got {value}")
         self.require(
-            self.augment != "auto_augment" or self.pixels == "unit",
+            self.augment != "auto_augment" or self.pixels != "standardised",
             "augment",
-            "auto_augment changes colours between 0 and 1; set pixels to unit with it",
+            "auto_augment changes colours between 0 and 1; set pixels to unit or centred with it",
         )
 
     def load(self, root: str | os.PathLike[str] | None, network: Network) -> Images:
@@ -150,11 +151,10 @@ class Images(Task):
 
 def load_images(config: Dataset, root: str | os.PathLike[str] | None) -> Images:
     """What a configuration names, from a folder of data sets; see :func:`aimc.data.load`."""
-    standardised = config.pixels == "standardised"
     return Images(
         **{
             split: datasets.load(
-                config.name, split, root, limit=getattr(config, f"{split}_images"), standardised=standardised
+                config.name, split, root, limit=getattr(config, f"{split}_images"), pixels=config.pixels
             )
             for split in ("train", "validation", "test")
         },

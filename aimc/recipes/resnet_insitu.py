@@ -53,7 +53,7 @@ def _resnet(
 ) -> InSituExperiment:
     """What the recipes of this file have in common: the setting of the full length."""
     return InSituExperiment(
-        dataset=Dataset(name=dataset, pixels="unit", augment="auto_augment"),
+        dataset=Dataset(name=dataset, pixels="centred", augment="auto_augment"),
         network=network,
         hardware=named_hardware(device, named_algorithm(algorithm, tiles), io, states),
         epochs=200,
@@ -70,7 +70,10 @@ def _resnet(
 
 
 def _small(full: InSituExperiment, width: int, images: int) -> InSituExperiment:
-    """A narrow network on a part of the images, with the augmentation and the schedule that a short training takes."""
+    """A narrow network on a part of the images, with the augmentation and the schedule that a short training takes.
+
+    The recorded runs saw pixels from 0 to 1.
+    """
     return full.replace(
         epochs=8,
         batch_size=64,
@@ -78,6 +81,7 @@ def _small(full: InSituExperiment, width: int, images: int) -> InSituExperiment:
         **{
             "network.width": width,
             "dataset.augment": "crop_flip",
+            "dataset.pixels": "unit",
             "dataset.train_images": images,
             "dataset.validation_images": 1000,
             "dataset.test_images": 2000,
@@ -98,8 +102,8 @@ def resnet18_insitu(
 
     10.5 of 11.2 million weights are in cells, those of norms and of the other blocks are trained by torch beside them,
     with momentum; a digital network is trained on the same images. 200 epochs of batch 128, the rates a tenth after
-    100; crop, cutout, flip and AutoAugment; label smoothing 0.1: the setting of Z. Li et al., arXiv:2510.02516, and of
-    its program. The rates of the cells are those of LeNet-5.
+    100; crop, cutout, flip and AutoAugment, pixels from -1 to 1; label smoothing 0.1: the setting of Z. Li et al.,
+    arXiv:2510.02516, and of its program. The rates of the cells are those of LeNet-5.
 
     On a GPU: aimc run resnet18_insitu --torch_device cuda. There is no GPU body of the pulses yet: the plain torch body
     runs there, one column and one slot after another, and a warning says so. It was not run on a GPU.
@@ -169,7 +173,7 @@ def resnet18_insitu_small(
     dataset: str = "cifar10",
     blocks: tuple[str, ...] = BLOCKS,
 ) -> InSituExperiment:
-    """ResNet-18 with a quarter of the channels on 10,000 images, 8 epochs.
+    """ResNet-18 with a quarter of the channels on 10,000 images, pixels from 0 to 1, crops and flips, 8 epochs.
 
     Expected: 61.3 % on 2,000 test images after the last epoch with 6 tiles, one seed; trained digitally 63.2 %.
 
@@ -199,7 +203,7 @@ def resnet34_insitu_small(
     dataset: str = "cifar10",
     blocks: tuple[str, ...] = BLOCKS,
 ) -> InSituExperiment:
-    """ResNet-34 with an eighth of the channels on 6000 images, 8 epochs.
+    """ResNet-34 with an eighth of the channels on 6000 images, pixels from 0 to 1, crops and flips, 8 epochs.
 
     Expected: 48.1 % on 2,000 test images after the last epoch with 6 tiles, one seed; trained digitally 44.5 %.
 

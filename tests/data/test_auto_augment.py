@@ -1,5 +1,6 @@
 """The operations of AutoAugment against Pillow's, the policy's frequencies, and what an image depends on."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -185,6 +186,17 @@ def test_what_happens_to_an_image_does_not_depend_on_its_batch():
     assert float(first.min()) >= 0 and float(first.max()) <= 1
 
 
+@pytest.mark.parametrize("augment", ["none", "crop_flip", "auto_augment"])
+def test_centred_pixels_are_those_from_0_to_1_stretched_after_all_changes(augment):
+    unit = dataclasses.replace(_data(400), pixels="unit")
+    centred = dataclasses.replace(unit, inputs=unit.inputs * 2 - 1, pixels="centred")
+    (expected, _), (found, _) = (
+        next(batches(data, 400, shuffle_seed=3, augment=augment)) for data in (unit, centred)
+    )
+    assert_close("stretched", found, expected * 2 - 1, atol=1e-5)
+    assert float(found.min()) == -1.0
+
+
 def _numbered(data):
     return TensorData(torch.arange(len(data))[:, None], data.targets, data.classes, "n", "train", "")
 
@@ -193,5 +205,5 @@ def test_images_that_have_no_colours_between_0_and_1_are_refused():
     words = torch.zeros(2, 14, dtype=torch.int64)
     with pytest.raises(AimcError, match="crop_flip"):
         auto_augment(torch.zeros(2, 1, 8, 8), words)
-    with pytest.raises(AimcError, match="pixels: unit"):
+    with pytest.raises(AimcError, match="pixels to unit or centred"):
         auto_augment(torch.full((2, 3, 8, 8), -0.1), words)

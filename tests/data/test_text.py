@@ -1,6 +1,7 @@
 """Running texts and labelled sentences, from files of their layout and from the real ones."""
 
 import hashlib
+import json
 import sys
 
 import pyarrow as pa
@@ -103,10 +104,11 @@ def test_batches_take_both_inputs_of_a_sentence(labelled):
 @pytest.mark.parametrize(
     "rows, labels, message",
     [
-        ([], [], "no text"),
+        ([], [], "BatchSize"),  # pyarrow's word for no rows
         (["a", None], [0, 1], r"row 1 of the column 'sentence' holds None"),
         (["a", "b"], [0, 2], "labels run from 0 to 2"),
         (["a", "b"], None, r"one of \['label'\] is needed"),
+        (["a", "b"], [0, None], "row 1 of the column 'label' holds None, no int"),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path, rows, labels, message):
@@ -126,14 +128,56 @@ def test_wrong_names_offer_the_right_ones(tmp_path, running, monkeypatch):
         load_tokens("wikitext-2", "valid", running)
     with pytest.raises(AimcError, match="limit"):
         load_tokens("wikitext-2", "train", running, limit=0)
-    with pytest.raises(AimcError, match="no test files of 'sst2'.*put test-.*parquet into"):
+    with pytest.raises(AimcError, match="no test files of 'sst2'.*put test-.*parquet or test.jsonl into"):
         load_sentences("sst2", "test", letters, tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(AimcError, match=r"datasets, which is not installed; install aimc\[language\]"):
+        load_tokens("wikitext-2", "train", running)
+
+
+def test_lines_of_json_in_a_folder_of_any_name(tmp_path):
+    """The columns of the hub's SST-2, and characters that mean something in a pattern of file names."""
+    rows = [{"text": "a", "label": 1, "label_text": "positive"}, {"text": "b c", "label": 0}]
+    folder = tmp_path / "a [b] c*d" / "sst2"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_sentences("sst2", "train", letters, folder.parent)
+    assert data.targets.tolist() == [1, 0] and data.classes == ("negative", "positive")
+    assert data.inputs[0].tolist() == [[ord("a"), 1], [ord("b"), 3]]
+    for broken, message in (("{", "train.jsonl: ArrowInvalid"), ("", "train.jsonl: StopIteration")):
+        (folder / "train.jsonl").write_text(broken)
+        with pytest.raises(AimcError, match=message):
+            load_sentences("sst2", "train", letters, folder.parent)
+
+
+HUB = {
+    "SetFit/sst2": {"text": ["good", "bad"], "label": [1, 0], "label_text": ["positive", "negative"]},
+    "Salesforce/wikitext": {"text": ["", " = A title = \n"]},
+}
+
+
+def test_without_a_folder_texts_come_from_the_hub(monkeypatch):
+    asked = []
+
+    def load_dataset(repository, configuration, split):
+        asked.append((repository, configuration, split))
+        return datasets.Dataset.from_dict(HUB[repository])
+
+    datasets = pytest.importorskip("datasets", reason="texts need aimc[language]")
     monkeypatch.delenv("AIMC_DATA", raising=False)
-    with pytest.raises(AimcError, match="hub has no copy.*AIMC_DATA"):
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load_sentences("sst2", "validation", letters)
+    assert data.inputs[0].tolist() == [[ord("g"), 4], [ord("b"), 3]] and data.targets.tolist() == [1, 0]
+    assert read(load_tokens("wikitext-2", "train")) == "<eos> = A title = <eos>"
+    assert asked == [("SetFit/sst2", None, "validation"), ("Salesforce/wikitext", "wikitext-2-v1", "train")]
+    monkeypatch.setitem(HUB, "SetFit/sst2", {"phrase": ["good"], "label": [1]})
+    with pytest.raises(
+        AimcError, match=r"SetFit/sst2 on the hub: .*\['phrase', 'label'\]; one of \['sentence', 'text'\]"
+    ):
         load_sentences("sst2", "test", letters)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(AimcError, match=r"huggingface_hub is not installed.*wikitext-2/train"):
-        load_tokens("wikitext-2", "train")
+    monkeypatch.delitem(HUB, "SetFit/sst2")
+    with pytest.raises(AimcError, match=r"cannot read SetFit/sst2 .*KeyError.*sst2/test-\*.*AIMC_DATA"):
+        load_sentences("sst2", "test", letters)
 
 
 def test_missing_shards_are_named(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from aimc import presets, to_digital
 from aimc.algorithms import ALGORITHMS, Residual, WarmStart
+from aimc.data import load
 from aimc.errors import AimcError
 from aimc.files import read_records
 from aimc.presets import reram
@@ -301,11 +302,17 @@ def test_the_network_of_the_papers():
     assert sum(p.numel() for n, p in net.named_parameters() if "weight" in n) == 80_016
 
 
-def test_pixels_run_from_0_to_1():
+def test_pixels_run_from_0_to_1_or_as_they_are_told():
     images = load_images(TINY.dataset, None)
     assert float(images.train.inputs.min()) == 0.0 and float(images.train.inputs.max()) == 1.0
     other = load_images(TINY.dataset.replace(pixels="standardised"), None)
     assert float(other.train.inputs.min()) < -0.4 and other.hashes == images.hashes
+    centred = load_images(TINY.dataset.replace(pixels="centred"), None)
+    assert (
+        torch.equal(centred.test.inputs, (images.test.inputs - 0.5) / 0.5) and centred.hashes == images.hashes
+    )
+    with pytest.raises(AimcError, match="did you mean 'unit'"):
+        load("mnist_small", "test", pixels="units")
 
 
 # Afterwards ----------------------------------------------------------------------------------------------------------

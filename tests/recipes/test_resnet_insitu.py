@@ -1,6 +1,7 @@
 """Residual networks in memory: which blocks are in cells, what trains what is digital, and the whole way of a run."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from aimc import cli
 from aimc.algorithms import Residual, WarmStart
 from aimc.errors import AimcError
-from aimc.files import read_records
+from aimc.files import read_config, read_records
 from aimc.nn import PulsedConv2d, PulsedLinear, pulsed_layers
 from aimc.recipes import RECIPES, Dataset, InSituExperiment, evaluate_run, run_experiment
 from aimc.recipes.compare import cases
@@ -52,10 +53,16 @@ def _network(config, folder, path):
 def test_the_setting_of_the_full_length():
     config = RECIPE.config()
     assert (config.epochs, config.batch_size, config.label_smoothing) == (200, 128, 0.1)
-    assert config.dataset == Dataset(name="cifar10", pixels="unit", augment="auto_augment")
+    assert config.dataset == Dataset(name="cifar10", pixels="centred", augment="auto_augment")
     assert [config.schedule.rate(1.0, epoch, 200) for epoch in (0, 99, 100, 199)] == [1.0, 1.0, 0.1, 0.1]
     assert config.digital == ("stem", "stages.0", "stages.1") and config.network.depth == 18
     assert RECIPES["resnet34_insitu"].config(dataset="cifar100").network.depth == 34
+
+
+@pytest.mark.parametrize("name", ["resnet18_insitu_small", "resnet34_insitu_small"])
+def test_a_small_recipe_sees_the_pixels_of_its_record(name):
+    recorded = read_config(Path(__file__).parents[2] / "docs" / "runs" / name, InSituExperiment)
+    assert RECIPES[name].config() == recorded
 
 
 @pytest.mark.parametrize("blocks", ["D D D A A A", "A D A D A D", "A A A A A A", "D D D D D A"])
