@@ -198,9 +198,9 @@ class AnalogLayer(nn.Module):
         """Clip the weights and keep the input range positive; runs after every optimizer step that moved them."""
         training = self.hardware.training
         parameter = self._parameter()
-        trained = parameter is not None and parameter.requires_grad
-        if training is not None and training.clip is not None and trained:
-            self._clip_weight(parameter, training.clip)
+        clip = None if training is None else training.clip
+        if clip is not None and parameter is not None and parameter.requires_grad:
+            self._clip_weight(parameter, clip)
         self.constrain_range()
 
     @torch.no_grad()
