@@ -45,11 +45,12 @@ def resnet32_cifar10() -> HwaExperiment:
 def resnet32_cifar10_small() -> HwaExperiment:
     """ResNet-14 with half the channels on 20,000 images, 6 + 2 epochs, 10 chips and 500 test images.
 
-    Expected: not run yet.
+    Expected: 60.8 % digital; after a year on the chip 45.1 % with and 11.0 % without drift compensation, hardware-aware
+    50.1 % and 10.4 %; one seed, images that were stored as JPEG.
 
     Machine: one core of a 2020s server, no GPU.
 
-    Time: not run yet.
+    Time: 8 minutes.
     """
     full = resnet32_cifar10()
     return full.replace(

@@ -327,3 +327,14 @@ def test_records_without_checkpoints_cannot_be_evaluated():
     path = Path(__file__).parents[2] / "docs" / "runs" / "lenet_mnist_hwa"
     with pytest.raises(AimcError, match="no checkpoints"):
         evaluate_run(path)
+
+
+def test_the_scaling_of_a_wide_network_is_an_argument():
+    for name in ("wideresnet_cifar100", "wideresnet_cifar100_small"):
+        usual, other = RECIPES[name].config(), RECIPES[name].config(scale="fan_in", remap_every=0)
+        assert (usual.hardware.mapping.scale, usual.hardware.training.remap_every) == ("column", 1)
+        assert other == usual.replace(
+            **{"hardware.mapping.scale": "fan_in", "hardware.training.remap_every": 0}
+        )
+        with pytest.raises(AimcError, match="scale"):
+            RECIPES[name].config(scale="fanin")
