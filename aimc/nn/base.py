@@ -23,6 +23,7 @@ from aimc.nn.held import HeldPass
 from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
+from aimc.nn.watching import Watch
 from aimc.ops import check_backend
 from aimc.random import Key
 
@@ -103,6 +104,7 @@ class AnalogLayer(nn.Module):
     input_range: Tensor | None
     output_gain: nn.Parameter | None
     column_scale: Tensor | None
+    watch: Watch | None = None  # the network's; set by aimc.convert
 
     def _set_up(self, hardware: Hardware, layout: Layout, key: Key, name: str, backend: str) -> None:
         """Called once by the leaf's constructor, after weight and bias exist."""
