@@ -20,9 +20,10 @@ from aimc.crossbar import Layout, TileSize
 from aimc.errors import AimcError
 from aimc.handlers import find_handler, matches
 from aimc.hardware import Hardware, PulsedHardware
-from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, digital_copy, pulsed_layers
+from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, pulsed_layers
 from aimc.nn.opaque import followed
 from aimc.nn.pulsed import CellWeight, warn_of_overflow
+from aimc.nn.saving import attach, detached
 from aimc.nn.watching import Product, Watch, Watching
 from aimc.ops import check_backend
 from aimc.random import Key
@@ -234,6 +235,7 @@ def convert(
     for layer in analog_layers(net).values():
         layer.network_seed = key.seed
     _watch(net, strict)
+    attach(net)
     pulsed = pulsed_layers(net).values()
     if pulsed:
         # Cells have no gradient to be averaged: the optimizer gathers the vectors of all processes instead.
@@ -419,6 +421,7 @@ def _survey(
 
     rows = []
     whole: list[str] = []  # modules that one row speaks for, with all that is in them
+    spoken: set[str] = set()  # parameters in lists, of which the row of the module around them speaks
     for name, module in net.named_modules():
         if any(name.startswith(f"{outer}.") or not outer for outer in whole):
             continue
@@ -437,11 +440,15 @@ def _survey(
             rows.append(_pulsed_row(name, module, sum(p.numel() for p in own.values())))
             continue
         if isinstance(module, Composite):  # what its matrices hold is in their rows
+            spoken.update(_join(name, n) for n in module.analog_placed())
             rest = sum(p.numel() for n, p in own.items() if n not in module.analog_placed())
             if rest:
                 rows.append(Row(name, kind, "digital", rest, False))
             continue
-        found = find_handler(module, hardware)
+        try:
+            found = find_handler(module, hardware)
+        except AimcError as error:
+            raise error.at(layer=name) from None
         if found is not None or isinstance(module, _OPAQUE):
             entire = found is None or found.whole
             if entire:
@@ -449,7 +456,9 @@ def _survey(
             inside = dict(module.named_parameters(recurse=entire))
             count = sum(p.numel() for p in inside.values())
             matrices = found.matrices(module) if found is not None else inside
+            spoken.update(_join(name, n) for n in matrices)
             matrix = sum(p.numel() for p in matrices.values() if p.dim() >= 2)
+            bias = count - sum(p.numel() for n, p in matrices.items() if n in inside and p.dim() >= 2)
             left = [n for n in matrices if excluded(_join(name, n))]
             if left and len(left) < len(matrices):
                 raise AimcError(
@@ -458,13 +467,15 @@ def _survey(
                     layer=name, field="digital",
                 )  # fmt: skip
             where = "excluded" if left else ("analog" if found is not None else "unsupported")
-            rows.append(Row(name, kind, where, count, True, matrix, count - matrix))
+            rows.append(Row(name, kind, where, count, True, matrix, bias))
         elif own and _digital_by_nature(module):
             excluded(name)
             rows.append(Row(name, kind, "digital", sum(p.numel() for p in own.values()), False))
         else:
             for parameter, value in own.items():
                 full = _join(name, parameter)
+                if full in spoken:
+                    continue
                 multiplies = value.dim() >= 2
                 where = "excluded" if excluded(full) else ("unsupported" if multiplies else "digital")
                 matrix = value.numel() if multiplies else 0
@@ -508,7 +519,7 @@ def to_digital(net: nn.Module) -> nn.Module:
         >>> to_digital(convert(nn.Linear(2, 2), presets.pcm()))
         Linear(in_features=2, out_features=2, bias=True)
     """
-    digital = digital_copy(net)
+    digital = detached(net)
     _unwatch(digital)
     return digital
 
