@@ -142,7 +142,7 @@ def convert(
         hardware: description of the hardware, for instance ``aimc.presets.pcm()`` for inference, or
             ``aimc.presets.reram()`` for training in memory; then see :func:`aimc.optim.wrap`.
         digital: name patterns (``fnmatch``) of modules, parameters and buffers that stay digital, such as
-            ``("head", "embed*")``; a pattern that matches nothing is an error. Adapters of Hugging Face PEFT stay
+            ``("head", "embed*")``, or of modules that multiply by them; a pattern that matches nothing is an error. Adapters of Hugging Face PEFT stay
             digital without being named; merge them to have them on tiles.
         seed: seed of every draw; None takes one from torch's generator, so ``torch.manual_seed`` rules it. A layer's
             draws depend on the seed and its name alone.
@@ -426,8 +426,9 @@ def _survey(
         if any(name.startswith(f"{outer}.") or not outer for outer in whole):
             continue
         own = dict(module.named_parameters(recurse=False))
-        for inside in (*own, *module._buffers):  # also of what is no product here: it may be one elsewhere
-            excluded(_join(name, inside))
+        plain = (n for n, v in vars(module).items() if isinstance(v, torch.Tensor))
+        for held in (*own, *module._buffers, *plain):  # also of what is no product here: it may be one elsewhere
+            excluded(_join(name, held))
         excluded(name)
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
@@ -482,7 +483,7 @@ def _survey(
                 rows.append(Row(full, kind, where, value.numel(), multiplies, matrix))
     unused = [p for p in patterns if p not in used]
     if unused and strict:
-        raise AimcError(f"no module or parameter matches {', '.join(map(repr, unused))}", field="digital")
+        raise AimcError(f"no module, parameter or buffer matches {', '.join(map(repr, unused))}", field="digital")
     return rows
 
 

@@ -38,7 +38,8 @@ class SavePretrained:
     def __call__(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> Any:
         net: Any = self.net
         save = type(net).save_pretrained
-        bound = inspect.signature(save).bind(net, save_directory, *args, **options)
+        signature = inspect.signature(save)
+        bound = signature.bind(net, save_directory, *args, **options)
         kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(net).__mro__}
         given = bound.arguments.get("state_dict")
         whole = given is None or given.keys() == net.state_dict().keys()
@@ -53,6 +54,8 @@ class SavePretrained:
         rest = _rest(net, digital)
         if given is not None:
             bound.arguments["state_dict"] = {**digital.state_dict(), **rest}
+            if "save_original_format" in signature.parameters:  # load_state_dict will look for today's names
+                bound.arguments.setdefault("save_original_format", False)
         done = save(*bound.args, **bound.kwargs)
         if given is None and bound.arguments.get("is_main_process", True):
             from safetensors.torch import save_file
