@@ -142,8 +142,8 @@ def convert(
         hardware: description of the hardware, for instance ``aimc.presets.pcm()`` for inference, or
             ``aimc.presets.reram()`` for training in memory; then see :func:`aimc.optim.wrap`.
         digital: name patterns (``fnmatch``) of modules, parameters and buffers that stay digital, such as
-            ``("head", "embed*")``, or of modules that multiply by them; a pattern that matches nothing is an error. Adapters of Hugging Face PEFT stay
-            digital without being named; merge them to have them on tiles.
+            ``("head", "embed*")``, or of modules that multiply by them; a pattern that matches nothing is an error.
+            Adapters of Hugging Face PEFT stay digital without being named; merge them to have them on tiles.
         seed: seed of every draw; None takes one from torch's generator, so ``torch.manual_seed`` rules it. A layer's
             draws depend on the seed and its name alone.
         backend: ``auto``, ``reference`` or ``cpu``.
@@ -367,11 +367,13 @@ def _refuse_products(net: nn.Module) -> None:
     if not net.__dict__["_aimc_watch"].strict:
         warnings.warn(text + "aimc.summary(net) counts them as digital", stacklevel=4)
         return
-    name = found[0].names[0]
+    first = found[0]
+    name, inside = first.names[0], f"{first.module}." if first.module else ""
+    pattern = repr(name.removeprefix(inside)) if name.startswith(inside) else "..."
     raise AimcError(
-        f"{text}Let an nn.Linear make the product (one that shares the weight with an embedding stays tied), put it on "
-        f"tiles with aimc.register_products({found[0].kind}, weights=...), or keep it digital on purpose with "
-        f"digital=({name!r}, ...)",
+        f"{text}Let an nn.Linear make the product (one that shares the weight of an embedding stays tied), put a "
+        f"matrix of parameters on tiles with aimc.register_products({first.kind}, weights=[{pattern}]), or keep it "
+        f"digital on purpose with digital=({name!r}, ...)",
         field="net",
     )
 
@@ -427,7 +429,11 @@ def _survey(
             continue
         own = dict(module.named_parameters(recurse=False))
         plain = (n for n, v in vars(module).items() if isinstance(v, torch.Tensor))
-        for held in (*own, *module._buffers, *plain):  # also of what is no product here: it may be one elsewhere
+        for held in (
+            *own,
+            *module._buffers,
+            *plain,
+        ):  # also of what is no product here: it may be one elsewhere
             excluded(_join(name, held))
         excluded(name)
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
@@ -483,7 +489,9 @@ def _survey(
                 rows.append(Row(full, kind, where, value.numel(), multiplies, matrix))
     unused = [p for p in patterns if p not in used]
     if unused and strict:
-        raise AimcError(f"no module, parameter or buffer matches {', '.join(map(repr, unused))}", field="digital")
+        raise AimcError(
+            f"no module, parameter or buffer matches {', '.join(map(repr, unused))}", field="digital"
+        )
     return rows
 
 
@@ -640,7 +648,8 @@ def _modules_rows(net: nn.Module) -> list[Row]:
     rows = _survey(net, net.__dict__.get("_aimc_digital", ()), strict=False)
     held = _on_tiles(net)
     return [
-        dataclasses.replace(r, where="digital") if r.where == "analog" and r.name not in held else r for r in rows
+        dataclasses.replace(r, where="digital") if r.where == "analog" and r.name not in held else r
+        for r in rows
     ]
 
 
@@ -665,7 +674,12 @@ def coverage(net: nn.Module, example: Any = None) -> Coverage:
     for product, meant in _beside(net):
         for name, size in zip(product.names, product.sizes, strict=True):
             row = Row(
-                name, f"{product.function} in {product.kind}", "excluded" if meant else "unsupported", 0, True, size
+                name,
+                f"{product.function} in {product.kind}",
+                "excluded" if meant else "unsupported",
+                0,
+                True,
+                size,
             )
             if row not in rows:
                 rows.append(row)

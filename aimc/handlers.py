@@ -66,8 +66,8 @@ class Registered:
             absent = not path and any(matches(n, (own,)) for n in module._parameters)  # it may be None
             if not absent and not reached(module, (pattern,)):
                 raise AimcError(
-                    f"aimc.register_products was told that a {type(module).__name__} multiplies by {pattern!r}, and it has "
-                    f"no such parameter; it has {', '.join(n for n, _ in module.named_parameters()) or 'none'}"
+                    f"aimc.register_products was told that a {type(module).__name__} multiplies by {pattern!r}, and it "
+                    f"has no such parameter; it has {', '.join(n for n, _ in module.named_parameters()) or 'none'}"
                 )
 
     def _parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:

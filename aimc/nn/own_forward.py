@@ -118,10 +118,11 @@ class OwnForward(Composite):
             holder, key = held.holder(piece.weight), piece.weight.rpartition(".")[2]
             scaled = gain is not None and bool((gain != 1).any())
             if not isinstance(holder, _LISTS):
-                if scaled or not torch.equal(holder._parameters[key], self.analog_held()[piece.weight]):  # type: ignore
+                there: Any = holder._parameters[key]
+                if scaled or not torch.equal(there, self.analog_held()[piece.weight]):
                     raise AimcError(
-                        f"output gains have been trained, and {piece.weight} is multiplied by in two places, which would "
-                        "need two matrices; use hardware without mapping.learned_gain, or give each place its own",
+                        f"output gains have been trained, and {piece.weight} is multiplied by in two places, which "
+                        "would need two matrices; use hardware without mapping.learned_gain, or give each place its own",
                         layer=self.analog_name,
                     )
                 continue
@@ -303,7 +304,11 @@ class ChildStandIn:
 
     def __iter__(self) -> Iterator[Any]:
         child = self._stands_for()
-        return iter(child) if isinstance(child, (nn.ModuleDict, nn.ParameterDict)) else map(self.__getitem__, range(len(child)))
+        return (
+            iter(child)
+            if isinstance(child, (nn.ModuleDict, nn.ParameterDict))
+            else map(self.__getitem__, range(len(child)))
+        )
 
     def __bool__(self) -> bool:
         return bool(self._stands_for())

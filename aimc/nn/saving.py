@@ -79,7 +79,9 @@ def _rest(net: nn.Module, digital: nn.Module) -> dict[str, Tensor]:
     """What the digital twin does not hold, output gains taken for a part of the weights."""
     known, cells = digital.state_dict().keys(), tuple(f"{name}." for name in pulsed_layers(net))
     state: dict[str, Tensor] = net.state_dict()
-    rest = {n: v.detach().clone() for n, v in state.items() if n not in known or (cells and n.startswith(cells))}
+    rest = {
+        n: v.detach().clone() for n, v in state.items() if n not in known or (cells and n.startswith(cells))
+    }
     for name in analog_layers(net):
         gain, scale = rest.get(f"{name}.output_gain"), rest.get(f"{name}.column_scale")
         if gain is not None:
@@ -99,7 +101,7 @@ def detached(net: nn.Module) -> Any:
     """The digital copy, with its own method, and said to be untied where a gain has untied it."""
     digital = digital_copy(net)
     digital.__dict__.pop("save_pretrained", None)
-    config = getattr(digital, "config", None)
+    config: Any = getattr(digital, "config", None)
     if getattr(config, "tie_word_embeddings", False) and _untied(net, digital):
         config.tie_word_embeddings = False
     return digital

@@ -148,7 +148,7 @@ class Watching(TorchFunctionMode):
         origin = frozenset[str]().union(*origins)
         for made in _tensors(result):
             # What the tiles give depends on more than their weights; a view of a weight is the weight.
-            if not ours or any(torch._C._is_alias_of(made, t) for t in given):
+            if not ours or any(_storage(made) == _storage(t) for t in given):
                 self._origins[made] = origin
 
     def _forget(self, tensor: Tensor) -> None:
@@ -180,9 +180,19 @@ class Watching(TorchFunctionMode):
             frame = frame.f_back
         ordered = tuple(n for n in self._sizes if n in names)
         product = Product(
-            ordered, tuple(self._sizes[n] for n in ordered), module, kind, getattr(func, "__name__", "?"), line
+            ordered,
+            tuple(self._sizes[n] for n in ordered),
+            module,
+            kind,
+            getattr(func, "__name__", "?"),
+            line,
         )
         self.found[product] = None
+
+
+def _storage(tensor: Tensor) -> int:
+    """The memory that views have in common."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
 def _package(frame: FrameType) -> str:

@@ -392,7 +392,9 @@ def test_gradients_of_a_childs_parameter_are_torchs(kind):
     found = dict(analog.named_parameters())
     for name, parameter in net.named_parameters():
         assert_close(name, found[name].grad, parameter.grad, atol=1e-5)
-    assert kind is Listed or int((found["table.weight"].grad.abs().sum(1) > 0).sum()) == 11  # look-up and head
+    assert (
+        kind is Listed or int((found["table.weight"].grad.abs().sum(1) > 0).sum()) == 11
+    )  # look-up and head
 
 
 @pytest.mark.parametrize("kind", [Tied, Listed])
@@ -419,7 +421,10 @@ def test_gains_are_multiplied_into_a_list_and_a_matrix_with_two_uses_has_none():
         for layer in aimc.analog_layers(analog).values():
             layer.output_gain *= 1.3
         tied.layer.output_gain *= 1.3
-    digital, ideal = aimc.to_digital(analog), aimc.convert(net, IDEAL.replace(**{"mapping.learned_gain": True}))
+    digital, ideal = (
+        aimc.to_digital(analog),
+        aimc.convert(net, IDEAL.replace(**{"mapping.learned_gain": True})),
+    )
     for layer in aimc.analog_layers(ideal).values():
         layer.output_gain.data.fill_(1.3)
     assert_close("lists", digital(x), ideal(x), atol=1e-5)
@@ -439,12 +444,16 @@ def test_gains_are_multiplied_into_a_list_and_a_matrix_with_two_uses_has_none():
     twice["a"](x)
     aimc.to_digital(twice)
     twice["a"].layer.output_gain.data.fill_(1.3)
-    with pytest.raises(aimc.AimcError, match="layer 'a': output gains have been trained, and layer.weight is multiplied"):
+    with pytest.raises(
+        aimc.AimcError, match="layer 'a': output gains have been trained, and layer.weight is multiplied"
+    ):
         aimc.to_digital(twice)
 
 
 def test_cells_are_not_shared_with_a_table():
-    with pytest.raises(aimc.AimcError, match="layer 'a'.*table.weight is a parameter of the module table, too, and cells"):
+    with pytest.raises(
+        aimc.AimcError, match="layer 'a'.*table.weight is a parameter of the module table, too, and cells"
+    ):
         aimc.convert(nn.ModuleDict({"a": made(Tied)[0]}), CELLS)
     net, x = made(Listed)
     analog = aimc.convert(net, CELLS, seed=0, inplace=True)
@@ -462,5 +471,7 @@ def test_a_registration_that_names_nothing_is_an_error(pattern):
         pass
 
     aimc.register_products(Named, weights=[pattern])
-    with pytest.raises(aimc.AimcError, match=rf"layer 'a': .*a Named multiplies by '{pattern}'.*it has table.weight, layer.w"):
+    with pytest.raises(
+        aimc.AimcError, match=rf"layer 'a': .*a Named multiplies by '{pattern}'.*it has table.weight, layer.w"
+    ):
         aimc.convert(nn.ModuleDict({"a": Named()}), IDEAL)

@@ -41,12 +41,24 @@ class InAFunction(torch.autograd.Function):
         return x @ weight.t()
 
 
+def projected_table(net, x):
+    return x + F.embedding(torch.tensor(1), F.linear(net.table.weight, net.first.weight))
+
+
+def learned_keys(net, x):
+    return F.scaled_dot_product_attention(x, net.table.weight.expand(5, 7, 4), x.new_ones(5, 7, 4))
+
+
+def made_of_two(net, x):
+    return x @ (2 * net.table.weight * net.mask).double().float().T
+
+
 BESIDE = {
     "linear by a table": (lambda net, x: F.linear(x, net.table.weight), "linear", "table.weight"),
     "by its transpose": (lambda net, x: x @ net.table.weight.t(), "matmul", "table.weight"),
     "by names": (lambda net, x: F.linear(weight=net.table.weight, input=x), "linear", "table.weight"),
     "einsum": (lambda net, x: torch.einsum("bti,oi->bto", x, net.table.weight), "einsum", "table.weight"),
-    "by another layer's weight": (lambda net, x: F.linear(x, net.first.weight, net.first.bias), "linear", "first.weight"),
+    "by another layer's weight": (lambda net, x: F.linear(x, net.first.weight), "linear", "first.weight"),
     "mm": (lambda net, x: torch.mm(x[0], net.first.weight), "mm", "first.weight"),
     "bmm": (lambda net, x: x.bmm(net.first.weight.expand(5, 4, 4)), "bmm", "first.weight"),
     "addmm": (lambda net, x: torch.addmm(net.first.bias, x[0], net.first.weight.mT), "addmm", "first.weight"),
@@ -54,12 +66,16 @@ BESIDE = {
     "by a buffer": (lambda net, x: x @ net.basis, "matmul", "basis"),
     "by a plain tensor": (lambda net, x: x @ net.plain, "matmul", "plain"),
     "by a vector": (lambda net, x: x.matmul(net.vector), "matmul", "vector"),
-    "by what was made of two": (lambda net, x: x @ (2 * net.table.weight * net.mask).double().float().T, "matmul", "table.weight"),
-    "by what chance was put on": (lambda net, x: x @ F.dropout(net.basis * torch.rand(4, 4)), "matmul", "basis"),
-    "a layer's weight with a table": (lambda net, x: F.embedding(torch.tensor(1), F.linear(net.table.weight, net.first.weight)), "linear", "first.weight"),
-    "attention over learned keys": (lambda net, x: F.scaled_dot_product_attention(x, net.table.weight.expand(5, 7, 4), x.new_ones(5, 7, 4)), "scaled_dot_product_attention", "table.weight"),
+    "by what was made of two": (made_of_two, "matmul", "table.weight"),
+    "by what chance was put on": (
+        lambda net, x: x @ F.dropout(net.basis * torch.rand(4, 4)),
+        "matmul",
+        "basis",
+    ),
+    "a layer's weight with a table": (projected_table, "linear", "first.weight"),
+    "attention over learned keys": (learned_keys, "scaled_dot_product_attention", "table.weight"),
     "in a function of one's own": (lambda net, x: InAFunction.apply(x, net.basis), "matmul", "basis"),
-}  # fmt: skip
+}
 
 
 def into_cache(net, x):
@@ -89,8 +105,8 @@ def hardware(request):
 def test_a_product_beside_the_tiles_is_an_error_when_it_is_first_made(case, hardware):
     how, function, name = BESIDE[case]
     net = aimc.convert(Net(how), hardware, seed=0)
-    message = rf"(?s)no hardware acts on them:\n  {function} by [^\n]*{name}.* in the network \(Net, test_watching.py:\d+\)"
-    message += rf".*register_products\(Net.*digital=\('.*'"
+    message = rf"(?s)no hardware acts on them:\n  {function} by [^\n]*{name}.* in the network "
+    message += r"\(Net, test_watching.py:\d+\).*register_products\(Net.*digital=\('.*'"
     for _ in range(2):  # it does not wear off
         with pytest.raises(aimc.AimcError, match=message):
             net(X)
@@ -115,7 +131,8 @@ def test_what_is_named_stays_digital_and_is_counted(case):
 def test_what_is_no_product_by_parameters_passes(case, hardware):
     net = aimc.convert(Net(NOT_BESIDE[case]), hardware, seed=0, example=X)
     for _ in range(2):
-        net(X), net.eval()(X)
+        net.train()(X)
+        net.eval()(X)
     assert aimc.coverage(net).analog_share == 1.0
 
 
@@ -125,7 +142,9 @@ def test_an_example_shows_it_at_the_conversion_and_leaves_no_trace():
         aimc.convert(Net(how), aimc.presets.pcm(), example=X)
     with pytest.raises(aimc.AimcError, match=r"matmul by basis"):
         aimc.convert(Net(how), CELLS, example=(X,))
-    plain, tried = (aimc.convert(Net(NOT_BESIDE["activations"]), PCM, seed=0, example=e) for e in (None, {"x": X}))
+    plain, tried = (
+        aimc.convert(Net(NOT_BESIDE["activations"]), PCM, seed=0, example=e) for e in (None, {"x": X})
+    )
     tried.load_state_dict(plain.state_dict())
     before = torch.get_rng_state()
     aimc.summary(tried, example=X)
@@ -146,7 +165,9 @@ def test_without_strictness_it_is_a_warning_and_a_row():
         net(X)
     report = aimc.coverage(net)
     assert report.analog_share == 32 / (32 + 28)
-    assert "table.weight  linear in Net  unsupported" in " ".join(str(report).split("\n")).replace("   ", "  ")
+    assert "table.weight  linear in Net  unsupported" in " ".join(str(report).split("\n")).replace(
+        "   ", "  "
+    )
     again = aimc.convert(Net(BESIDE["linear by a table"][0]), PCM, strict=False, seed=0)
     assert aimc.coverage(again, example=X).analog_share == 32 / (32 + 28)
     with pytest.raises(aimc.AimcError, match="field 'example'"):
@@ -206,14 +227,20 @@ def test_only_the_first_pass_of_each_mode_is_followed():
     assert torch._C._len_torch_function_stack() == 0
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))], ids=["copy", "pickle"]
+)
 def test_copies_are_watched_and_digital_ones_are_not(way):
     net = aimc.convert(TwoWays(True), PCM, seed=0)
     with pytest.raises(aimc.AimcError, match="matmul by basis"):
         way(net)(X)
     digital = aimc.to_digital(net)
     digital(X)
-    assert not digital._forward_pre_hooks and not digital._forward_hooks and not digital._forward_hooks_always_called
+    assert (
+        not digital._forward_pre_hooks
+        and not digital._forward_hooks
+        and not digital._forward_hooks_always_called
+    )
 
 
 def test_a_network_inside_another_is_watched():
