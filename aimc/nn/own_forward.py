@@ -122,7 +122,7 @@ class OwnForward(Composite):
                 if scaled or not torch.equal(there, self.analog_held()[piece.weight]):
                     raise AimcError(
                         f"output gains have been trained, and {piece.weight} is multiplied by in two places, which "
-                        "would need two matrices; use hardware without mapping.learned_gain, or give each place its own",
+                        "would need two matrices; use hardware without mapping.learned_gain, or a matrix for each",
                         layer=self.analog_name,
                     )
                 continue
