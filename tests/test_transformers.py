@@ -192,6 +192,14 @@ def test_a_part_of_the_state_is_saved_as_it_is_with_a_warning(tmp_path):
         analog.save_pretrained(tmp_path, state_dict=part)
 
 
+def test_a_state_that_is_handed_over_is_the_one_that_is_saved(tmp_path):
+    analog = aimc.convert(made("Llama"), aimc.presets.pcm(), seed=0)
+    averaged = {n: 0 * v if n == "lm_head.weight" else v for n, v in analog.state_dict().items()}
+    analog.save_pretrained(tmp_path, state_dict=averaged)
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert not loaded.lm_head.weight.any() and bool(analog.lm_head.weight.any())
+
+
 def test_a_model_in_cells_is_saved(tmp_path):
     from safetensors.torch import load_file
 
