@@ -92,6 +92,7 @@ NOT_BESIDE = {
     "a buffer that holds activations": into_cache,
     "learned inputs of a layer": lambda net, x: x @ net.second(net.table.weight).mT,
     "channels scaled": lambda net, x: F.conv1d(x.mT, net.vector[:, None, None], groups=4),
+    "what is only added": lambda net, x: F.linear(x, x[0], net.vector[:2]) + net.mask[:2, 0].addmm(x[0], x[1].mT),
     "parameters alone": lambda net, x: x + net.basis @ net.mask.mT @ net.mask @ net.vector,
 }  # fmt: skip
 
