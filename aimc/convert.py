@@ -6,8 +6,11 @@ import contextlib
 import copy
 import dataclasses
 import math
+import threading
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +20,11 @@ from aimc.crossbar import Layout, TileSize
 from aimc.errors import AimcError
 from aimc.handlers import find_handler, matches
 from aimc.hardware import Hardware, PulsedHardware
-from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, digital_copy, pulsed_layers
+from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, pulsed_layers
+from aimc.nn.opaque import followed
 from aimc.nn.pulsed import CellWeight, warn_of_overflow
+from aimc.nn.saving import attach, detached
+from aimc.nn.watching import Product, Watch, Watching
 from aimc.ops import check_backend
 from aimc.random import Key
 
@@ -123,22 +129,29 @@ def convert(
     backend: str = "auto",
     strict: bool = True,
     inplace: bool = False,
+    example: Any = None,
 ) -> nn.Module:
     """Put every matrix product with parameters on analog tiles.
+
+    Modules say what they multiply by; what a forward pass multiplies by beside them (``F.linear`` with another module's
+    weight, a product with a buffer) shows when it runs. The first one in training and the first in evaluation are
+    watched, and such a product is an error there, or here where an ``example`` is given.
 
     Args:
         net: any torch model; copied, unless ``inplace``.
         hardware: description of the hardware, for instance ``aimc.presets.pcm()`` for inference, or
             ``aimc.presets.reram()`` for training in memory; then see :func:`aimc.optim.wrap`.
-        digital: name patterns (``fnmatch``) of modules and parameters that stay digital, such as
-            ``("head", "embed*")``; a pattern that matches nothing is an error. Adapters of Hugging Face PEFT stay
-            digital without being named; merge them to have them on tiles.
+        digital: name patterns (``fnmatch``) of modules, parameters and buffers that stay digital, such as
+            ``("head", "embed*")``, or of modules that multiply by them; a pattern that matches nothing is an error.
+            Adapters of Hugging Face PEFT stay digital without being named; merge them to have them on tiles.
         seed: seed of every draw; None takes one from torch's generator, so ``torch.manual_seed`` rules it. A layer's
             draws depend on the seed and its name alone.
         backend: ``auto``, ``reference`` or ``cpu``.
         strict: refuse a network of which some matrix product would stay digital although it was not excluded.
         inplace: change the network itself; its parameters stay the same objects, so an optimizer remains valid (but for
             weights that train in memory, which are new objects).
+        example: an input with which a copy of the network is run once: a tensor, a tuple of arguments, or a dict of
+            named ones.
 
     Returns:
         The analog network (a bare layer comes back as its analog twin).
@@ -228,6 +241,8 @@ def convert(
     net.__dict__["_aimc_digital"] = patterns  # for the report: what was left digital on purpose
     for layer in analog_layers(net).values():
         layer.network_seed = key.seed
+    _watch(net, strict)
+    attach(net)
     pulsed = pulsed_layers(net).values()
     if pulsed:
         # Cells have no gradient to be averaged: the optimizer gathers the vectors of all processes instead.
@@ -238,7 +253,136 @@ def convert(
     for layer in pulsed:
         layer._network = weakref.ref(net)
     warn_of_overflow(pulsed)
+    if example is not None and "_aimc_watch" in net.__dict__:
+        _run(net, example)
+        _refuse_products(net)
     return net
+
+
+# Products beside the tiles ------------------------------------------------------------------------------------------
+
+# Networks whose forward pass is being followed, by thread.
+_FOLLOWING: dict[tuple[int, int], Watching] = {}
+
+
+def _watch(net: nn.Module, strict: bool) -> None:
+    """Follow the first forward passes."""
+    if isinstance(net, _LAYERS):
+        return  # a layer that is alone
+    watch = Watch(strict)
+    net.__dict__["_aimc_watch"] = watch
+    for layer in _on_tiles(net).values():
+        layer.watch = watch
+    net.register_forward_pre_hook(_begin)
+    net.register_forward_hook(_end, always_call=True)
+
+
+def _unwatch(net: nn.Module) -> None:
+    """A copy without tiles has nothing beside them."""
+    for module in net.modules():
+        if module.__dict__.pop("_aimc_watch", None) is not None:
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for number in [n for n, hook in hooks.items() if hook in (_begin, _end)]:
+                    del hooks[number]
+                    module._forward_hooks_always_called.pop(number, None)
+
+
+def _begin(net: nn.Module, args: tuple) -> None:
+    if torch.compiler.is_compiling():
+        return
+    watch, place = net.__dict__.get("_aimc_watch"), (threading.get_ident(), id(net))
+    if watch is None or net.training in watch.seen or place in _FOLLOWING:
+        return
+    if followed(args[0] if args else None):
+        return
+    _FOLLOWING[place] = _watching(net)
+    _FOLLOWING[place].__enter__()
+
+
+def _watching(net: nn.Module) -> Watching:
+    layers = _on_tiles(net).values()
+    return Watching(net, [m._parameter() if isinstance(m, AnalogLayer) else m.weight for m in layers])
+
+
+def _end(net: nn.Module, args: tuple, output: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    watching = _FOLLOWING.pop((threading.get_ident(), id(net)), None)
+    if watching is None:
+        return
+    watching.__exit__(None, None, None)
+    watch = net.__dict__["_aimc_watch"]
+    watch.found.update(watching.found)
+    if watching.found:
+        _refuse_products(net)
+    watch.seen.add(net.training)
+
+
+def _run(net: nn.Module, example: Any) -> None:
+    """Follow a digital forward pass of a copy, which leaves no trace."""
+    twin = copy.deepcopy(net).eval()
+    _unwatch(twin)
+    named = example if isinstance(example, dict) else {}
+    given = () if named else (example if isinstance(example, tuple) else (example,))
+    with contextlib.ExitStack() as stack:
+        for layer in analog_layers(twin).values():
+            stack.enter_context(layer.observed(lambda x: None))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        watching = stack.enter_context(_watching(twin))
+        twin(*given, **named)
+    net.__dict__["_aimc_watch"].found.update(watching.found)
+    net.__dict__["_aimc_watch"].seen.add("example")
+
+
+def _beside(net: nn.Module) -> list[tuple[Product, bool]]:
+    """Products that were found beside the tiles and are not of a digital layer, and whether they are meant to be.
+
+    Some may be of layers that were taken out since, as adapters are that have been merged.
+    """
+    watch = net.__dict__.get("_aimc_watch")
+    if watch is None or not watch.found:
+        return []
+    patterns = net.__dict__.get("_aimc_digital", ())
+    digital = {r.name for r in _modules_rows(net) if r.multiplies and r.where != "analog"}
+    return [
+        (product, any(_named(name, patterns) for name in (*product.names, product.module)))
+        for product in watch.found
+        if all(_holds(net, name) for name in product.names)
+        and not any(prefix in digital for name in product.names for prefix in _prefixes(name))
+    ]
+
+
+def _holds(net: nn.Module, name: str) -> bool:
+    path, _, child = name.rpartition(".")
+    try:
+        return hasattr(net.get_submodule(path), child)
+    except AttributeError:
+        return False
+
+
+def _refuse_products(net: nn.Module) -> None:
+    """An error, or where the conversion was not strict a warning, for products beside the tiles."""
+    found = [product for product, meant in _beside(net) if not meant]
+    if not found:
+        return
+    lines = "".join(
+        f"\n  {p.function} by {' and '.join(p.names)} in {p.module or 'the network'} ({p.kind}, {p.line})"
+        for p in found
+    )
+    text = f"these matrix products are not made on tiles, and no hardware acts on them:{lines}\n"
+    if not net.__dict__["_aimc_watch"].strict:
+        warnings.warn(text + "aimc.summary(net) counts them as digital", stacklevel=4)
+        return
+    first = found[0]
+    name, inside = first.names[0], f"{first.module}." if first.module else ""
+    pattern = repr(name.removeprefix(inside)) if name.startswith(inside) else "..."
+    raise AimcError(
+        f"{text}Let an nn.Linear make the product (one that shares the weight of an embedding stays tied), put a "
+        f"matrix of parameters on tiles with aimc.register_products({first.kind}, weights=[{pattern}]), or keep it "
+        f"digital on purpose with digital=({name!r}, ...)",
+        field="net",
+    )
 
 
 def _refuse_ties(net: nn.Module, weights: list[nn.Parameter]) -> None:
@@ -262,6 +406,16 @@ def _join(path: str, child: str) -> str:
     return f"{path}.{child}" if path else child
 
 
+def _prefixes(name: str) -> list[str]:
+    """The dotted name and those of all modules around it."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _named(name: str, patterns: Iterable[str]) -> bool:
+    return any(matches(prefix, patterns) for prefix in _prefixes(name))
+
+
 def _survey(
     net: nn.Module, patterns: tuple[str, ...], hardware: type = Hardware, strict: bool = True
 ) -> list[Row]:
@@ -269,18 +423,26 @@ def _survey(
     adapters: set[str] = set()
 
     def excluded(name: str) -> bool:
-        parts = name.split(".")
-        prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        prefixes = _prefixes(name)
         hits = [p for p in patterns if any(matches(n, (p,)) for n in prefixes)]
         used.update(hits)
         return bool(hits) or not adapters.isdisjoint(prefixes)
 
     rows = []
     whole: list[str] = []  # modules that one row speaks for, with all that is in them
+    spoken: set[str] = set()  # parameters in lists, of which the row of the module around them speaks
     for name, module in net.named_modules():
         if any(name.startswith(f"{outer}.") or not outer for outer in whole):
             continue
         own = dict(module.named_parameters(recurse=False))
+        plain = (n for n, v in vars(module).items() if isinstance(v, torch.Tensor))
+        for held in (
+            *own,
+            *module._buffers,
+            *plain,
+        ):  # also of what is no product here: it may be one elsewhere
+            excluded(_join(name, held))
+        excluded(name)
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
         kind = type(module).__name__
@@ -292,11 +454,15 @@ def _survey(
             rows.append(_pulsed_row(name, module, sum(p.numel() for p in own.values())))
             continue
         if isinstance(module, Composite):  # what its matrices hold is in their rows
+            spoken.update(_join(name, n) for n in module.analog_placed())
             rest = sum(p.numel() for n, p in own.items() if n not in module.analog_placed())
             if rest:
                 rows.append(Row(name, kind, "digital", rest, False))
             continue
-        found = find_handler(module, hardware)
+        try:
+            found = find_handler(module, hardware)
+        except AimcError as error:
+            raise error.at(layer=name) from None
         if found is not None or isinstance(module, _OPAQUE):
             entire = found is None or found.whole
             if entire:
@@ -304,7 +470,9 @@ def _survey(
             inside = dict(module.named_parameters(recurse=entire))
             count = sum(p.numel() for p in inside.values())
             matrices = found.matrices(module) if found is not None else inside
+            spoken.update(_join(name, n) for n in matrices)
             matrix = sum(p.numel() for p in matrices.values() if p.dim() >= 2)
+            bias = count - sum(p.numel() for n, p in matrices.items() if n in inside and p.dim() >= 2)
             left = [n for n in matrices if excluded(_join(name, n))]
             if left and len(left) < len(matrices):
                 raise AimcError(
@@ -313,20 +481,24 @@ def _survey(
                     layer=name, field="digital",
                 )  # fmt: skip
             where = "excluded" if left else ("analog" if found is not None else "unsupported")
-            rows.append(Row(name, kind, where, count, True, matrix, count - matrix))
+            rows.append(Row(name, kind, where, count, True, matrix, bias))
         elif own and _digital_by_nature(module):
             excluded(name)
             rows.append(Row(name, kind, "digital", sum(p.numel() for p in own.values()), False))
         else:
             for parameter, value in own.items():
                 full = _join(name, parameter)
+                if full in spoken:
+                    continue
                 multiplies = value.dim() >= 2
                 where = "excluded" if excluded(full) else ("unsupported" if multiplies else "digital")
                 matrix = value.numel() if multiplies else 0
                 rows.append(Row(full, kind, where, value.numel(), multiplies, matrix))
     unused = [p for p in patterns if p not in used]
     if unused and strict:
-        raise AimcError(f"no module or parameter matches {', '.join(map(repr, unused))}", field="digital")
+        raise AimcError(
+            f"no module, parameter or buffer matches {', '.join(map(repr, unused))}", field="digital"
+        )
     return rows
 
 
@@ -363,7 +535,9 @@ def to_digital(net: nn.Module) -> nn.Module:
         >>> to_digital(convert(nn.Linear(2, 2), presets.pcm()))
         Linear(in_features=2, out_features=2, bias=True)
     """
-    return digital_copy(net)
+    digital = detached(net)
+    _unwatch(digital)
+    return digital
 
 
 def set_hardware(net: nn.Module, hardware: Hardware) -> None:
@@ -477,27 +651,51 @@ class Coverage:
         return "\n".join(text)
 
 
-def coverage(net: nn.Module) -> Coverage:
-    """Where every parameter of a network lives.
+def _modules_rows(net: nn.Module) -> list[Row]:
+    rows = _survey(net, net.__dict__.get("_aimc_digital", ()), strict=False)
+    held = _on_tiles(net)
+    return [
+        dataclasses.replace(r, where="digital") if r.where == "analog" and r.name not in held else r
+        for r in rows
+    ]
+
+
+def coverage(net: nn.Module, example: Any = None) -> Coverage:
+    """Where every parameter of a network lives, and what its forward passes multiply by beside the tiles.
+
+    Args:
+        net: an analog network; of a digital one the parameters alone are listed.
+        example: an input with which a copy of the network is run, as for :func:`convert`; without it, products beside
+            the tiles are those that the first forward passes have shown.
 
     Example:
         >>> from aimc import presets
         >>> coverage(convert(nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)), presets.pcm())).analog_share
         1.0
     """
-    rows = _survey(net, net.__dict__.get("_aimc_digital", ()), strict=False)
-    held = _on_tiles(net)
-    return Coverage(
-        tuple(
-            dataclasses.replace(r, where="digital") if r.where == "analog" and r.name not in held else r
-            for r in rows
-        )
-    )
+    if example is not None:
+        if "_aimc_watch" not in net.__dict__:
+            raise AimcError("only a network that aimc.convert made can be followed", field="example")
+        _run(net, example)
+    rows = _modules_rows(net)
+    for product, meant in _beside(net):
+        for name, size in zip(product.names, product.sizes, strict=True):
+            row = Row(
+                name,
+                f"{product.function} in {product.kind}",
+                "excluded" if meant else "unsupported",
+                0,
+                True,
+                size,
+            )
+            if row not in rows:
+                rows.append(row)
+    return Coverage(tuple(rows))
 
 
-def summary(net: nn.Module) -> str:
+def summary(net: nn.Module, example: Any = None) -> str:
     """The coverage as a table: layer, where it lives, tiles and their use, converter levels, full scale."""
-    return str(coverage(net))
+    return str(coverage(net, example))
 
 
 @contextlib.contextmanager

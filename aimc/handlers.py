@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
+from aimc.errors import AimcError
 from aimc.hardware import Hardware, PulsedHardware
 from aimc.nn import (
     AnalogConv1d,
@@ -33,6 +34,7 @@ from aimc.nn import (
     PulsedConvTranspose3d,
     PulsedLinear,
     own_forward,
+    reached,
 )
 
 __all__ = ["Handler", "Registered", "find_handler", "matches", "register", "register_products"]
@@ -49,10 +51,24 @@ class Registered:
     weights: tuple[str, ...]
     others: tuple[str, ...]
     whole: bool
+    needed: tuple[str, ...] = ()  # patterns that have to name something in every such module
 
     def matrices(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """The module's parameters that go onto tiles, by name."""
+        if not self.whole:
+            return reached(module, self.weights)
         return {n: p for n, p in self._parameters(module).items() if matches(n, self.weights)}
+
+    def refuse_idle(self, module: nn.Module) -> None:
+        """An error for a pattern that names nothing, for then nothing would come of it."""
+        for pattern in self.needed:
+            path, _, own = pattern.rpartition(".")
+            absent = not path and any(matches(n, (own,)) for n in module._parameters)  # it may be None
+            if not absent and not reached(module, (pattern,)):
+                raise AimcError(
+                    f"aimc.register_products was told that a {type(module).__name__} multiplies by {pattern!r}, and it "
+                    f"has no such parameter; it has {', '.join(n for n, _ in module.named_parameters()) or 'none'}"
+                )
 
     def _parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
         return dict(module.named_parameters(recurse=self.whole))
@@ -127,8 +143,21 @@ def register(
         [[9.0, 9.0]]
     """
 
+    return _registering(types, hardware, weights, others, whole)
+
+
+def _registering(
+    types: Iterable[type[nn.Module] | str],
+    hardware: type | tuple[type, ...],
+    weights: Iterable[str],
+    others: Iterable[str],
+    whole: bool,
+    needed: Iterable[str] = (),
+) -> Callable[[Handler], Handler]:
+    made_of = tuple(weights), tuple(others), whole, tuple(needed)
+
     def add(handler: Handler) -> Handler:
-        made = Registered(handler, tuple(weights), tuple(others), whole)
+        made = Registered(handler, *made_of)
         for half in hardware if isinstance(hardware, tuple) else (hardware,):
             for kind in types:
                 if isinstance(kind, str):
@@ -154,7 +183,10 @@ def register_products(
 
     Args:
         types: module types, or patterns (``fnmatch``) of dotted names of types that need not be imported for it.
-        weights: name patterns (``fnmatch``) of the parameters: matrices, or stacks of them ``[matrices, ., .]``.
+        weights: name patterns (``fnmatch``) of the parameters: matrices, or stacks of them ``[matrices, ., .]``; those
+            of children by their path, such as ``"table.weight"`` (look-ups in the table stay digital and read the same
+            parameter) or ``"matrices.*"`` in an ``nn.ParameterList``. One that names nothing is an error of
+            :func:`aimc.convert`.
         transposed: likewise of those among them that lie as ``[in, out]``, as in ``x @ self.matrix``.
         others: of parameters with two dimensions or more that the forward pass does not multiply by.
         hardware: :class:`aimc.Hardware`, :class:`aimc.PulsedHardware` or both.
@@ -172,8 +204,9 @@ def register_products(
         >>> list(aimc.analog_layers(net))
         ['0.tiles_matrix']
     """
-    handler = functools.partial(own_forward, weights=tuple(weights), transposed=tuple(transposed))
-    register(*types, hardware=hardware, weights=weights, others=others, whole=False)(handler)
+    weights, transposed = tuple(weights), tuple(transposed)
+    handler = functools.partial(own_forward, weights=weights, transposed=transposed)
+    _registering(types, hardware, weights, others, False, (*weights, *transposed))(handler)
 
 
 def find_handler(module: nn.Module, hardware: type) -> Registered | None:
@@ -187,6 +220,8 @@ def find_handler(module: nn.Module, hardware: type) -> Registered | None:
             )
         if found is not None:
             unchanged = type(module).forward is kind.forward and "forward" not in module.__dict__
+            if unchanged:
+                found.refuse_idle(module)
             return found if unchanged and found.knows(module) else None
     return None
 

@@ -106,3 +106,81 @@ def test_above_weights_in_cells():
     assert all(
         torch.equal(m.weight, before[n]) for n, m in aimc.pulsed_layers(analog).items() if "base_layer" in n
     )
+
+
+VARIANTS = {
+    "DoRA": {"use_dora": True},
+    "rank-stabilised": {"use_rslora": True},
+    "a head of its own": {"modules_to_save": ["lm_head"]},
+    "all of it": {"use_dora": True, "modules_to_save": ["lm_head"], "lora_bias": False, "lora_dropout": 0.0},
+}
+
+
+def varied(name, settings, net):
+    _, targets, lies_so = NETS[name]
+    torch.manual_seed(1)
+    config = peft.LoraConfig(
+        r=2, target_modules=targets, init_lora_weights=False, fan_in_fan_out=lies_so, **settings
+    )
+    model = peft.get_peft_model(net, config).eval()
+    with torch.no_grad():  # magnitudes and heads begin as what they replace
+        for parameter, value in model.named_parameters():
+            if "magnitude" in parameter or "modules_to_save" in parameter:
+                value.mul_(1.2)
+    return model
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("name", NETS)
+def test_variants_of_adapters(name, settings):
+    torch.manual_seed(0)
+    net = NETS[name][0]().eval()
+    digital = varied(name, settings, copy.deepcopy(net))
+    expected = digital(TOKENS).logits
+    assert float((expected - net(TOKENS).logits).detach().abs().max()) > 0.1
+    for analog in (aimc.convert(digital, IDEAL), varied(name, settings, aimc.convert(net, IDEAL))):
+        assert_close("logits", analog(TOKENS).logits, expected, atol=1e-5)
+        assert_close("digital", aimc.to_digital(analog)(TOKENS).logits, expected, atol=1e-5)
+        rows = [row for row in aimc.coverage(analog).rows if row.multiplies]
+        assert all(row.where == ("excluded" if "lora" in row.name else "analog") for row in rows)
+        heads = [n for n in aimc.analog_layers(analog) if "modules_to_save" in n]
+        assert len(heads) == ("modules_to_save" in settings)
+        merged = analog.merge_and_unload()
+        assert_close("merged onto the tiles", merged(TOKENS).logits, expected, atol=1e-5)
+        assert aimc.coverage(merged).analog_share == 1.0
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_variants_learn_above_noisy_weights_and_meet_drift(name):
+    torch.manual_seed(0)
+    analog = varied(name, VARIANTS["all of it"], aimc.convert(NETS[name][0](), PCM, seed=0)).train()
+    before = {n: p.detach().clone() for n, p in analog.named_parameters()}
+    optimizer, losses = torch.optim.AdamW(analog.parameters(), lr=0.02), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = analog(TOKENS, labels=TOKENS).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    for parameter, value in analog.named_parameters():
+        learns = "lora" in parameter or "modules_to_save.default.weight" in parameter
+        if learns or "modules_to_save" not in parameter:  # ranges and gains of the new head may learn
+            assert torch.equal(value, before[parameter]) != learns, parameter
+    chip, logits = aimc.program(analog.eval(), seed=0, compensation=None), []
+    for time in ("1s", "1y"):
+        with torch.no_grad(), chip.at(time):
+            logits.append(analog(TOKENS).logits)
+    assert float((logits[1] - logits[0]).abs().max()) > 0.05
+
+
+def test_an_adapter_that_multiplies_by_the_base_weight_is_an_error():
+    """DoRA with dropout makes the product of the base weight a second time, digitally."""
+    torch.manual_seed(0)
+    analog = varied("Llama", {"use_dora": True, "lora_dropout": 0.5}, aimc.convert(llama(), PCM, seed=0))
+    with torch.no_grad():
+        analog(TOKENS)  # evaluation drops nothing, and needs no second product
+    with pytest.raises(
+        aimc.AimcError, match=r"linear by .*q_proj.base_layer.weight in .*lora_magnitude_vector"
+    ):
+        analog.train()(TOKENS)

@@ -132,29 +132,104 @@ def test_text_is_generated(name):
 
 
 def test_saved_and_loaded(name, tmp_path):
-    """Into a digital model of the library by its own means, and from there back onto the same tiles, to the bit.
-
-    By default the library saves under the names that its older versions had; tiles are found under today's.
-    """
+    """Into a digital model of the library by its own means, and from there back onto the same tiles, to the bit."""
     from safetensors.torch import load_file
 
     net, x = made(name), inputs(name)
-    analog = aimc.convert(net, PCM.replace(**{"mapping.learned_gain": False}), seed=0)
+    analog = aimc.convert(net, PCM, seed=0)
     with torch.no_grad():
         for layer in aimc.analog_layers(analog).values():
             layer.input_range *= 1.5
     analog.eval()
-    analog.save_pretrained(tmp_path / "older")
-    older = type(net).from_pretrained(tmp_path / "older").eval()
-    assert_close("digital", older(**x).logits, net(**x).logits, atol=1e-6)
-    analog.save_pretrained(tmp_path, save_original_format=False)
+    for options in ({}, {"save_original_format": False}):
+        folder = tmp_path / f"{len(options)}"
+        analog.save_pretrained(folder, **options)
+        loaded, report = type(net).from_pretrained(folder, output_loading_info=True)
+        assert not any(report.values()), report
+        assert_close("digital", loaded.eval()(**x).logits, net(**x).logits, atol=1e-6)
+        again = aimc.convert(loaded, PCM, seed=99)
+        missing, unexpected = again.load_state_dict(load_file(folder / "analog.safetensors"), strict=False)
+        assert not unexpected and set(missing) == net.state_dict().keys()
+        assert_close("analog", copy.deepcopy(again).eval()(**x).logits, copy.deepcopy(analog)(**x).logits)
+
+
+@pytest.mark.parametrize("hands_state_over", [False, True], ids=["by hand", "by the Trainer"])
+def test_trained_gains_are_saved(name, hands_state_over, tmp_path):
+    """The preset as it is. Gains untie a head, and what is loaded has to stay untied."""
+    from safetensors.torch import load_file
+
+    net, x = made(name), inputs(name)
+    analog = aimc.convert(net, aimc.presets.pcm(), seed=0).eval()
+    with torch.no_grad():
+        for layer in aimc.analog_layers(analog).values():
+            layer.output_gain *= 1.3
+            layer.set_input_range(torch.full_like(layer.input_range, 2.0))
+    expected = aimc.to_digital(analog)(**x).logits
+    assert float((expected - net(**x).logits).detach().abs().max()) > 0.1
+    state = {"state_dict": analog.state_dict()} if hands_state_over else {}
+    analog.save_pretrained(tmp_path, **state)
     loaded = type(net).from_pretrained(tmp_path).eval()
-    assert_close("digital", loaded(**x).logits, net(**x).logits, atol=1e-6)
-    again = aimc.convert(loaded, PCM.replace(**{"mapping.learned_gain": False}), seed=99)
-    missing, unexpected = again.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
-    assert not unexpected and all(n.split(".")[-1] in ("weight", "bias") for n in missing)
-    assert not missing or name in TIED  # a head that is tied, and is in the file once
-    assert_close("analog", again.eval()(**x).logits, analog(**x).logits)
+    assert_close("digital", loaded(**x).logits, expected, atol=1e-6)
+    aimc.to_digital(analog).save_pretrained(tmp_path / "twin")
+    twin = type(net).from_pretrained(tmp_path / "twin").eval()
+    assert_close("digital twin", twin(**x).logits, expected, atol=1e-6)
+    again = aimc.convert(loaded, aimc.presets.pcm(), seed=99)
+    file = "model.safetensors" if hands_state_over else "analog.safetensors"
+    missing, unexpected = again.load_state_dict(load_file(tmp_path / file), strict=False)
+    assert not unexpected and not (hands_state_over and missing)
+    assert_close("analog", again.eval()(**x).logits, copy.deepcopy(analog)(**x).logits, atol=1e-5)
+    for layer in aimc.analog_layers(analog).values():  # the network itself is as it was
+        assert float(layer.output_gain.min()) > 1.2
+
+
+def test_a_part_of_the_state_is_saved_as_it_is_with_a_warning(tmp_path):
+    analog = aimc.convert(made("Llama"), aimc.presets.pcm(), seed=0)
+    part = {n: v for n, v in analog.state_dict().items() if n.endswith(".weight")}
+    analog.save_pretrained(tmp_path, state_dict=part)
+    with torch.no_grad():
+        analog.lm_head.output_gain *= 1.3
+    with pytest.warns(UserWarning, match=r"1 layers have trained output gains \(lm_head"):
+        analog.save_pretrained(tmp_path, state_dict=part)
+
+
+def test_a_state_that_is_handed_over_is_the_one_that_is_saved(tmp_path):
+    analog = aimc.convert(made("Llama"), aimc.presets.pcm(), seed=0)
+    averaged = {n: 0 * v if n == "lm_head.weight" else v for n, v in analog.state_dict().items()}
+    analog.save_pretrained(tmp_path, state_dict=averaged)
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert not loaded.lm_head.weight.any() and bool(analog.lm_head.weight.any())
+
+
+def test_a_model_in_cells_is_saved(tmp_path):
+    from safetensors.torch import load_file
+
+    net, x = made("Llama"), inputs("Llama")
+    analog = aimc.convert(net, CELLS, seed=0)
+    analog.save_pretrained(tmp_path)
+    loaded = type(net).from_pretrained(tmp_path).eval()
+    assert_close("digital", loaded(**x).logits, net(**x).logits, atol=1e-5)
+    again = aimc.convert(loaded, CELLS, seed=1)
+    _, unexpected = again.load_state_dict(load_file(tmp_path / "analog.safetensors"), strict=False)
+    assert not unexpected
+    for layer, other in zip(
+        aimc.pulsed_layers(again).values(), aimc.pulsed_layers(analog).values(), strict=True
+    ):
+        for field, value in other.cells.state.items():
+            assert torch.equal(layer.cells.state[field], value), field
+
+
+@pytest.mark.parametrize("name", ["BERT", "GPT-2", "Llama", "Mixtral"])
+def test_in_bfloat16(name):
+    net, x = made(name), inputs(name)
+    expected = net(**x).logits
+    analog = aimc.convert(net, IDEAL).to(torch.bfloat16)
+    found = analog(**x).logits
+    assert found.dtype == torch.bfloat16
+    assert {p.dtype for p in analog.parameters()} == {torch.bfloat16}
+    scale = float(expected.detach().abs().max())
+    assert_close("logits", found.float(), expected, atol=2.0**-6 * scale)
+    (found.float() ** 2).mean().backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in analog.parameters())
 
 
 @pytest.mark.parametrize("name", TIED)

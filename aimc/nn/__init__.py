@@ -13,7 +13,7 @@ from aimc.nn.conv_transposed import (
     PulsedConvTranspose3d,
 )
 from aimc.nn.linear import AnalogLinear
-from aimc.nn.own_forward import OwnForward, digital_copy, own_forward
+from aimc.nn.own_forward import OwnForward, digital_copy, own_forward, reached
 from aimc.nn.pulsed import (
     CellWeight,
     PulsedConv1d,
@@ -59,5 +59,6 @@ __all__ = [
     "digital_copy",
     "own_forward",
     "pulsed_layers",
+    "reached",
     "saved_hardware",
 ]

@@ -23,6 +23,7 @@ from aimc.nn.held import HeldPass
 from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
+from aimc.nn.watching import Watch
 from aimc.ops import check_backend
 from aimc.periphery import Wires
 from aimc.random import Key
@@ -110,6 +111,7 @@ class AnalogLayer(nn.Module):
     output_gain: nn.Parameter | None
     column_scale: Tensor | None
     _is_fsdp_managed_module = False  # fully_shard says so
+    watch: Watch | None = None  # the network's; set by aimc.convert
 
     def _set_up(self, hardware: Hardware, layout: Layout, key: Key, name: str, backend: str) -> None:
         """Called once by the leaf's constructor, after weight and bias exist."""

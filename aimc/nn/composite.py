@@ -23,12 +23,40 @@ from aimc.random import Key
 AnyHardware = Hardware | PulsedHardware
 
 
+class Reached(Mapping[str, Any]):
+    """A module's parameters by dotted name, those of the modules in it as well.
+
+    Example:
+        >>> Reached(nn.Sequential(nn.Linear(3, 2)))["0.weight"].shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+
+    def holder(self, name: str) -> nn.Module:
+        """The module that holds the parameter."""
+        module: Any = self._module
+        for child in name.split(".")[:-1]:
+            module = module._modules[child]
+        return module
+
+    def __getitem__(self, name: str) -> Any:
+        return self.holder(name)._parameters[name.rpartition(".")[2]]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._module.named_parameters(remove_duplicate=False))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """Where in a module's parameters one matrix is.
 
     Attributes:
-        weight: name of the parameter.
+        weight: name of the parameter, dotted where it is a child's.
         bias: name of the parameter that holds the bias, or None.
         index: what of the weight it is: an expert's number, or a slice; None is all.
         bias_index: likewise of the bias.
@@ -57,8 +85,9 @@ class Piece:
 
     def layer(self, digital: nn.Module) -> nn.Module:
         """A digital layer with this piece alone; a bias that is a whole parameter stays that parameter."""
-        whole: Any = digital._parameters[self.weight]
-        weight, bias = self.of(digital._parameters), self.bias_of(digital._parameters)
+        held = Reached(digital)
+        whole: Any = held[self.weight]
+        weight, bias = self.of(held), self.bias_of(held)
         made = self._blank_layer(digital, weight, bias is not None)
         # Only read, to be programmed.
         made.weight = nn.Parameter(weight.detach().contiguous(), whole.requires_grad)
@@ -114,18 +143,18 @@ class AnalogMatrix(AnalogLinear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self.piece.of(self.owner._parameters)
+        return self.piece.of(self.owner.analog_held())
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        return self.piece.bias_of(self.owner._parameters)
+        return self.piece.bias_of(self.owner.analog_held())
 
     def _outputs_first(self) -> Tensor:
         return self.piece.of(self.owner.analog_parameters())
 
     def _parameter(self) -> nn.Parameter | None:
         owner = self._owner() if self._owner is not None else None
-        return owner._parameters[self.piece.weight] if owner is not None else None
+        return owner.analog_held()[self.piece.weight] if owner is not None else None
 
     def _part(self, whole: Tensor) -> Tensor:
         return self.piece.of({self.piece.weight: whole})
@@ -188,9 +217,13 @@ class Composite(nn.Module):
             made = (
                 kind(piece.layer(digital), hardware, *below)
                 if in_cells
-                else AnalogMatrix(self, piece, hardware, *below)
+                else AnalogMatrix(self, piece, self._analog_hardware(piece, hardware), *below)
             )
             self.add_module(child, made)
+
+    def _analog_hardware(self, piece: Piece, hardware: Any) -> Any:
+        """Of a piece on inference tiles."""
+        return hardware
 
     def analog_matrices(self) -> dict[str, AnalogMatrix]:
         """The children on inference tiles by name."""
@@ -200,9 +233,13 @@ class Composite(nn.Module):
         """Names of the parameters here of which the tiles hold parts."""
         return {n for p in self._analog_pieces.values() for n in (p.weight, p.bias) if n is not None}
 
+    def analog_held(self) -> Mapping[str, Any]:
+        """The parameters by the names that pieces have for them."""
+        return self._parameters
+
     def analog_parameters(self) -> Mapping[str, Any]:
         """The parameters that products differentiate."""
-        return self._parameters
+        return self.analog_held()
 
     def analog_like(self) -> dict[str, Any]:
         """Device and type of the weights, for factories."""
@@ -227,18 +264,22 @@ class Composite(nn.Module):
                 there.copy_(mine)
                 there.requires_grad_(mine.requires_grad)
         for name, piece in self._analog_pieces.items():
-            child: Any = self._modules[name]
-            if isinstance(child, AnalogMatrix):
-                child.refuse_shards()
-            gain = getattr(child, "output_gain", None)
-            piece.write(digital._parameters, child.weight if gain is None else child.weight * gain[:, None])
-            if isinstance(child, PulsedLayer):
-                bias = piece.bias_of(digital._parameters)
-                if bias is not None and child.bias is not None:
-                    bias.copy_(child.bias)
-                there = digital._parameters[piece.weight]
-                there.requires_grad_(child.weight.requires_grad)
+            if "." not in piece.weight:
+                self._analog_write(name, piece, digital._parameters)
         return digital
+
+    def _analog_write(self, name: str, piece: Piece, there: Mapping[str, Any]) -> None:
+        """Write a child's matrix into the parameters of a digital module."""
+        child: Any = self._modules[name]
+        if isinstance(child, AnalogMatrix):
+            child.refuse_shards()
+        gain = getattr(child, "output_gain", None)
+        piece.write(there, child.weight if gain is None else child.weight * gain[:, None])
+        if isinstance(child, PulsedLayer):
+            bias = piece.bias_of(there)
+            if bias is not None and child.bias is not None:
+                bias.copy_(child.bias)
+            there[piece.weight].requires_grad_(child.weight.requires_grad)
 
     # State ---------------------------------------------------------------------------------------------------------
 
@@ -255,7 +296,7 @@ class Composite(nn.Module):
                 if source is not None and saved[source] is not None:
                     state_dict.setdefault(f"{prefix}{name}.{field}", find(saved))
         for source in saved:
-            if self._parameters.get(source) is None:
+            if self.analog_held()[source] is None:
                 state_dict.pop(f"{prefix}{source}", None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

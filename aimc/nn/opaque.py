@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from aimc.errors import AimcError
+from aimc.nn.watching import unwatched
 
 _HANDLES = itertools.count(1)
 _LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -86,10 +87,12 @@ def outside_graphs(forward: Any) -> Any:
     """
 
     @functools.wraps(forward)
-    def run(*args, **kwargs):
+    def run(self, *args, **kwargs):
         before = _FRAMES.set_eval_frame(None)
         try:
-            return forward(*args, **kwargs)
+            if callable(before):
+                unwatched(self)
+            return forward(self, *args, **kwargs)
         finally:
             _FRAMES.set_eval_frame(before)
 
@@ -148,6 +151,7 @@ def _plainly(input: Tensor) -> Iterator[None]:
 
 def _layer(input, weight, bias, input_range, output_gain, handle, output_size):
     layer = _find(handle)
+    unwatched(layer)
     held: dict[str, Any] = dict(zip(_NAMES, (weight, bias, input_range, output_gain)))
     args = () if output_size is None else (list(output_size),)
     with _plainly(input), torch.no_grad(), _holding(layer, held):

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.errors import AimcError
+from aimc.hardware import PulsedHardware
 from aimc.nn.base import AnalogLayer
-from aimc.nn.composite import AnyHardware, Composite, Piece
+from aimc.nn.composite import AnyHardware, Composite, Piece, Reached
 from aimc.nn.pulsed import PulsedLayer
 from aimc.random import Key
 
@@ -26,7 +27,8 @@ class OwnForward(Composite):
     While the forward pass runs, those parameters are :class:`StandIn` objects: a product by one is made on its tiles,
     anything else that is done with one is an error. A matrix ``matrix`` has its tiles in the child ``tiles_matrix``,
     the matrices of a stack ``[matrices, ., .]`` theirs in ``tiles_stack_0`` and so on. Other children are
-    converted beside it. Made by :func:`own_forward`.
+    converted beside it; one that holds such a parameter (``table.weight``, in ``tiles_table_weight``) is a
+    :class:`ChildStandIn` meanwhile. Made by :func:`own_forward`.
     """
 
     _analog_kind: type[nn.Module]
@@ -50,19 +52,28 @@ class OwnForward(Composite):
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
-        if own.get("_analog_depth") and name in own["_analog_shapes"]:
-            return StandIn(self, name)
-        return super().__getattr__(name)
+        made = _stand_in(self, name) if own.get("_analog_depth") else None
+        return super().__getattr__(name) if made is None else made
+
+    def analog_held(self) -> Mapping[str, Any]:
+        return Reached(self) if any("." in name for name in self._analog_shapes) else self._parameters
+
+    def _analog_hardware(self, piece: Piece, hardware: Any) -> Any:
+        """Without output gains where the matrix serves another module, too: there is one to multiply them into."""
+        alone = "." not in piece.weight or isinstance(Reached(self).holder(piece.weight), _LISTS)
+        return hardware if alone else hardware.replace(**{"mapping.learned_gain": False})
 
     def analog_parameters(self) -> Mapping[str, Any]:
         """While the forward pass runs, stacks come apart: they have one gradient, not one for each matrix."""
+        held = self.analog_held()
         if not self._analog_depth:
-            return self._parameters
+            return held
         if self._analog_live is None or self._analog_live[0] != torch.is_grad_enabled():
             for matrix in self.analog_matrices().values():
                 matrix._clip_changes()  # in place, which the parts would not survive
-            parts = {n: p.unbind(0) for n, p in self._parameters.items() if p is not None and p.dim() == 3}
-            self._analog_live = torch.is_grad_enabled(), {**self._parameters, **parts}
+            present = {n: held[n] for n in self._analog_shapes}
+            parts = {n: p.unbind(0) if p is not None and p.dim() == 3 else p for n, p in present.items()}
+            self._analog_live = torch.is_grad_enabled(), parts
         return self._analog_live[1]
 
     def analog_children(self) -> Iterator[tuple[str, nn.Module]]:
@@ -91,6 +102,38 @@ class OwnForward(Composite):
                 digital.register_parameter(name, copy.deepcopy(value, memo))
         return self.analog_export(digital)
 
+    @torch.no_grad()
+    def analog_fill(self, digital: nn.Module) -> None:
+        """Write what the tiles hold of its children's parameters into a digital twin that has its children.
+
+        Raises:
+            AimcError: a trained output gain on a matrix that has another use, too.
+        """
+        held = Reached(digital)
+        for name, piece in self._analog_pieces.items():
+            child: Any = self._modules[name]
+            gain = getattr(child, "output_gain", None)
+            if "." not in piece.weight:
+                continue
+            holder, key = held.holder(piece.weight), piece.weight.rpartition(".")[2]
+            scaled = gain is not None and bool((gain != 1).any())
+            if not isinstance(holder, _LISTS):
+                there: Any = holder._parameters[key]
+                if scaled or not torch.equal(there, self.analog_held()[piece.weight]):
+                    raise AimcError(
+                        f"output gains have been trained, and {piece.weight} is multiplied by in two places, which "
+                        "would need two matrices; use hardware without mapping.learned_gain, or a matrix for each",
+                        layer=self.analog_name,
+                    )
+                continue
+            if not (scaled or isinstance(child, PulsedLayer)):
+                continue  # the copied list has it
+            if piece.index in (None, 0):
+                old, shape = holder._parameters[key], self._analog_shapes[piece.weight]
+                made = torch.empty(shape, **self.analog_like()) if old is None else old.detach().clone()
+                holder._parameters[key] = nn.Parameter(made, old is None or old.requires_grad)
+            self._analog_write(name, piece, held)
+
     def to_digital(self) -> Any:
         """A module of the original type, with copies of the weights, output gains multiplied in."""
         return digital_copy(self)
@@ -100,6 +143,7 @@ class OwnForward(Composite):
         return _blank_twin, (self._analog_kind,), *rest
 
 
+_LISTS = (nn.ParameterList, nn.ParameterDict)  # hold parameters and nothing that computes with them
 _PLAIN = set(nn.Module().__dict__)  # what every module has, and a twin has of its own
 
 
@@ -134,7 +178,8 @@ def own_forward(
     Args:
         digital: the module; its parameters are shared.
         hardware, key, name, backend: as for :class:`AnalogLinear`.
-        weights: name patterns (``fnmatch``) of the parameters that are multiplied by, of two or three dimensions.
+        weights: name patterns (``fnmatch``) of the parameters that are multiplied by, of two or three dimensions;
+            those of children by their path.
         transposed: likewise of those among them that lie as ``[in, out]``.
         unwrap: whether to run the forward pass without what decorators have put around it.
 
@@ -156,26 +201,132 @@ def own_forward(
     twin._analog_kind, twin._analog_unwrapped = type(digital), unwrap
     twin._analog_shapes, twin._analog_depth, twin._analog_live = {}, 0, None
     pieces, lying, multiplied = {}, tuple(transposed), tuple(weights)
-    for parameter, value in digital._parameters.items():
-        if value is None or not any(fnmatchcase(parameter, pattern) for pattern in multiplied):
-            continue
+    in_cells = isinstance(hardware, PulsedHardware)
+    for parameter, value in reached(digital, multiplied).items():
         if value.dim() not in (2, 3):
             raise AimcError("expects a matrix or a stack of them", field=parameter, shape=value.shape)
-        turned = any(fnmatchcase(parameter, pattern) for pattern in lying)
+        turned = _fits(parameter, lying)
         twin._analog_shapes[parameter] = value.shape
         for index in (None,) if value.dim() == 2 else range(len(value)):
             pieces[_child(parameter, index)] = Piece(parameter, index=index, transposed=turned)
+        if in_cells and "." in parameter:
+            _move_out(twin, parameter)
     twin._analog_set_up(digital, pieces, hardware, key, name, backend)
     return twin
 
 
 def _child(parameter: str, index: int | None) -> str:
     # Not after the parameter: libraries that rename parameters in files go by the beginning of a name.
-    return f"tiles_{parameter}" if index is None else f"tiles_{parameter}_{index}"
+    name = f"tiles_{parameter.replace('.', '_')}"
+    return name if index is None else f"{name}_{index}"
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns fits, part by part: a star stands for no dot."""
+    parts = name.split(".")
+    return any(
+        len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+        for wanted in (pattern.split(".") for pattern in patterns)
+    )
+
+
+def reached(module: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Parameters of a module that patterns (``fnmatch``) name; a child's by a pattern with as many dots.
+
+    Example:
+        >>> list(reached(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), ["0.w*", "bias"]))
+        ['0.weight']
+    """
+    patterns = tuple(patterns)
+    deep = any("." in pattern for pattern in patterns)
+    named = module.named_parameters(recurse=deep, remove_duplicate=False)
+    return {n: p for n, p in named if _fits(n, patterns)}
+
+
+def _move_out(twin: OwnForward, parameter: str) -> None:
+    """Take a child's parameter out, for cells will hold it; the child of the network itself is left as it was."""
+    path, _, key = parameter.rpartition(".")
+    if "." in path or not isinstance(twin._modules[path], _LISTS):
+        raise AimcError(
+            f"{parameter} is a parameter of the module {path}, too, and cells belong to one layer; give the product a "
+            "matrix of its own, or keep it digital",
+            field="net",
+        )
+    digital: Any = twin._modules[path]
+    hollow = copy.copy(digital)
+    hollow._parameters = {**digital._parameters, key: None}
+    twin._modules[path] = hollow
 
 
 class _Refused(AimcError, AttributeError):
     """Also an AttributeError, so that ``hasattr`` works."""
+
+
+def _stand_in(owner: OwnForward, path: str) -> Any:
+    """What stands for a parameter on tiles or for a child that holds one; else None."""
+    if path in owner._analog_shapes:
+        return StandIn(owner, path)
+    return ChildStandIn(owner, path) if any(n.startswith(f"{path}.") for n in owner._analog_shapes) else None
+
+
+class ChildStandIn:
+    """Stands for a child in the forward pass of a module that multiplies by its parameters; else it is the child.
+
+    Called, it computes as ever and with the parameter itself: a look-up in a table whose weight is on tiles is digital.
+
+    Args:
+        owner: the module.
+        path: of the child.
+    """
+
+    def __init__(self, owner: OwnForward, path: str):
+        self.__dict__.update(_owner=owner, _path=path)
+
+    @property
+    def __class__(self):  # isinstance sees the child
+        return type(self._stands_for())
+
+    def _stands_for(self) -> Any:
+        return Reached(self._owner).holder(f"{self._path}.")
+
+    def __getattr__(self, name: str) -> Any:
+        made = _stand_in(self._owner, f"{self._path}.{name}")
+        return getattr(self._stands_for(), name) if made is None else made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._stands_for(), name, value)
+
+    def __call__(self, *args, **kwargs):
+        return self._stands_for()(*args, **kwargs)
+
+    def __len__(self) -> int:
+        return len(self._stands_for())
+
+    def __iter__(self) -> Iterator[Any]:
+        child = self._stands_for()
+        return (
+            iter(child)
+            if isinstance(child, (nn.ModuleDict, nn.ParameterDict))
+            else map(self.__getitem__, range(len(child)))
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._stands_for())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stands_for()
+
+    def __getitem__(self, index) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(len(self))[index]]
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index {index} is out of range for {len(self)} entries")
+            index = index % len(self)
+        return getattr(self, str(index))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._path})"
 
 
 class StandIn:
@@ -398,6 +549,7 @@ def digital_copy(net: nn.Module) -> Any:
     for module in opened:
         for name, child in module.analog_children():
             memo[id(module)]._modules[name] = copy.deepcopy(child, memo)
+        module.analog_fill(memo[id(module)])
     return copy.deepcopy(net, memo)
 
 

@@ -317,3 +317,161 @@ def test_what_decorators_add_can_be_taken_off():
         aimc.nn.own_forward(module, IDEAL, Key(0), weights=["stack"])(X)
     twin = aimc.nn.own_forward(module, IDEAL, Key(0), weights=["stack"], unwrap=True)
     assert_close("output", twin(X), module(X), atol=1e-5)
+
+
+# Parameters of children -----------------------------------------------------------------------------------------------
+
+PCM = aimc.presets.pcm().replace(**{"input_range.value": 2.0, "input_range.init_batches": 0})
+
+
+class Tied(nn.Module):
+    """A head that multiplies by the table, as it is written without a layer for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Embedding(11, 4), nn.Linear(4, 4)
+
+    def forward(self, tokens):
+        assert isinstance(self.table, nn.Embedding) and self.table.num_embeddings == 11
+        return F.linear(self.layer(self.table(tokens)), self.table.weight)
+
+
+class Listed(nn.Module):
+    """Matrices, and a stack of them, in lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.ParameterList([nn.Parameter(torch.randn(4, 4)) for _ in range(3)])
+        self.named = nn.ParameterDict({"stack": torch.randn(2, 4, 4), "bias": torch.randn(4)})
+
+    def forward(self, x):
+        for matrix in self.matrices:
+            x = F.linear(x, matrix).tanh()
+        assert len(self.matrices) == 3 and "stack" in self.named and len(self.matrices[1:]) == 2
+        return F.linear(x, self.matrices[-1]) + x @ self.named["stack"][1].t() + self.named["bias"]
+
+
+aimc.register_products(Tied, weights=["table.weight"])
+aimc.register_products(Listed, weights=["matrices.*", "named.stack"])
+FOUR, WORDS = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([[1, 10, 2]])
+
+
+def made(kind):
+    torch.manual_seed(0)
+    return kind(), WORDS if kind is Tied else FOUR
+
+
+@pytest.mark.parametrize(("kind", "hardware"), [(Tied, IDEAL), (Listed, IDEAL), (Listed, CELLS)])
+def test_a_product_by_a_childs_parameter_is_digital_on_ideal_hardware(kind, hardware):
+    net, x = made(kind)
+    analog = aimc.convert(nn.ModuleDict({"net": net, "other": nn.Linear(1, 1)}), hardware)
+    report = aimc.coverage(analog)
+    assert report.analog_share == 1.0 and "unsupported" not in str(report)
+    stranger = aimc.convert(nn.ModuleDict({"net": kind(), "other": nn.Linear(1, 1)}), hardware)
+    stranger.load_state_dict(analog.state_dict())
+    digital = aimc.to_digital(analog)
+    assert type(digital["net"]) is kind and net.state_dict().keys() == digital["net"].state_dict().keys()
+    loaded = aimc.convert(kind(), hardware)
+    loaded.load_state_dict(net.state_dict())
+    ways = {
+        "analog": analog["net"], "digital": digital["net"], "state": stranger["net"], "digital state": loaded,
+        "copy": copy.deepcopy(analog)["net"], "pickle": pickle.loads(pickle.dumps(analog))["net"],
+    }  # fmt: skip
+    for name, module in ways.items():
+        assert_close(name, module(x), net(x), atol=1e-5)
+    assert net.state_dict().keys() == kind().state_dict().keys()  # the digital one keeps its lists
+
+
+@pytest.mark.parametrize("kind", [Tied, Listed])
+def test_gradients_of_a_childs_parameter_are_torchs(kind):
+    net, x = made(kind)
+    analog = aimc.convert(net, IDEAL)
+    for module in (net, analog):
+        y = module(x)
+        (y * y.detach().cos()).sum().backward()
+    found = dict(analog.named_parameters())
+    for name, parameter in net.named_parameters():
+        assert_close(name, found[name].grad, parameter.grad, atol=1e-5)
+    assert (
+        kind is Listed or int((found["table.weight"].grad.abs().sum(1) > 0).sum()) == 11
+    )  # look-up and head
+
+
+@pytest.mark.parametrize("kind", [Tied, Listed])
+def test_drift_reaches_a_product_by_a_childs_parameter(kind):
+    net, x = made(kind)
+    analog = aimc.convert(net, PCM, seed=0, digital=("layer",) if kind is Tied else ()).eval()
+    chip = aimc.program(analog, seed=0, compensation=None)
+    outputs = []
+    for time in ("1s", "1y"):
+        with torch.no_grad(), chip.at(time):
+            outputs.append(analog(x))
+    assert float(outputs[1].std()) < 0.9 * float(outputs[0].std())
+    if kind is Tied:
+        with chip.at("1y"):  # the look-up is digital
+            assert torch.equal(analog.table(WORDS), net.table(WORDS))
+
+
+def test_gains_are_multiplied_into_a_list_and_a_matrix_with_two_uses_has_none():
+    net, x = made(Listed)
+    analog = aimc.convert(net, PCM, seed=0)
+    tied = aimc.convert(made(Tied)[0], PCM, seed=0)
+    assert tied.tiles_table_weight.output_gain is None and tied.layer.output_gain is not None
+    with torch.no_grad():
+        for layer in aimc.analog_layers(analog).values():
+            layer.output_gain *= 1.3
+        tied.layer.output_gain *= 1.3
+    digital, ideal = (
+        aimc.to_digital(analog),
+        aimc.convert(net, IDEAL.replace(**{"mapping.learned_gain": True})),
+    )
+    for layer in aimc.analog_layers(ideal).values():
+        layer.output_gain.data.fill_(1.3)
+    assert_close("lists", digital(x), ideal(x), atol=1e-5)
+    assert torch.equal(analog.matrices[0], net.matrices[0])
+    assert torch.equal(aimc.to_digital(tied).table.weight, tied.table.weight)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return F.linear(self.layer(x), self.layer.weight)
+
+    aimc.register_products(Twice, weights=["layer.weight"])
+    twice = aimc.convert(nn.ModuleDict({"a": Twice()}), PCM, seed=0)
+    twice["a"](x)
+    aimc.to_digital(twice)
+    twice["a"].layer.output_gain.data.fill_(1.3)
+    with pytest.raises(
+        aimc.AimcError, match="layer 'a': output gains have been trained, and layer.weight is multiplied"
+    ):
+        aimc.to_digital(twice)
+
+
+def test_cells_are_not_shared_with_a_table():
+    with pytest.raises(
+        aimc.AimcError, match="layer 'a'.*table.weight is a parameter of the module table, too, and cells"
+    ):
+        aimc.convert(nn.ModuleDict({"a": made(Tied)[0]}), CELLS)
+    net, x = made(Listed)
+    analog = aimc.convert(net, CELLS, seed=0, inplace=True)
+    optimizer = aimc.optim.wrap(torch.optim.SGD(analog.parameters(), lr=1.0), analog)
+    before = {n: m.weight.detach().clone() for n, m in aimc.pulsed_layers(analog).items()}
+    analog(x).square().sum().backward()
+    optimizer.step()
+    moved = [n for n, m in aimc.pulsed_layers(analog).items() if not torch.equal(m.weight, before[n])]
+    assert len(moved) == 4 and "tiles_named_stack_0" not in moved  # which nobody multiplies by
+
+
+@pytest.mark.parametrize("pattern", ["tabel.weight", "weight", "table.*.weight", "tables.weight"])
+def test_a_registration_that_names_nothing_is_an_error(pattern):
+    class Named(Tied):
+        pass
+
+    aimc.register_products(Named, weights=[pattern])
+    with pytest.raises(
+        aimc.AimcError, match=rf"layer 'a': .*a Named multiplies by '{pattern}'.*it has table.weight, layer.w"
+    ):
+        aimc.convert(nn.ModuleDict({"a": Named()}), IDEAL)

@@ -103,3 +103,55 @@ def test_under_autocast_outputs_have_the_type_of_torchs_layers(net, hardware):
     double = aimc.convert(nn.Linear(5, 2).double(), IDEAL)
     with torch.autocast("cpu", torch.bfloat16):
         assert double(X.double()).dtype == torch.float64  # as torch, which leaves double precision alone
+
+
+@pytest.mark.parametrize("hardware", [IDEAL, PCM], ids=["ideal", "pcm"])
+def test_half_precision_with_torchs_scaler(net, hardware):
+    """Weights stay in float32, products run in float16, and gradients that would vanish there are scaled."""
+    analog = aimc.convert(net, hardware, seed=0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    optimizer, losses = torch.optim.SGD(analog.parameters(), lr=0.05), []
+    target = torch.tensor([1.0, 0.0, -1.0])
+    for _ in range(50):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            y = analog(X)
+            assert y.dtype == torch.float16
+            loss = (y.float() - target).square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(analog.parameters(), 5.0)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert scaler.get_scale() == 2.0**12  # nothing overflowed
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(bool(torch.isfinite(p).all()) and p.dtype == torch.float32 for p in analog.parameters())
+
+
+def test_torchs_scaler_makes_the_gradients_of_a_scale_of_one(net):
+    """A power of two costs no bit, and an update that overflows is skipped whole."""
+    found = []
+    for scale in (1.0, 2.0**10):
+        analog = aimc.convert(net, IDEAL, seed=0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer = torch.optim.SGD(analog.parameters(), lr=0.0)
+        with torch.autocast("cpu", torch.float16):
+            loss = analog(X).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        found.append({n: p.grad for n, p in analog.named_parameters()})
+    for name, gradient in found[0].items():
+        size = float(gradient.abs().max())
+        assert_close(name, found[1][name], gradient, atol=2.0**-8 * size + 1e-6)
+    optimizer = torch.optim.SGD(analog.parameters(), lr=1.0)
+    optimizer.zero_grad()
+    before = {n: p.detach().clone() for n, p in analog.named_parameters()}
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    with torch.autocast("cpu", torch.float16):
+        loss = analog(X).float().square().mean()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**99
+    assert all(torch.equal(p, before[n]) for n, p in analog.named_parameters())

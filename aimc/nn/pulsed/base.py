@@ -20,6 +20,7 @@ from aimc.nn.base import hardware_record, saved_hardware
 from aimc.nn.opaque import outside_graphs
 from aimc.nn.pulsed.read import Reads
 from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
+from aimc.nn.watching import Watch
 from aimc.ops import check_backend
 from aimc.random import Key
 
@@ -78,6 +79,7 @@ class PulsedLayer(nn.Module):
     weight: CellWeight
     bias: nn.Parameter | None
     _is_fsdp_managed_module = False  # fully_shard says so
+    watch: Watch | None = None  # the network's; set by aimc.convert
 
     def _set_up(
         self,
