@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from aimc.files import read_records
-from aimc.report import load_comparison, load_run, tables
+from aimc.report import command_of, load_comparison, load_run, summary_table, tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text()
 
 
 def _rows(table) -> list[str]:
@@ -26,7 +27,15 @@ MEAN_ALONE = ["demo", "resnet32_cifar10_small"]
 def test_rows_of_chips_are_the_tables_of_the_run(name):
     mean, _, star = tables(load_run(ROOT / "docs" / "runs" / name))[:3]
     for row in _rows(mean) + (_rows(star) if name not in MEAN_ALONE else []):
+        assert f"| {row} |" in RESULTS
+
+
+def test_the_short_table_is_the_summary_of_the_runs():
+    runs = [load_run(ROOT / "docs" / "runs" / name) for name in CHIPS if name != "demo"]
+    for row in _rows(summary_table(runs)):
         assert f"| {row} |" in README
+    for run in runs:
+        assert f"- [{run.path.name}](docs/runs/{run.path.name}): `{command_of(run)}`" in README
 
 
 @pytest.mark.parametrize(("folder", "place"), [("insitu_fashion_mnist", 1), ("insitu_mnist", 2)])
@@ -38,8 +47,9 @@ def test_rows_of_in_memory_training_are_those_of_the_comparison(folder, place):
     for algorithm, values in found.items():
         mean = sum(values) / len(values)
         spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-        (line,) = [x for x in README.splitlines() if x.startswith(names[algorithm]) and x.count("±") == 2]
-        assert re.split(r" *\| *", line)[place + 1] == f"{mean:.2f} ± {spread:.2f}"
+        for text in (README, RESULTS):
+            (line,) = [x for x in text.splitlines() if x.startswith(names[algorithm]) and x.count("±") == 2]
+            assert re.split(r" *\| *", line)[place + 1] == f"{mean:.2f} ± {spread:.2f}"
 
 
 def test_the_lines_of_code_run(tmp_path, monkeypatch):
@@ -63,6 +73,6 @@ def test_the_lines_of_code_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["resnet18_insitu_small", "resnet34_insitu_small"])
 def test_a_residual_network_is_that_of_its_record(name):
     last = {r["stage"]: r for r in read_records(ROOT / "docs" / "runs" / name) if r["kind"] == "epoch"}
-    (paragraph,) = [p for p in README.split("\n\n") if p.startswith(f"`aimc run {name}`")]
+    (paragraph,) = [p for p in RESULTS.split("\n\n") if p.startswith(f"`aimc run {name}`")]
     for stage in ("analog", "digital"):
         assert last[stage]["epoch"] == 8 and f"{100 * last[stage]['test']:.2f} %" in paragraph
