@@ -168,8 +168,11 @@ def kill_at_random(pid: int, checkpoints: Path, within: float, rng: random.Rando
             time.sleep(0.0005)
 
 
-def kills(count: Count, each: int, rng: random.Random, folder: Path, names: list[str] | None = None) -> None:
-    """Kill runs of every kind ``each`` times, and compare what they come to with a run left alone."""
+def kills(
+    count: Count, each: int, until: float, rng: random.Random, folder: Path, names: list[str] | None = None
+) -> None:
+    """Kill runs of every kind ``each`` times, or until the time is up, and compare what they come to with a run left
+    alone."""
     for name, config in experiments().items():
         if names and name not in names:
             continue
@@ -183,6 +186,8 @@ def kills(count: Count, each: int, rng: random.Random, folder: Path, names: list
         count.bytes += differing(expected, contents(place))
         shutil.rmtree(place)
         while left > 0 or how != "ended":
+            if time.perf_counter() >= until:
+                left = 0
             pid = child(lambda c=config, p=place: train(c, p))
             if left > 0:
                 how = kill_at_random(pid, place / "checkpoints", within, rng)
@@ -258,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     rng, count, began = random.Random(asked.seed), Count(), time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        kills(count, asked.kills, rng, folder, asked.only)
+        kills(count, asked.kills, began + 36 * asked.minutes, rng, folder, asked.only)
         print(f"{count.kills} kills survived, {count.in_checkpoints} of them while a checkpoint was written, "
               f"in {count.ended} runs that ended", flush=True)  # fmt: skip
         left = max(0.0, 60 * asked.minutes - (time.perf_counter() - began))
@@ -272,7 +277,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"WRONG: {text}")
     print(f"{count.bytes} bytes differ")
     print(f"{time.perf_counter() - began:.0f} s")
-    return 1 if count.wrong or count.bytes else 0
+    undone = [name for name, done in (("kill", count.kills), ("seed", count.seeds), ("bad input", tried)) if not done]
+    if undone:
+        print(f"no {' and no '.join(undone)} was tried: not enough time")
+    return 1 if count.wrong or count.bytes or undone else 0
 
 
 if __name__ == "__main__":

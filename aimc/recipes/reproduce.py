@@ -21,6 +21,7 @@ _NAMES = ("kind", "stage", "name", "epoch", "times", "chips", "seed", "compensat
 _CIRCUMSTANCES = (
     "aimc",
     "git",
+    "code",
     "python",
     "torch",
     "numpy",
@@ -122,7 +123,7 @@ def _refuse_other_code(second: Path) -> None:
     if not (second / "environment.json").exists():
         return
     before, now = read_json(second / "environment.json"), environment()
-    code = {(e.get("aimc"), e.get("git")) for e in (before, *before.get("resumed", []), now)}
+    code = {(e.get("aimc"), e.get("git"), e.get("code")) for e in (before, *before.get("resumed", []), now)}
     if len(code) > 1 or str(now["git"]).endswith("+changes"):
         raise AimcError(
             f"{second} was begun by another state of aimc, or an edited one; delete it, or give another directory",

@@ -190,10 +190,16 @@ def _rows(group: Sequence[Evaluated], cell: Callable[[DriftResult, int], str]) -
 
 def _heading(run: RunReport) -> str:
     e = run.environment
-    return (
-        f"aimc {_version(e)}, torch {e.get('torch')}, {e.get('cpu')} ({e.get('threads')} threads), "
-        f"started {e.get('started')}"
-    ) + "".join(
+    seed, hashes = getattr(run.config, "seed", None), {"code": e.get("code"), **(e.get("data") or {})}
+    parts = [
+        "" if seed is None else f"seed {seed}",
+        f"aimc {_version(e)}",
+        *(f"{name} {e[name]}" for name in ("python", "torch", "numpy", "numba") if e.get(name)),
+        f"{e.get('cpu')} ({e.get('threads')} threads, backend {e.get('backend')})",
+        f"started {e.get('started')}",
+        "; ".join(f"sha256 of {name} {value[:12]}" for name, value in hashes.items() if value),
+    ]
+    return ", ".join(part for part in parts if part) + "".join(
         f"; continued {later.get('started')} by {_version(later)}"
         for later in e.get("resumed", ())
         if _differs(e, later)

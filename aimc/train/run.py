@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import itertools
 import json
 import os
@@ -64,6 +65,7 @@ def environment(backend: str = "auto", data: dict[str, str] | None = None) -> di
         "command": sys.argv,
         "aimc": version,
         "git": _git_hash(),
+        "code": code_hash(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
@@ -88,6 +90,21 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def code_hash(folder: str | os.PathLike[str] | None = None) -> str:
+    """sha256 over the names and contents of aimc's own Python files, installed or edited or neither.
+
+    Example:
+        >>> len(code_hash())
+        64
+    """
+    top = pathlib.Path(folder) if folder is not None else pathlib.Path(__file__).resolve().parent.parent
+    found = hashlib.sha256()
+    for file in sorted(top.rglob("*.py")):
+        content = file.read_bytes()
+        found.update(f"{file.relative_to(top).as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()
 
 
 def _git_hash() -> str | None:

@@ -210,6 +210,18 @@ def test_a_later_session_by_another_version_is_named(tmp_path):
         assert "commit aaaaaaaaa" in markdown([changed])
 
 
+def test_the_heading_names_what_a_result_depends_on(tmp_path):
+    text = markdown([_run(tmp_path / "a", ("x", _result()))])
+    made = json.loads((tmp_path / "a" / "environment.json").read_text())
+    for named in (
+        "seed 0, aimc", f"torch {made['torch']}", f"numpy {made['numpy']}", f"python {made['python']}",
+        f"backend {made['backend']})", f"sha256 of code {made['code'][:12]}",
+    ):  # fmt: skip
+        assert named in text
+    known = dataclasses.replace(load_run(tmp_path / "a"), environment=made | {"data": {"train": "c" * 64}})
+    assert f"sha256 of train {'c' * 12}" in markdown([known])
+
+
 def test_a_summary_has_a_row_for_each_run(tmp_path, capsys):
     full = _run(
         tmp_path / "full",

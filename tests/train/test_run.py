@@ -8,6 +8,7 @@ from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import read_config, read_records
 from aimc.train import Run, Stage
+from aimc.train.run import code_hash, environment
 
 
 def _open(path, config=None, **options):
@@ -121,3 +122,15 @@ def test_a_configuration_of_another_kind_is_refused(tmp_path):
     _open(tmp_path).close()
     with pytest.raises(AimcError, match="Stage"):
         _open(tmp_path, AnotherKind())
+
+
+def test_the_hash_of_the_code_follows_names_and_contents(tmp_path):
+    (tmp_path / "a.py").write_text("x")
+    (tmp_path / "notes.md").write_text("y")
+    first = code_hash(tmp_path)
+    (tmp_path / "notes.md").write_text("z")
+    assert code_hash(tmp_path) == first and environment()["code"] == code_hash()
+    (tmp_path / "a.py").write_text("z")
+    second = code_hash(tmp_path)
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert len({first, second, code_hash(tmp_path)}) == 3
