@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -148,7 +150,7 @@ def _once(
 ) -> Iterator[tuple[int, Result | AimcError]]:
     """One attempt; raises where a worker dies."""
     chosen = _chosen.get() or prefer
-    do = functools.partial(_numbered, work, torch.get_num_threads())
+    do = functools.partial(_numbered, work, torch.get_num_threads(), os.getpid())
     if chosen == "ray":
         yield from _by_ray(do, items, numbers, jobs)
         return
@@ -157,7 +159,8 @@ def _once(
     given: dict[str, Any] = {"return_as": "generator_unordered", "pre_dispatch": "all", "batch_size": 1}
     results: Any = joblib.Parallel(jobs, backend, **given)(joblib.delayed(do)(n, items[n]) for n in numbers)
     try:
-        yield from results
+        for outcome in results:  # not "yield from", by which an end would reach joblib before what follows
+            yield outcome
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it tells of jobs that nobody waits for
@@ -165,11 +168,30 @@ def _once(
 
 
 def _numbered(
-    work: Callable[[Item], Result], threads: int, number: int, item: Item
+    work: Callable[[Item], Result], threads: int, parent: int, number: int, item: Item
 ) -> tuple[int, Result | AimcError]:
+    if os.getppid() == parent:
+        _end_with(parent)
     # An engine gives the threads of a worker another number, with which torch adds in another order.
     torch.set_num_threads(threads)
     return number, _guarded(work, item)
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """In a worker: end when the process is gone that wanted the work, also when it was killed. Otherwise workers would
+    go on, and hold the runs that are to be gone on with."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_GLANCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_GLANCE = 0.5
+"""Seconds between looks whether the parent is there."""
 
 
 def _guarded(work: Callable[[Item], Result], item: Item) -> Result | AimcError:

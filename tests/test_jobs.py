@@ -80,6 +80,43 @@ def test_a_job_that_kills_its_workers_does_not_take_the_others_along():
     assert isinstance(found[1], AimcError) and "its process died, three times" in str(found[1])
 
 
+def test_workers_end_with_the_process_that_was_killed(tmp_path):
+    code = """
+import sys
+from aimc import jobs
+from tests import test_jobs as these
+list(jobs.carried_out(these._tell_and_wait, [sys.argv[1] + "/a", sys.argv[1] + "/b"], 2))
+"""
+    root = Path(__file__).parent.parent
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
+    try:
+        _until(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "ab"))
+    finally:
+        run.kill()
+        run.wait()
+    workers = [int((tmp_path / name).read_text()) for name in "ab"]
+    _until(lambda: not any(_alive(pid) for pid in workers))
+
+
+def _tell_and_wait(place: str) -> None:
+    Path(place).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def _until(found, seconds: float = 120.0) -> None:
+    began = time.monotonic()
+    while not found():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.1)
+
+
 def test_what_cannot_be_done_is_named():
     with pytest.raises(AimcError, match="'jobs': must be at least 1, got 0"):
         list(jobs.carried_out(_square, [1], 0))

@@ -493,8 +493,12 @@ def evaluate_over_time(
             raise AimcError(f"must be a whole number from 1, got {number!r}", field=field)
     known = {c: list(row) for c, row in (known or {}).items() if c < chips}
     for c, row in known.items():
+        if c < 0:
+            raise AimcError(f"chips count from 0, got {c}", field="known")
         if len(row) != len(moments):
             raise AimcError(f"has {len(row)} values of chip {c} for {len(moments)} times", field="known")
+        if not all(math.isfinite(v) for v in row):
+            raise AimcError(f"has a value of chip {c} that is not finite", field="known")
     values = np.empty((len(moments), chips))
     for c, row in known.items():
         values[:, c] = row

@@ -284,7 +284,11 @@ def _one_by_one(
 def _side_by_side(
     todo: list[Case], folder: pathlib.Path, data: Any, jobs: int, tensorboard: bool, progress: Progress
 ) -> Outcomes:
-    work = functools.partial(_run, folder=folder, data=data, tensorboard=tensorboard, progress=Progress())
+    # Whole paths: a worker on a cluster has a working directory of its own.
+    data = None if data is None else os.path.abspath(data)
+    work = functools.partial(
+        _run, folder=folder.absolute(), data=data, tensorboard=tensorboard, progress=Progress()
+    )
     seen = {case.name: 0 for case in todo}
     with progress.bar("epochs") as advance:
         for found in _glancing(work, todo, jobs):

@@ -18,6 +18,7 @@ from aimc.units import seconds
 
 _CLOCKS = ("seconds",)
 _NAMES = ("kind", "stage", "name", "epoch", "times", "chips", "seed", "compensation")
+_COMPARED = ("epoch", "digital", "evaluation")
 _CIRCUMSTANCES = (
     "aimc",
     "git",
@@ -88,7 +89,7 @@ def reproduce_run(
     """
     first = Path(path)
     config = read_config(first)
-    before = [r for r in read_records(first) if r["kind"] in ("epoch", "digital", "evaluation")]
+    before = [r for r in read_records(first) if r["kind"] in _COMPARED]
     if not before:
         raise AimcError(f"{first} has no records to compare with; finish it with aimc run", field="run")
     second = Path(output) if output is not None else first.with_name(f"{first.name}-again")
@@ -113,6 +114,11 @@ def reproduce_run(
             if other != value:
                 differing.append(f"{name}, {place}: {value!r} -> {other!r}")
         differing += [f"{name}, {place}: missing -> {value!r}" for place, value in theirs.items()]
+    known = {_name(r) for r in before}
+    new = (_name(r) for r in read_records(second) if r["kind"] in _COMPARED)
+    differing += [
+        f"{name}: is missing from the first run, which was not finished" for name in new if name not in known
+    ]
     here, there = (read_json(p / "environment.json") for p in (first, second))
     changed = [f"{k}: {here.get(k)} -> {there.get(k)}" for k in _CIRCUMSTANCES if here.get(k) != there.get(k)]
     return Reproduction(second, compared, tuple(differing), tuple(missing), tuple(changed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -309,8 +310,13 @@ def test_chips_that_are_known_are_not_evaluated_again():
     assert some.values[:, [1, 3]].T.tolist() == [[7.0, 8.0], [9.0, 10.0]]
     all_known = {c: [1.0, 2.0] for c in range(4)}
     assert aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=4, known=all_known).mean[1] == 2.0
-    with pytest.raises(aimc.AimcError, match="field 'known': has 1 values of chip 2 for 2 times"):
-        aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=4, known={2: [1.0]})
+    for row, message in (
+        ({2: [1.0]}, "has 1 values of chip 2 for 2 times"),
+        ({2: [1.0, math.nan]}, "has a value of chip 2 that is not finite"),
+        ({-1: [1.0, 1.0]}, "chips count from 0, got -1"),
+    ):
+        with pytest.raises(aimc.AimcError, match=f"field 'known': {message}"):
+            aimc.evaluate_over_time(net, metric, times=("1s", "1y"), chips=4, known=row)
 
 
 class Counting(nn.Module):

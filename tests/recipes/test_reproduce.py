@@ -65,6 +65,16 @@ def test_a_second_run_of_other_code_is_no_evidence(tmp_path, monkeypatch, git):
     assert not reproduce_run(run, tmp_path / "third").differing
 
 
+def test_a_run_that_was_not_finished_is_not_reproduced(tmp_path):
+    run = tmp_path / "run"
+    run_experiment(HARDWARE_AWARE, run, tensorboard=False)
+    lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
+    (run / "records.jsonl").write_text(lines[0])
+    result = reproduce_run(run)
+    assert len(result.differing) == len(lines) - 1
+    assert all("is missing from the first run, which was not finished" in line for line in result.differing)
+
+
 def test_nothing_to_reproduce(tmp_path):
     with pytest.raises(AimcError, match="no run directory"):
         reproduce_run(tmp_path)
