@@ -159,7 +159,7 @@ def _once(
     given: dict[str, Any] = {"return_as": "generator_unordered", "pre_dispatch": "all", "batch_size": 1}
     results: Any = joblib.Parallel(jobs, backend, **given)(joblib.delayed(do)(n, items[n]) for n in numbers)
     try:
-        for outcome in results:  # not "yield from", by which an end would reach joblib before what follows
+        for outcome in results:  # noqa: UP028  (by "yield from" an end would reach joblib before what follows)
             yield outcome
     finally:
         with warnings.catch_warnings():

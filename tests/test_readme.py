@@ -52,6 +52,14 @@ def test_rows_of_in_memory_training_are_those_of_the_comparison(folder, place):
             assert re.split(r" *\| *", line)[place + 1] == f"{mean:.2f} ± {spread:.2f}"
 
 
+def test_the_long_comparison_is_that_of_its_record():
+    (paragraph,) = [p for p in RESULTS.split("\n\n") if p.startswith("**20 epochs**")]
+    named = {"digital": "digital", "mp": "mixed precision", "residual": "every step"}
+    for entry in load_comparison(ROOT / "docs" / "runs" / "insitu_fashion_mnist_20"):
+        assert f"{named[entry['algorithm']]} {100 * entry['test']:.2f} %" in " ".join(paragraph.split())
+        assert entry["epochs"] == 20 and entry["lr"] == 0.2 and entry["environment"]["git"]
+
+
 def test_the_lines_of_code_run(tmp_path, monkeypatch):
     """Shortened to an epoch on fewer images and two chips."""
     monkeypatch.chdir(tmp_path)
