@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from aimc.files import read_records
+from aimc.recipes import RECIPES
 from aimc.report import command_of, load_comparison, load_run, summary_table, tables
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,17 @@ def test_the_long_comparison_is_that_of_its_record():
     for entry in load_comparison(ROOT / "docs" / "runs" / "insitu_fashion_mnist_20"):
         assert f"{named[entry['algorithm']]} {100 * entry['test']:.2f} %" in " ".join(paragraph.split())
         assert entry["epochs"] == 20 and entry["lr"] == 0.2 and entry["environment"]["git"]
+
+
+def test_the_demo_in_memory_is_that_of_its_record():
+    (paragraph,) = [p for p in RESULTS.split("\n\n") if p.startswith("`aimc demo insitu`")]
+    named = {
+        "digital": "digital", "residual": "residual learning", "mp": "mixed precision", "ttv2": "Tiki-Taka v2",
+        "sgd": "analog SGD",
+    }  # fmt: skip
+    for entry in load_comparison(ROOT / "docs" / "runs" / "demo_insitu"):
+        assert f"{named[entry['algorithm']]} {100 * entry['test']:.1f} %" in " ".join(paragraph.split())
+        assert f"{100 * entry['test']:.1f} %" in RECIPES["demo_insitu"].expected
 
 
 def test_the_lines_of_code_run(tmp_path, monkeypatch):
