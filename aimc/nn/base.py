@@ -20,6 +20,7 @@ from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.hwa import FixedClip, GaussianClip, clip_, clip_bound, modify_weights
 from aimc.nn.held import HeldPass
+from aimc.nn.loading import described, misfit_counters, misfits, started
 from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
@@ -681,30 +682,34 @@ class AnalogLayer(nn.Module):
         return hardware_record(self.hardware)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
-        saved = state_dict.get(prefix + "analog_state")
+        unexpected, errors = rest
+        # Everything is checked before anything is written.
+        found = self.misfits(state_dict, prefix)
+        if found:
+            errors += found
+            return
+        saved, changed = state_dict.get(prefix + "analog_state"), []
+        if prefix + "analog_hardware" in state_dict:
+            theirs = saved_hardware(state_dict, prefix[:-1])
+            changed = differences(theirs, self.hardware)
+            if not isinstance(theirs, Hardware):
+                saved = None  # cells count other things
         if saved is not None:
             seed, self._step, self._evaluated, self._range_batches, *network = (int(v) for v in saved)
             self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
             if network:  # earlier files do not have it
                 self.network_seed = network[0] % (1 << 64)
-        changed = []
-        if prefix + "analog_hardware" in state_dict:
-            changed = differences(saved_hardware(state_dict, prefix[:-1]), self.hardware)
         if changed:
             # The hardware stays the caller's. What belongs to the saved one and has no place here is left out.
             warnings.warn(
                 f"layer {self.name!r} was saved with other hardware, its own stays: {'; '.join(changed)}",
                 stacklevel=2,
             )
-            state_dict = {
-                name: value
-                for name, value in state_dict.items()
-                if name.removeprefix(prefix) not in _EXTRAS[:3]
-                or self._fits(name.removeprefix(prefix), value)
-            }
+        state_dict = self._placed(state_dict, prefix, bool(changed))
+        if prefix + "input_range" in state_dict:
+            state_dict[prefix + "input_range"] = started(state_dict[prefix + "input_range"])
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, *rest)
-        unexpected = rest[0]
         for name in list(unexpected):
             if name.removeprefix(prefix) in ("analog_state", "analog_hardware"):
                 unexpected.remove(name)
@@ -720,9 +725,38 @@ class AnalogLayer(nn.Module):
         if saved is not None and parameter is not None:
             self._now_clipped(parameter)
 
-    def _fits(self, name: str, value: Tensor) -> bool:
+    def misfits(self, state: Mapping[str, Any], prefix: str) -> list[str]:
+        """Why a state cannot be loaded here, one line for each entry; empty where it can."""
+        changed = False
+        if prefix + "analog_hardware" in state:
+            try:
+                theirs = saved_hardware(state, prefix[:-1])
+            except AimcError as error:
+                return [str(error)]
+            changed = bool(differences(theirs, self.hardware))
+            counted = isinstance(theirs, Hardware)
+        else:
+            counted = True
+        found = list(misfits(self, self._placed(state, prefix, changed), prefix))
+        if counted and prefix + "analog_state" in state:
+            why = misfit_counters(state[prefix + "analog_state"], range(4, 6), (1 << 32) - 1)
+            if why is not None:
+                found.append(("analog_state", why))
+        return [f"{prefix}{name}: {why}" for name, why in found]
+
+    def _placed(self, state: Mapping[str, Any], prefix: str, changed: bool) -> dict[str, Any]:
+        """The state without what belongs to other hardware and has no place here."""
+        return {
+            name: value
+            for name, value in state.items()
+            if not changed
+            or name.removeprefix(prefix) not in _EXTRAS[:3]
+            or self._fits(name.removeprefix(prefix), value)
+        }
+
+    def _fits(self, name: str, value: Any) -> bool:
         here = getattr(self, name, None)
-        return here is not None and here.shape == value.shape
+        return here is not None and here.shape == getattr(value, "shape", None)
 
     def __getstate__(self):
         state = self.__dict__.copy()
@@ -776,7 +810,7 @@ def saved_hardware(state: Mapping[str, Tensor], layer: str = "") -> Config:
         raise AimcError(
             "the state was not saved from an analog layer of that name", layer=layer, field="state"
         )
-    return Config.from_json(bytes(state[name].cpu().tolist()).decode())
+    return described(state[name], layer)
 
 
 def analog_layers(net: nn.Module) -> dict[str, AnalogLayer]:
