@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -100,8 +99,8 @@ class AnalogLayer(nn.Module):
     Attributes:
         hardware: the frozen description; assign with :meth:`set_hardware`.
         layout: the split over tiles.
-        input_range: learned or fixed range per row tile, NaN until training or calibration sets it; None without a DAC
-            or with dynamic ranges.
+        input_range: learned or fixed range per row tile, 0 until training or calibration sets it (so that averages over
+            states start from something); None without a DAC or with dynamic ranges.
         output_gain: learned digital gain per output, or None.
         statistics: shares of clipped inputs and saturated outputs in the last forward pass.
     """
@@ -139,7 +138,7 @@ class AnalogLayer(nn.Module):
         if hardware.dac is None or setting.mode == "dynamic":
             self.register_buffer("input_range", None)
         else:
-            start = torch.full((layout.row_tiles,), setting.value or float("nan"), **like)
+            start = torch.full((layout.row_tiles,), setting.value or 0.0, **like)
             if setting.mode == "learned":
                 self.input_range = nn.Parameter(start)
             else:
@@ -210,8 +209,10 @@ class AnalogLayer(nn.Module):
     def constrain_range(self) -> None:
         """Keep the input range positive."""
         if isinstance(self.input_range, nn.Parameter):
-            dtype = self.input_range.dtype
+            dtype, known = self.input_range.dtype, self.input_range != 0
             self.input_range.clamp_(_smallest(dtype), _largest(dtype))
+            if self.hardware.input_range.value is None:
+                self.input_range.mul_(known)  # what is not set yet stays so
 
     def _clip_changes(self) -> None:
         """Before a forward pass in training mode, if the weights changed otherwise than by an optimizer."""
@@ -379,13 +380,13 @@ class AnalogLayer(nn.Module):
             held, values = True, self._programmed.input_range
         # Parameters that fully_shard gathers anew do not count their versions.
         changed = held or self._is_fsdp_managed_module or self._range_version != version(values)
-        unset = changed and any(math.isnan(v) for v in values.tolist())
+        unset = changed and not all(v > 0 for v in values.tolist())
         if unset and starts:  # a tile that has seen nothing but zeros
             if self._range_batches >= setting.init_batches:
                 self._start_range(x)
             values = self.present_range()
             assert values is not None
-            return values.nan_to_num(nan=1.0).unsqueeze(1)  # for zeros any range will do
+            return torch.where(values > 0, values, 1).unsqueeze(1)  # for zeros any range will do
         if unset:
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
@@ -418,9 +419,9 @@ class AnalogLayer(nn.Module):
             wide = torch.promote_types(part.dtype, torch.float32)
             old = ranges[tile].to(wide)
             value = old.new_tensor(min(value, _largest(part.dtype))).clamp_min(tiny)
-            if k >= setting.init_batches and not torch.isnan(old):
+            if k >= setting.init_batches and old > 0:
                 continue  # started long ago
-            ranges[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
+            ranges[tile] = (old * k + value) / (k + 1) if old > 0 else value
         self._put_range(ranges)
         self._range_batches += run is None
 
@@ -438,7 +439,9 @@ class AnalogLayer(nn.Module):
         if setting.manage_output_clipping:
             lost = [s if s > 1 - setting.keep else 0.0 for s in call.statistics.saturated]
             grad.sub_(r * r.new_tensor(lost), alpha=1 / (1 if call.held is None else call.held.reads))
-        return grad
+        present = self.present_range()
+        # The range of a tile that has seen nothing but zeros was a stand-in, which a step must not move.
+        return grad if present is None else grad * (present > 0)
 
     # Forward -------------------------------------------------------------------------------------------------------
 
@@ -656,7 +659,7 @@ class AnalogLayer(nn.Module):
             if old is None or new is None or old.shape != new.shape:
                 continue
             with torch.no_grad():  # a range that was never set gives way to a given one
-                old.copy_(torch.where(old.isnan(), new, old))
+                old.copy_(torch.where(old > 0, old, new))
             if isinstance(old, nn.Parameter) and isinstance(new, nn.Parameter):
                 setattr(self, name, old)
             else:

@@ -291,7 +291,8 @@ class PulsedLayer(nn.Module):
         if self._versions() != self._written:
             raise AimcError(
                 "the weight was written directly, but it lives in cells; write it with layer.program(weight), or "
-                "initialise the network before aimc.convert",
+                "initialise the network before aimc.convert. An average of weights (EMA, SWA) is one of "
+                "aimc.to_digital(net), see docs/torch.md",
                 layer=self.name, field="weight",
             )  # fmt: skip
         try:
