@@ -251,6 +251,86 @@ def try_chip(seed: int, net: nn.Module, file: Path) -> bool:
         return accepted(f"chip, seed {seed}", attempt)
 
 
+# States ---------------------------------------------------------------------------------------------------------------
+
+
+def spoilt_tensor(rng: random.Random, value: Tensor) -> Any:
+    """A copy with numbers that are none, of another type or size, or with other bytes; sometimes no tensor at all."""
+    flat = value.clone().reshape(-1)
+    how = rng.choice(("number", "number", "type", "size", "empty", "bytes", "dimension", "nothing"))
+    if how == "number" and len(flat):
+        bad = (*BAD, -1.0, 1e30) if value.is_floating_point() else (-1, 127, torch.iinfo(value.dtype).max)
+        flat[rng.randrange(len(flat))] = rng.choice(bad)
+        return flat.view(value.shape)
+    if how == "type":
+        types = (torch.float32, torch.float64, torch.int64, torch.bool, torch.complex64, torch.uint8)
+        return value.to(rng.choice(types))
+    if how == "size":
+        return torch.cat([flat, flat[:1]]) if rng.random() < 0.5 else flat[:-1]
+    if how == "bytes":
+        raw = torch.tensor(list(rng.randbytes(max(value.nbytes, 1))), dtype=torch.uint8)
+        return raw.view(value.dtype).view(value.shape) if value.nbytes else raw
+    if how == "dimension":
+        return value[None]
+    return None if how == "nothing" else value.new_empty(0)
+
+
+def _trained(net: nn.Module, x: Tensor, steps: int = 2) -> None:
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    if aimc.pulsed_layers(net):
+        optimizer = aimc.optim.wrap(optimizer, net)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        _output(net, x).square().mean().backward()
+        optimizer.step()
+
+
+def same_states(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two states hold the same, to the bit."""
+    return first.keys() == second.keys() and all(
+        torch.equal(t.reshape(-1).view(torch.uint8), second[n].reshape(-1).view(torch.uint8))
+        for n, t in first.items()
+    )
+
+
+def try_state(seed: int) -> bool:
+    """A layer's state of either half with one tensor spoilt: loaded and trained on, or nothing of it is written."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    digital: nn.Module = rng.choice((lambda: nn.Linear(4, 3), lambda: nn.LSTM(4, 3, batch_first=True)))()
+    hardware = _pulsed_hardware(rng) if rng.random() < 0.6 else aimc.presets.pcm()
+    fixed = isinstance(hardware, aimc.Hardware) and rng.random() < 0.3
+    if fixed:
+        hardware = hardware.replace(**{"training.remap_every": 3, "training.clip": None})
+    x = torch.randn(2, 3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net, other = (aimc.convert(copy.deepcopy(digital), hardware, seed=k) for k in (1, 2))
+        for each in (net, other):
+            _trained(each, x)
+    state: dict[str, Any] = {n: v.clone() for n, v in other.state_dict().items()}
+    victim = rng.choice(sorted(state))
+    state[victim] = spoilt_tensor(rng, state[victim])
+    about = f"{victim} = {state[victim]} of {digital} on {hardware}, seed {seed}"
+    before = copy.deepcopy(net.state_dict())
+
+    def attempt() -> None:
+        try:
+            net.load_state_dict(state)
+        except (AimcError, RuntimeError) as error:
+            require(same_states(before, net.state_dict()), f"refused, but something was loaded: {about}")
+            require(victim.rpartition(".")[2] in str(error), f"{error} does not name the entry: {about}")
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            raise AimcError(str(error)) from None
+        held = [v for v in net.state_dict().values() if v.is_floating_point()]
+        require(all(bool(torch.isfinite(v).all()) for v in held), f"taken: {about}")
+        _trained(net, x, 1)
+        aimc.to_digital(net)(x)
+
+    return accepted(about, attempt)
+
+
 # Layers ---------------------------------------------------------------------------------------------------------------
 
 SCALES = (0.0, 1e-38, 1e-20, 1e-6, 1.0, 1e6, 1e20, 3e38)

@@ -39,6 +39,12 @@ def test_checkpoints_and_chips(runs, tmp_path):
         rubbish.try_chip(seed, net, chip)
 
 
+@pytest.mark.parametrize("start", range(0, 100, 25))
+def test_states(start):
+    taken = [rubbish.try_state(seed) for seed in range(start, start + 25)]
+    assert any(taken) and not all(taken)
+
+
 @pytest.mark.parametrize("start", range(0, 24, 8))
 def test_run_directories(runs, start):
     taken = [rubbish.try_run_directory(seed, runs[seed % 2]) for seed in range(start, start + 8)]
@@ -104,5 +110,5 @@ def test_a_short_soak():
         [sys.executable, str(ROOT / "tools" / "soak.py"), *words], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 kills survived" in done.stdout and "5 bad inputs tried" in done.stdout
+    assert "4 kills survived" in done.stdout and "6 bad inputs tried" in done.stdout
     assert "0 wrong" in done.stdout and "\n0 bytes differ" in done.stdout

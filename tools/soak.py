@@ -212,6 +212,7 @@ def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, mos
     kinds: list[Callable[[int], bool]] = [
         rubbish.try_configuration,
         rubbish.try_layer,
+        rubbish.try_state,
         lambda seed: rubbish.try_checkpoint(seed, checkpoints[seed % len(checkpoints)]),
         lambda seed: rubbish.try_chip(seed, net, chip),
         lambda seed: rubbish.try_run_directory(seed, runs[seed % len(runs)]),

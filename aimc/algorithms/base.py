@@ -123,6 +123,11 @@ class Algorithm(Config):
         self.program(array, state, weight)
         return state
 
+    def bounds(self, name: str) -> tuple[float | Tensor | None, float | Tensor | None]:
+        """Smallest and largest numbers that a tensor of a state can hold, where there are any; files are held to it."""
+        counting = ("counts", "counters", "statistics", "reads")
+        return (0 if name in counting else None), None
+
     def extra(self, array: Array, device: torch.device) -> State:
         """What else this algorithm keeps of a layer."""
         return {}

@@ -218,6 +218,15 @@ class Residual(Transferring):
 
     # State ---------------------------------------------------------------------------------------------------------
 
+    def bounds(self, name: str) -> tuple[float | Tensor | None, float | Tensor | None]:
+        if name != "counters":
+            return super().bounds(name)
+        least = torch.zeros(self.COUNTERS, dtype=torch.int64)
+        most = torch.full_like(least, torch.iinfo(torch.int64).max)
+        least[ACTIVE] = -1
+        most[ACTIVE], most[FLAG], most[VALUES] = self.tiles - 1, 1, _HISTORY
+        return least, most
+
     def extra(self, array: Array, device: torch.device) -> State:
         return {"values": torch.zeros(_HISTORY, dtype=torch.float64)}
 

@@ -90,6 +90,9 @@ class TikiTakaV2(Transferring):
     def shares(self, array: Array) -> tuple[float, ...]:
         return (self.gamma, 1.0)
 
+    def bounds(self, name: str) -> tuple[float | Tensor | None, float | Tensor | None]:
+        return (0, None) if name == "visits" else super().bounds(name)
+
     def extra(self, array: Array, device: torch.device) -> State:
         found = {
             "buffer": torch.zeros(array.shape, device=device),

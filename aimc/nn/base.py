@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.hwa import FixedClip, GaussianClip, clip_, clip_bound, modify_weights
 from aimc.nn.held import HeldPass
+from aimc.nn.loading import described, misfit_counters, misfits, started
 from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
@@ -99,8 +99,8 @@ class AnalogLayer(nn.Module):
     Attributes:
         hardware: the frozen description; assign with :meth:`set_hardware`.
         layout: the split over tiles.
-        input_range: learned or fixed range per row tile, NaN until training or calibration sets it; None without a DAC
-            or with dynamic ranges.
+        input_range: learned or fixed range per row tile, 0 until training or calibration sets it (so that averages over
+            states start from something); None without a DAC or with dynamic ranges.
         output_gain: learned digital gain per output, or None.
         statistics: shares of clipped inputs and saturated outputs in the last forward pass.
     """
@@ -138,7 +138,7 @@ class AnalogLayer(nn.Module):
         if hardware.dac is None or setting.mode == "dynamic":
             self.register_buffer("input_range", None)
         else:
-            start = torch.full((layout.row_tiles,), setting.value or float("nan"), **like)
+            start = torch.full((layout.row_tiles,), setting.value or 0.0, **like)
             if setting.mode == "learned":
                 self.input_range = nn.Parameter(start)
             else:
@@ -209,8 +209,10 @@ class AnalogLayer(nn.Module):
     def constrain_range(self) -> None:
         """Keep the input range positive."""
         if isinstance(self.input_range, nn.Parameter):
-            dtype = self.input_range.dtype
+            dtype, known = self.input_range.dtype, self.input_range != 0
             self.input_range.clamp_(_smallest(dtype), _largest(dtype))
+            if self.hardware.input_range.value is None:
+                self.input_range.mul_(known)  # what is not set yet stays so
 
     def _clip_changes(self) -> None:
         """Before a forward pass in training mode, if the weights changed otherwise than by an optimizer."""
@@ -378,13 +380,13 @@ class AnalogLayer(nn.Module):
             held, values = True, self._programmed.input_range
         # Parameters that fully_shard gathers anew do not count their versions.
         changed = held or self._is_fsdp_managed_module or self._range_version != version(values)
-        unset = changed and any(math.isnan(v) for v in values.tolist())
+        unset = changed and not all(v > 0 for v in values.tolist())
         if unset and starts:  # a tile that has seen nothing but zeros
             if self._range_batches >= setting.init_batches:
                 self._start_range(x)
             values = self.present_range()
             assert values is not None
-            return values.nan_to_num(nan=1.0).unsqueeze(1)  # for zeros any range will do
+            return torch.where(values > 0, values, 1).unsqueeze(1)  # for zeros any range will do
         if unset:
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
@@ -417,9 +419,9 @@ class AnalogLayer(nn.Module):
             wide = torch.promote_types(part.dtype, torch.float32)
             old = ranges[tile].to(wide)
             value = old.new_tensor(min(value, _largest(part.dtype))).clamp_min(tiny)
-            if k >= setting.init_batches and not torch.isnan(old):
+            if k >= setting.init_batches and old > 0:
                 continue  # started long ago
-            ranges[tile] = value if torch.isnan(old) else (old * k + value) / (k + 1)
+            ranges[tile] = (old * k + value) / (k + 1) if old > 0 else value
         self._put_range(ranges)
         self._range_batches += run is None
 
@@ -437,7 +439,9 @@ class AnalogLayer(nn.Module):
         if setting.manage_output_clipping:
             lost = [s if s > 1 - setting.keep else 0.0 for s in call.statistics.saturated]
             grad.sub_(r * r.new_tensor(lost), alpha=1 / (1 if call.held is None else call.held.reads))
-        return grad
+        present = self.present_range()
+        # The range of a tile that has seen nothing but zeros was a stand-in, which a step must not move.
+        return grad if present is None else grad * (present > 0)
 
     # Forward -------------------------------------------------------------------------------------------------------
 
@@ -655,7 +659,7 @@ class AnalogLayer(nn.Module):
             if old is None or new is None or old.shape != new.shape:
                 continue
             with torch.no_grad():  # a range that was never set gives way to a given one
-                old.copy_(torch.where(old.isnan(), new, old))
+                old.copy_(torch.where(old > 0, old, new))
             if isinstance(old, nn.Parameter) and isinstance(new, nn.Parameter):
                 setattr(self, name, old)
             else:
@@ -681,30 +685,34 @@ class AnalogLayer(nn.Module):
         return hardware_record(self.hardware)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
-        saved = state_dict.get(prefix + "analog_state")
+        unexpected, errors = rest
+        # Everything is checked before anything is written.
+        found = self.misfits(state_dict, prefix)
+        if found:
+            errors += found
+            return
+        saved, changed = state_dict.get(prefix + "analog_state"), []
+        if prefix + "analog_hardware" in state_dict:
+            theirs = saved_hardware(state_dict, prefix[:-1])
+            changed = differences(theirs, self.hardware)
+            if not isinstance(theirs, Hardware):
+                saved = None  # cells count other things
         if saved is not None:
             seed, self._step, self._evaluated, self._range_batches, *network = (int(v) for v in saved)
             self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
             if network:  # earlier files do not have it
                 self.network_seed = network[0] % (1 << 64)
-        changed = []
-        if prefix + "analog_hardware" in state_dict:
-            changed = differences(saved_hardware(state_dict, prefix[:-1]), self.hardware)
         if changed:
             # The hardware stays the caller's. What belongs to the saved one and has no place here is left out.
             warnings.warn(
                 f"layer {self.name!r} was saved with other hardware, its own stays: {'; '.join(changed)}",
                 stacklevel=2,
             )
-            state_dict = {
-                name: value
-                for name, value in state_dict.items()
-                if name.removeprefix(prefix) not in _EXTRAS[:3]
-                or self._fits(name.removeprefix(prefix), value)
-            }
+        state_dict = self._placed(state_dict, prefix, bool(changed))
+        if prefix + "input_range" in state_dict:
+            state_dict[prefix + "input_range"] = started(state_dict[prefix + "input_range"])
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, *rest)
-        unexpected = rest[0]
         for name in list(unexpected):
             if name.removeprefix(prefix) in ("analog_state", "analog_hardware"):
                 unexpected.remove(name)
@@ -720,9 +728,38 @@ class AnalogLayer(nn.Module):
         if saved is not None and parameter is not None:
             self._now_clipped(parameter)
 
-    def _fits(self, name: str, value: Tensor) -> bool:
+    def misfits(self, state: Mapping[str, Any], prefix: str) -> list[str]:
+        """Why a state cannot be loaded here, one line for each entry; empty where it can."""
+        changed = False
+        if prefix + "analog_hardware" in state:
+            try:
+                theirs = saved_hardware(state, prefix[:-1])
+            except AimcError as error:
+                return [str(error)]
+            changed = bool(differences(theirs, self.hardware))
+            counted = isinstance(theirs, Hardware)
+        else:
+            counted = True
+        found = list(misfits(self, self._placed(state, prefix, changed), prefix))
+        if counted and prefix + "analog_state" in state:
+            why = misfit_counters(state[prefix + "analog_state"], range(4, 6), (1 << 32) - 1)
+            if why is not None:
+                found.append(("analog_state", why))
+        return [f"{prefix}{name}: {why}" for name, why in found]
+
+    def _placed(self, state: Mapping[str, Any], prefix: str, changed: bool) -> dict[str, Any]:
+        """The state without what belongs to other hardware and has no place here."""
+        return {
+            name: value
+            for name, value in state.items()
+            if not changed
+            or name.removeprefix(prefix) not in _EXTRAS[:3]
+            or self._fits(name.removeprefix(prefix), value)
+        }
+
+    def _fits(self, name: str, value: Any) -> bool:
         here = getattr(self, name, None)
-        return here is not None and here.shape == value.shape
+        return here is not None and here.shape == getattr(value, "shape", None)
 
     def __getstate__(self):
         state = self.__dict__.copy()
@@ -776,7 +813,7 @@ def saved_hardware(state: Mapping[str, Tensor], layer: str = "") -> Config:
         raise AimcError(
             "the state was not saved from an analog layer of that name", layer=layer, field="state"
         )
-    return Config.from_json(bytes(state[name].cpu().tolist()).decode())
+    return described(state[name], layer)
 
 
 def analog_layers(net: nn.Module) -> dict[str, AnalogLayer]:

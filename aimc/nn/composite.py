@@ -17,6 +17,7 @@ from aimc.hardware import Hardware, PulsedHardware
 from aimc.hwa import FixedClip, GaussianClip
 from aimc.nn.base import AnalogLayer
 from aimc.nn.linear import AnalogLinear
+from aimc.nn.loading import misfits
 from aimc.nn.pulsed import PulsedLayer, PulsedLinear
 from aimc.random import Key
 
@@ -286,6 +287,7 @@ class Composite(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         """Cells take their weights from the names of torch as well."""
         saved = {n: state_dict.get(f"{prefix}{n}") for n in self.analog_placed()}
+        own: list[str] = []
         for name, piece in self._analog_pieces.items():
             if not isinstance(self._modules[name], PulsedLayer):
                 continue
@@ -294,10 +296,21 @@ class Composite(nn.Module):
                 ("bias", piece.bias, piece.bias_of),
             ):
                 if source is not None and saved[source] is not None:
-                    state_dict.setdefault(f"{prefix}{name}.{field}", find(saved))
+                    try:
+                        state_dict.setdefault(f"{prefix}{name}.{field}", find(saved))
+                    except (AttributeError, IndexError, RuntimeError, TypeError):
+                        own.append(f"{prefix}{source}: of another shape, or no tensor")
         for source in saved:
             if self.analog_held()[source] is None:
                 state_dict.pop(f"{prefix}{source}", None)
+        children: dict[str, Any] = {f"{prefix}{n}.": self._modules[n] for n in self._analog_pieces}
+        own += [f"{prefix}{name}: {why}" for name, why in misfits(self, state_dict, prefix)]
+        sound = {below for below, child in children.items() if not child.misfits(state_dict, below)}
+        if own or len(sound) < len(children):
+            for below in sound:  # loads what it has: all of this module, or nothing
+                state_dict.update(children[below].state_dict(prefix=below))
+            rest[-1].extend(own)
+            return
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __setstate__(self, state):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
 from aimc.nn.base import hardware_record, saved_hardware
+from aimc.nn.loading import LARGEST, misfit, misfit_counters, misfits
 from aimc.nn.opaque import outside_graphs
 from aimc.nn.pulsed.read import Reads
 from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
@@ -290,7 +291,8 @@ class PulsedLayer(nn.Module):
         if self._versions() != self._written:
             raise AimcError(
                 "the weight was written directly, but it lives in cells; write it with layer.program(weight), or "
-                "initialise the network before aimc.convert",
+                "initialise the network before aimc.convert. An average of weights (EMA, SWA) is one of "
+                "aimc.to_digital(net), see docs/torch.md",
                 layer=self.name, field="weight",
             )  # fmt: skip
         try:
@@ -334,44 +336,19 @@ class PulsedLayer(nn.Module):
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-        own, changed = self.cells.state, []
+        # Everything is checked before anything is written.
+        found = self.misfits(state_dict, prefix)
+        if found:
+            errors += found
+            return
+        own, saved = self.cells.state, self._saved_cells(state_dict, prefix)
         weight, bias = state_dict.get(prefix + "weight"), state_dict.get(prefix + "bias")
-        saved = {
-            n.removeprefix(prefix + "cells."): v
-            for n, v in state_dict.items()
-            if n.startswith(prefix + "cells.")
-        }
-        fits = all(n in saved and saved[n].shape == v.shape for n, v in own.items())
-        exact = bool(saved)
-        if prefix + "analog_hardware" in state_dict:
-            theirs = saved_hardware(state_dict, prefix[:-1])
-            changed = differences(theirs, self.hardware)
-            exact = bool(saved) and isinstance(theirs, PulsedHardware) and self._same_devices(theirs, fits)
+        exact, changed = self._meaning(state_dict, prefix, saved)
         known = ("weight", "analog_state", "analog_hardware", *(f"cells.{n}" for n in saved))
         rest = {n: v for n, v in state_dict.items() if n.removeprefix(prefix) not in known}
         analog_bias = isinstance(self.bias, CellWeight)
         if analog_bias:
             rest.pop(prefix + "bias", None)
-        # Everything is checked before anything is written.
-        before = len(errors)
-        for name, value, here in (("weight", weight, self.weight), ("bias", bias, self.bias)):
-            if value is not None and here is not None and value.shape != here.shape:
-                errors.append(f"{prefix}{name}: shape {list(value.shape)} does not fit {list(here.shape)}")
-        if exact and not fits:
-            odd = [n for n, v in own.items() if n not in saved or saved[n].shape != v.shape]
-            errors.append(f"{prefix}cells: {', '.join(odd)} missing or of another shape")
-        if len(errors) > before:
-            return
-        lost: list[str] = []
-        super()._load_from_state_dict(rest, prefix, metadata, strict, lost, unexpected, errors)
-        optional = (prefix + "weight", prefix + "bias") if exact or analog_bias else (prefix + "weight",)
-        missing += [n for n in lost if n not in optional or (not exact and n not in state_dict)]
-        if changed:
-            warnings.warn(
-                f"layer {self.name!r} was saved with other hardware, its own stays: {'; '.join(changed)}"
-                + ("" if exact else "; the weights were programmed into this layer's own devices"),
-                stacklevel=2,
-            )
         if exact:
             for name, value in saved.items():
                 if name in own:
@@ -387,7 +364,71 @@ class PulsedLayer(nn.Module):
             self.pending.clear()
             self.refresh()
         elif weight is not None:
-            self.program(weight, bias if analog_bias else None)
+            self.program(weight, bias if analog_bias else None)  # may be refused: first of all
+        lost: list[str] = []
+        super()._load_from_state_dict(rest, prefix, metadata, strict, lost, unexpected, errors)
+        optional = (prefix + "weight", prefix + "bias") if exact or analog_bias else (prefix + "weight",)
+        missing += [n for n in lost if n not in optional or (not exact and n not in state_dict)]
+        if changed:
+            warnings.warn(
+                f"layer {self.name!r} was saved with other hardware, its own stays: {'; '.join(changed)}"
+                + ("" if exact else "; the weights were programmed into this layer's own devices"),
+                stacklevel=2,
+            )
+
+    def misfits(self, state: Mapping[str, Any], prefix: str) -> list[str]:
+        """Why a state cannot be loaded here, one line for each entry; empty where it can."""
+        saved = self._saved_cells(state, prefix)
+        try:
+            exact, _ = self._meaning(state, prefix, saved)
+        except AimcError as error:
+            return [str(error)]
+        found = list(misfits(self, state, prefix))
+        if exact:
+            found += self._odd_cells(saved)
+            if prefix + "analog_state" in state:
+                why = misfit_counters(state[prefix + "analog_state"], range(1, 4), LARGEST)
+                found += [("analog_state", why)] if why is not None else []
+        return [f"{prefix}{name}: {why}" for name, why in found]
+
+    def _odd_cells(self, saved: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Saved cells that cannot be this layer's: name, and why."""
+        own = self.cells.state
+        odd = [n for n, v in own.items() if n not in saved or getattr(saved[n], "shape", None) != v.shape]
+        if odd:
+            yield "cells", f"{', '.join(odd)} missing or of another shape"
+        for name, value in saved.items():
+            if name in odd:
+                continue
+            least, most = self.hardware.algorithm.bounds(name)
+            if name == "digital_scale":
+                least, most = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+            why = misfit(value, own[name] if name in own else value, least, most)
+            odd += [name] if why is not None else []
+            if why is not None:
+                yield f"cells.{name}", why
+        if not odd:  # finite numbers may amount to weights that are not
+            read = {n: v.to(own[n].device, own[n].dtype) for n, v in saved.items() if n in own}
+            composite = self.hardware.algorithm.weight(self.array, read) * float(read["digital_scale"])
+            if not bool(torch.isfinite(composite.to(self.weight.dtype)).all()):
+                yield "cells.digital_scale", "brings cells.held to NaN or infinite weights"
+
+    @staticmethod
+    def _saved_cells(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        start = prefix + "cells."
+        return {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)}
+
+    def _meaning(
+        self, state: Mapping[str, Any], prefix: str, saved: Mapping[str, Any]
+    ) -> tuple[bool, list[str]]:
+        """Whether saved cells are taken as they are, not their weights alone; and how the hardware differs."""
+        if prefix + "analog_hardware" not in state:
+            return bool(saved), []
+        theirs = saved_hardware(state, prefix[:-1])
+        own = self.cells.state
+        fits = all(getattr(saved.get(n), "shape", None) == v.shape for n, v in own.items())
+        exact = bool(saved) and isinstance(theirs, PulsedHardware) and self._same_devices(theirs, fits)
+        return exact, differences(theirs, self.hardware)
 
     def _same_devices(self, theirs: PulsedHardware, fits: bool) -> bool:
         """Whether saved cells mean here what they meant where they were saved."""
