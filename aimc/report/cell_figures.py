@@ -48,7 +48,10 @@ def make_cell(name: str, settings: Sequence[str] = (), states: float | None = No
         field, equals, text = setting.partition("=")
         if not equals or not field.strip():
             raise AimcError(f"must be field=value, got {setting!r}", field="set")
-        fields[field.strip()] = load_yaml(text)
+        try:
+            fields[field.strip()] = load_yaml(text)
+        except AimcError as error:
+            raise error.at(field=field.strip()) from None
     cell = PULSED_CELLS[name](**fields)
     if states is None:
         return cell

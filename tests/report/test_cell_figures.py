@@ -108,6 +108,7 @@ def test_a_file_with_devices_and_other_spellings(tmp_path):
         (["SoftBounds", "--set", "dw_mn=1"], "'dw_mn': SoftBounds has no such field; did you mean 'dw_min'?"),
         (["SoftBounds", "--set", "dw_min"], "'set': must be field=value"),
         (["SoftBounds", "--set", "dw_min=small"], "'dw_min': expects a number"),
+        (["SoftBounds", "--set", "dw_min=!!bool foo"], "'dw_min': not valid YAML"),
         (["SoftBounds", "--states", "0"], "'states': must be positive"),
         (["SoftBounds", "--state", "4"], "did you mean '--states'?"),
         (["Ladder", "--states", "4.5"], "'levels'"),
