@@ -502,6 +502,11 @@ def _report_comparison(asked: argparse.Namespace) -> int:
     """The table of comparisons, all their runs together."""
     from aimc.report import comparison_table, draw_comparison, load_comparison, markdown_table, show_table
 
+    if asked.summary:
+        raise AimcError(
+            "is for runs on chips; a comparison has one table, which aimc report prints without it",
+            field="summary",
+        )
     entries = [entry for path in asked.runs for entry in load_comparison(path)]
     table = comparison_table(entries)
     if asked.format == "markdown":

@@ -95,7 +95,7 @@ def test_records_refuse_what_json_cannot_hold(tmp_path):
 
 
 def test_settle_appends_what_is_missing_and_takes_back_what_was_lost(tmp_path):
-    rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}]
+    rows = [{"epoch": 1, "loss": 0.5, "seconds": 1.0}, {"epoch": 2, "loss": 0.4, "seconds": 1.0}]
     with _open(tmp_path) as run:
         run.settle("a", rows)
         run.record("note")
