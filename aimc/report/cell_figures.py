@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from aimc.cells import PULSED_CELLS, CellFit, PulsedCell, fit_cell
+from aimc.cells.fitting import LARGEST, SMALLEST
 from aimc.cells.pulsed import BMAX, BMIN
 from aimc.config import load_yaml
 from aimc.errors import AimcError, suggest
@@ -168,17 +169,27 @@ def read_pulses(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     where = os.fspath(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise AimcError(f"cannot read {where}: {error}", field="fit") from None
     if not rows:
         raise AimcError(f"{where} has no rows", field="fit")
-    columns = [(name or "").strip() for name in rows[0]]
-    for name in ("pulse", "direction", "value"):
-        if name not in columns:
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    for name in ("pulse", "direction", "value", "device"):
+        if name not in columns and name != "device":
             raise AimcError(f"{where} has no column {name!r}, but {', '.join(columns)}", field="fit")
-    devices: dict[str, list[tuple[float, int, float]]] = {}
-    for line, row in enumerate(rows, 2):
+        if columns.count(name) > 1:
+            raise AimcError(f"{where} has the column {name!r} twice", field="fit")
+    devices: dict[str, dict[float, tuple[int, float]]] = {}
+    for line, row in rows:
+        beyond: Any = row.pop(None, [])  # type: ignore[call-overload]  (where csv puts what has no head)
+        if any(text.strip() for text in beyond):
+            raise AimcError(
+                f"{where}, line {line}: has {len(columns) + len(beyond)} columns, the head has {len(columns)}; a "
+                "decimal comma?",
+                field="fit",
+            )
         cells = {
             (name or "").strip(): (text or "").strip() if isinstance(text, str) else ""
             for name, text in row.items()
@@ -188,19 +199,34 @@ def read_pulses(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
             raise AimcError(
                 f"{where}, line {line}: {cells['direction']!r} is neither up nor down", field="direction"
             )
-        numbers = []
-        for name in ("pulse", "value"):
-            try:
-                numbers.append(float(cells[name]))
-            except ValueError:
-                raise AimcError(
-                    f"{where}, line {line}: {cells[name]!r} is not a number", field=name
-                ) from None
-        devices.setdefault(cells.get("device", ""), []).append((numbers[0], direction, numbers[1]))
+        pulse, value = (_measured(cells[name], name, f"{where}, line {line}") for name in ("pulse", "value"))
+        pulses = devices.setdefault(cells.get("device", ""), {})
+        if pulse in pulses:
+            raise AimcError(
+                f"{where}, line {line}: pulse {pulse:g} is there twice; give several devices a column 'device'",
+                field="pulse",
+            )
+        pulses[pulse] = direction, value
     if len({len(pulses) for pulses in devices.values()}) > 1:
         raise AimcError(f"{where}: all devices need the same number of pulses", field="device")
-    table = np.array([sorted(pulses, key=lambda pulse: pulse[0]) for pulses in devices.values()])
-    return table[:, :, 2], table[:, :, 1]
+    table = np.array([[pulses[pulse] for pulse in sorted(pulses)] for pulses in devices.values()])
+    return table[:, :, 1], table[:, :, 0]
+
+
+def _measured(text: str, name: str, where: str) -> float:
+    """A number of a file of pulses."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise AimcError(f"{where}: {text!r} is not a number", field=name) from None
+    if not math.isfinite(number):
+        raise AimcError(f"{where}: {text!r} is not a finite number", field=name)
+    if name == "value" and number != 0 and not SMALLEST <= abs(number) <= LARGEST:
+        raise AimcError(
+            f"{where}: {text!r} is not between {SMALLEST:g} and {LARGEST:g}; give the values in another unit",
+            field=name,
+        )
+    return number
 
 
 _DIRECTIONS = {"up": 1, "1": 1, "+1": 1, "1.0": 1, "down": -1, "-1": -1, "0": -1, "-1.0": -1, "0.0": -1}

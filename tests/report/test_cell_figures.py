@@ -132,6 +132,17 @@ def test_mistakes(words, message, capsys):
         (["1,up"], "pulse,direction,value", "'' is not a number"),
         (["1,up,2,a", "2,up,2,a", "1,up,2,b"], "pulse,direction,value,device", "the same number of pulses"),
         (["1,up,2", "2,down,3"], "pulse,direction,value", "is too short"),
+        (
+            ["1,up,2", "nan,up,2"],
+            "pulse,direction,value",
+            "field 'pulse': .*line 3: 'nan' is not a finite number",
+        ),
+        (["1,up,inf"], "pulse,direction,value", "field 'value': .*line 2: 'inf' is not a finite number"),
+        (["1,up,2", "", "2,up,2,5"], "pulse,direction,value", "line 4: has 4 columns, the head has 3"),
+        (["1,up,1e300"], "pulse,direction,value", "line 2: '1e300' is not between 1e-30 and 1e.30"),
+        (["1,up,-1e-300"], "pulse,direction,value", "line 2: '-1e-300' is not between"),
+        (["1,up,2", "1,up,3"], "pulse,direction,value", "line 3: pulse 1 is there twice; .*column 'device'"),
+        (["1,up,2,3"], "pulse,direction,value,value", "has the column 'value' twice"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path, capsys, rows, head, message):
