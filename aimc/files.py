@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -14,6 +15,22 @@ from typing import Any
 
 from aimc.config import Config
 from aimc.errors import AimcError
+
+
+def usable(path: str | os.PathLike[str], field: str = "path") -> str:
+    """A path as text, one that the system can take.
+
+    Raises:
+        AimcError: it holds a null byte, with which names end.
+
+    Example:
+        >>> usable("runs/a")
+        'runs/a'
+    """
+    place = os.fspath(path)
+    if "\0" in place:
+        raise AimcError(f"{place!r} is no path: it holds a null byte", field=field)
+    return place
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str], None]) -> None:
@@ -32,7 +49,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
         ...     os.listdir(folder)
         ['note.txt']
     """
-    path = os.fspath(path)
+    path = usable(path)
     data = data.encode() if isinstance(data, str) else data
     folder = os.path.dirname(path) or "."
     try:
@@ -57,6 +74,41 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
         raise AimcError(f"cannot write {path}: {error.strerror or error}", field="path") from None
 
 
+def figure_path(path: str | os.PathLike[str]) -> str:
+    """The file of a figure: ``path``, with ``.png`` where it has no suffix.
+
+    Raises:
+        AimcError: a suffix that matplotlib does not know.
+
+    Example:
+        >>> figure_path("drift"), figure_path("drift.svg")
+        ('drift.png', 'drift.svg')
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    place = os.fspath(path)
+    suffix = os.path.splitext(place)[1]
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if suffix and suffix[1:].lower() not in kinds:
+        raise AimcError(f"no image ends in {suffix!r}; use one of {', '.join(sorted(kinds))}", field="path")
+    return place if suffix else f"{place}.png"
+
+
+def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int) -> str:
+    """Write a figure of matplotlib in the format that its suffix says, whole or not at all, and return its file.
+
+    Raises:
+        AimcError: as :func:`figure_path`, or the place cannot be written.
+    """
+    place, picture = figure_path(path), io.BytesIO()
+    try:
+        figure.savefig(picture, dpi=dpi, format=os.path.splitext(place)[1][1:].lower())
+    except (OSError, ImportError, RuntimeError) as error:  # some formats need programs that may be missing
+        raise AimcError(f"cannot draw {place}: {error}", field="path") from None
+    write_atomic(place, picture.getvalue())
+    return place
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -79,7 +131,7 @@ def read_config(path: str | os.PathLike[str], kind: type[Config] = Config) -> An
     Raises:
         AimcError: the directory is no run, or its configuration is not readable by this version.
     """
-    place = pathlib.Path(path) / "config.yaml"
+    place = pathlib.Path(usable(path, "run")) / "config.yaml"
     try:
         text = place.read_text()
     except OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ from aimc.cells.pow_step import PowStep
 from aimc.cells.pulsed import PulsedCell
 from aimc.cells.soft_bounds import SoftBounds
 from aimc.errors import AimcError, suggest
-from aimc.files import write_atomic
+from aimc.files import write_figure
 from aimc.random import Key
 
 NODES = 9
@@ -141,7 +140,7 @@ class CellFit:
         return self.offset + self.scale * torch.stack(path, 1).double().numpy()
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw measured and fitted curve, and the steps over the weight, into a PNG file."""
+        """Draw measured and fitted curve, and the steps over the weight, into a file (PNG where it has no suffix)."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 4), layout="constrained")
@@ -162,9 +161,7 @@ class CellFit:
             right.plot(grid, size.expand(at.shape), color=colour, label=label)
         right.set(xlabel="weight", ylabel="step", title="steps")
         right.legend()
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=120, format="png")
-        write_atomic(path, picture.getvalue())
+        write_figure(figure, path, dpi=120)
 
 
 def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODES) -> CellFit:

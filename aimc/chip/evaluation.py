@@ -24,7 +24,7 @@ from aimc.chip.chip import program
 from aimc.chip.compensation import Compensation, LeastSquares
 from aimc.convert import evaluating, require_analog, to_digital
 from aimc.errors import AimcError
-from aimc.files import NUMBER, misfit, write_atomic
+from aimc.files import NUMBER, misfit, write_atomic, write_figure
 from aimc.random import Key
 from aimc.units import readable, seconds
 
@@ -375,12 +375,6 @@ class DriftResult:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
-        stem, suffix = os.path.splitext(os.fspath(path))
-        kinds = figure.canvas.get_supported_filetypes()
-        if suffix and suffix[1:].lower() not in kinds:
-            raise AimcError(
-                f"no image ends in {suffix!r}; use one of {', '.join(sorted(kinds))}", field="path"
-            )
         axes = figure.add_subplot()
         times, spread = np.array(self.times), np.nan_to_num(self.std)
         times = np.maximum(times, 1e-1)
@@ -397,8 +391,7 @@ class DriftResult:
             axes.set_yscale("log")
         axes.set_ylabel(self.metric)
         axes.legend()
-        suffix = suffix or ".png"
-        write_atomic(stem + suffix, lambda place: figure.savefig(place, dpi=150, format=suffix[1:].lower()))
+        write_figure(figure, path, dpi=150)
 
 
 _OPTIONAL = (int, float, type(None))

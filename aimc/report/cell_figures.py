@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from aimc.cells.fitting import LARGEST, SMALLEST
 from aimc.cells.pulsed import BMAX, BMIN
 from aimc.config import load_yaml
 from aimc.errors import AimcError, suggest
-from aimc.files import write_atomic
+from aimc.files import figure_path, write_figure
 from aimc.random import Key, normal
 
 DEVICES = 4096
@@ -89,11 +88,11 @@ def summary(cell: PulsedCell, devices: int = DEVICES, key: Key = Key(0)) -> list
 
 
 def draw_cell(cell: PulsedCell, path: str | os.PathLike[str], name: str = "", key: Key = Key(0)) -> None:
-    """Draw a cell into a PNG file: response to up and then down pulses, steps over the weight, spread of the devices.
+    """Draw a cell into a file: response to up and then down pulses, steps over the weight, spread of the devices.
 
     Args:
         cell: any pulsed cell.
-        path: the file.
+        path: the file; without a suffix ``.png`` is added.
         name: title; the type's name where empty.
         key: of the devices and of the noise of the pulses.
 
@@ -129,9 +128,7 @@ def draw_cell(cell: PulsedCell, path: str | os.PathLike[str], name: str = "", ke
     axes[1, 2].axis("off")
     text = "\n".join(f"{label:20s} {value}" for label, value in summary(cell, key=key))
     axes[1, 2].text(0, 0.95, text, family="monospace", fontsize="small", va="top")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100, format="png")
-    write_atomic(path, picture.getvalue())
+    write_figure(figure, path, dpi=100)
 
 
 def response(cell: PulsedCell, pulses: int, devices: int, key: Key = Key(0)) -> np.ndarray:
@@ -234,19 +231,20 @@ _DIRECTIONS = {"up": 1, "1": 1, "+1": 1, "1.0": 1, "down": -1, "-1": -1, "0": -1
 
 def command(asked: Any) -> int:
     """Run ``aimc cell``: print the numbers, write the figure, say where it is."""
+    wanted = figure_path(asked.out) if asked.out else None  # refused before the work
     if asked.fit is not None:
         if asked.set or asked.states is not None:
             raise AimcError("--fit finds the fields; it does not go with --set or --states", field="fit")
         found: CellFit = fit_cell(*read_pulses(asked.fit), kind=asked.name)
         print(found)
         print(f"in a run: {as_flag(found.cell)}")
-        out = asked.out or f"{found.kind}.png"
+        out = wanted or f"{found.kind}.png"
         found.plot(out)
     else:
         cell = make_cell(asked.name, asked.set, asked.states)
         for label, value in summary(cell):
             print(f"{label:20s} {value}")
-        out = asked.out or f"{asked.name}.png"
+        out = wanted or f"{asked.name}.png"
         draw_cell(cell, out, asked.name)
     print(f"written: {out}")
     return 0

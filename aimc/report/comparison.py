@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aimc.errors import AimcError
-from aimc.files import NUMBER, misfit, read_json, write_atomic
+from aimc.files import NUMBER, misfit, read_json, write_figure
 from aimc.report.tables import Table
 
 Entry = dict[str, Any]
@@ -133,9 +132,7 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
     figure.suptitle(
         f"{entries[0]['dataset']}: last epoch and way there, band: 1 std over seeds", fontsize="medium"
     )
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format="png")
-    write_atomic(path, picture.getvalue())
+    write_figure(figure, path, dpi=130)
 
 
 def _curve(panel, held: list[Entry], label: str, **style) -> None:

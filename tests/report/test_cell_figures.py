@@ -49,6 +49,16 @@ def test_every_cell_has_a_summary(name):
     assert float(rows["states (nominal)"]) > 3 and rows["corrupt devices"] == "0.00 %"
 
 
+@pytest.mark.parametrize(
+    "settings", [["w_max=1e6", "w_min=-1e6"], ["dw_min=1e6"], ["dw_min=1e-12"], ["w_max_dtod=1e6"]]
+)
+@pytest.mark.parametrize("name", [n for n in PULSED_CELLS if n != "soft_bounds_pmax"])
+def test_the_numbers_of_an_extreme_cell_are_numbers(name, settings):
+    if name != "Ladder" or "dw_min" not in settings[0]:
+        rows = summary(make_cell(name, settings), devices=64)
+        assert not [row for row in rows if "inf" in row[1] or "nan" in row[1]]
+
+
 def test_states_of_a_ladder_are_its_levels():
     assert make_cell("Ladder", ["w_max=2"], 6) == Ladder(levels=6, w_max=2.0)
     assert make_cell("Ladder", ["levels=[0, 0.2, 1]"]).states == 3
@@ -109,6 +119,11 @@ def test_a_file_with_devices_and_other_spellings(tmp_path):
         (["SoftBounds", "--set", "dw_min"], "'set': must be field=value"),
         (["SoftBounds", "--set", "dw_min=small"], "'dw_min': expects a number"),
         (["SoftBounds", "--set", "dw_min=!!bool foo"], "'dw_min': not valid YAML"),
+        (["PiecewiseStep", "--set", "w_max=1e300"], "'w_max': must be within"),
+        (["soft_bounds_pmax", "--set", "w_max=1"], "'w_max': follows from range_min, range_max"),
+        (["soft_bounds_pmax", "--set", "alpha=0"], "'alpha': must be a number from 1e-09 to 50"),
+        (["soft_bounds_pmax", "--set", "p_max=few"], "'p_max': must be a number"),
+        (["soft_bounds_pmax", "--set", "range_max=-1"], "'range_max': must be a number from 0"),
         (["SoftBounds", "--states", "0"], "'states': must be positive"),
         (["SoftBounds", "--state", "4"], "did you mean '--states'?"),
         (["Ladder", "--states", "4.5"], "'levels'"),

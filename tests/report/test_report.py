@@ -132,6 +132,26 @@ def test_figures_are_drawn_from_any_number_of_runs(tmp_path):
         draw(runs, tmp_path / "nowhere" / "a.png")
 
 
+@pytest.mark.parametrize("suffix", [".foo", ".html", "."])
+def test_a_figure_of_an_unknown_kind_is_refused_before_anything_is_shown(tmp_path, capsys, suffix):
+    run = _run(tmp_path / "a", ("x", _result()))
+    for words in (["report", str(run.path), "--figure"], ["cell", "SoftBounds", "--out"]):
+        assert cli.main([*words, str(tmp_path / f"x{suffix}")]) == 2
+        seen = capsys.readouterr()
+        assert f"no image ends in '{suffix}'; use one of" in seen.err and seen.out == ""
+    with pytest.raises(AimcError, match="no image ends in"):
+        draw([run], tmp_path / f"x{suffix}")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_figure_has_the_format_of_its_suffix(tmp_path, capsys):
+    run = _run(tmp_path / "a", ("x", _result()))
+    for name, start in (("x.svg", b"<?xml"), ("x", b"\x89PNG"), ("y.PNG", b"\x89PNG")):
+        assert cli.main(["report", str(run.path), "--figure", str(tmp_path / name)]) == 0
+        place = tmp_path / (name if "." in name else "x.png")
+        assert place.read_bytes().startswith(start) and f"written: {place}" in capsys.readouterr().err
+
+
 def test_the_figure_shows_the_recorded_means(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
