@@ -131,7 +131,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument(
         "--figure",
         metavar="FILE",
-        help="also draw the accuracy over time, or else over the epochs, into a PNG file",
+        help="also draw the accuracy over time, or else over the epochs, into a file, PNG where it has no suffix",
     )
     _add_cell(add("cell", "draw a cell that learns by pulses, or fit one to measured pulses"))
     return main, made
@@ -229,6 +229,9 @@ def _print_no_more() -> None:
 
 
 def _main(words: list[str]) -> int:
+    for word in words:
+        if "\0" in word:  # no shell passes one on, but who calls main may
+            raise AimcError(f"{word!r} holds a null byte, which no file or value may")
     main_parser, parsers = _parsers()
     first = words[0] if words else ""
     if first and not first.startswith("-") and first not in parsers:
@@ -466,10 +469,12 @@ def _reproduce(asked: argparse.Namespace) -> int:
 
 def _report(asked: argparse.Namespace) -> int:
     from aimc import recipes  # the configurations that a run may hold
+    from aimc.files import figure_path
     from aimc.report import draw, draw_accuracy, load_run, markdown, show
 
     assert recipes.RECIPES
-
+    if asked.figure is not None:
+        asked.figure = figure_path(asked.figure)  # refused before anything is printed
     if any(os.path.exists(os.path.join(path, "comparison.json")) for path in asked.runs):
         return _report_comparison(asked)
     runs = [load_run(path) for path in asked.runs]
@@ -502,6 +507,11 @@ def _report_comparison(asked: argparse.Namespace) -> int:
     """The table of comparisons, all their runs together."""
     from aimc.report import comparison_table, draw_comparison, load_comparison, markdown_table, show_table
 
+    if asked.summary:
+        raise AimcError(
+            "is for runs on chips; a comparison has one table, which aimc report prints without it",
+            field="summary",
+        )
     entries = [entry for path in asked.runs for entry in load_comparison(path)]
     table = comparison_table(entries)
     if asked.format == "markdown":
@@ -522,7 +532,7 @@ def _add_cell(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="FIELD=VALUE", action="append", default=[], help="change a field; may be repeated"
     )
     parser.add_argument("--states", type=float, metavar="N", help="nominal number of states")
-    parser.add_argument("--out", metavar="FILE", help="figure, PNG (default: NAME.png)")
+    parser.add_argument("--out", metavar="FILE", help="figure (default: NAME.png)")
     parser.add_argument(
         "--fit", metavar="FILE", help="fit NAME to measured pulses: CSV with pulse,direction,value[,device]"
     )

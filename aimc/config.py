@@ -156,7 +156,7 @@ class Config(metaclass=_Strict):
     def from_json(cls, text: str) -> Self:
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise AimcError(f"not JSON: {error}") from None
         return cls.from_dict(data)
 
@@ -206,11 +206,13 @@ def load_yaml(text: str) -> Any:
     )
     try:
         return yaml.load(text, Loader)  # noqa: S506  (a subclass of the safe loader)
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        reason = " ".join(
-            str(error).split()
-        )  # ValueError: a date such as 2026-13-45; TypeError: a list as a key
-        raise AimcError(f"not valid YAML: {reason}") from None
+    except yaml.YAMLError as error:
+        raise AimcError(f"not valid YAML: {' '.join(str(error).split())}") from None
+    except (
+        Exception
+    ) as error:  # whatever a constructor chokes on: a date 2026-13-45, a list as a key, !!bool foo
+        reason = " ".join(str(error).split())
+        raise AimcError(f"not valid YAML: {type(error).__name__}: {reason}") from None
 
 
 def differences(old: Config, new: Config, path: str = "") -> list[str]:

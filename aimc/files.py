@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 from aimc.config import Config
 from aimc.errors import AimcError
+
+
+def usable(path: str | os.PathLike[str], field: str = "path") -> str:
+    """A path as text, one that the system can take.
+
+    Raises:
+        AimcError: it holds a null byte, with which names end.
+
+    Example:
+        >>> usable("runs/a")
+        'runs/a'
+    """
+    place = os.fspath(path)
+    if "\0" in place:
+        raise AimcError(f"{place!r} is no path: it holds a null byte", field=field)
+    return place
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str], None]) -> None:
@@ -31,7 +49,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
         ...     os.listdir(folder)
         ['note.txt']
     """
-    path = os.fspath(path)
+    path = usable(path)
     data = data.encode() if isinstance(data, str) else data
     folder = os.path.dirname(path) or "."
     try:
@@ -56,6 +74,41 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
         raise AimcError(f"cannot write {path}: {error.strerror or error}", field="path") from None
 
 
+def figure_path(path: str | os.PathLike[str]) -> str:
+    """The file of a figure: ``path``, with ``.png`` where it has no suffix.
+
+    Raises:
+        AimcError: a suffix that matplotlib does not know.
+
+    Example:
+        >>> figure_path("drift"), figure_path("drift.svg")
+        ('drift.png', 'drift.svg')
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    place = os.fspath(path)
+    suffix = os.path.splitext(place)[1]
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if suffix and suffix[1:].lower() not in kinds:
+        raise AimcError(f"no image ends in {suffix!r}; use one of {', '.join(sorted(kinds))}", field="path")
+    return place if suffix else f"{place}.png"
+
+
+def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int) -> str:
+    """Write a figure of matplotlib in the format that its suffix says, whole or not at all, and return its file.
+
+    Raises:
+        AimcError: as :func:`figure_path`, or the place cannot be written.
+    """
+    place, picture = figure_path(path), io.BytesIO()
+    try:
+        figure.savefig(picture, dpi=dpi, format=os.path.splitext(place)[1][1:].lower())
+    except (OSError, ImportError, RuntimeError) as error:  # some formats need programs that may be missing
+        raise AimcError(f"cannot draw {place}: {error}", field="path") from None
+    write_atomic(place, picture.getvalue())
+    return place
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -78,7 +131,7 @@ def read_config(path: str | os.PathLike[str], kind: type[Config] = Config) -> An
     Raises:
         AimcError: the directory is no run, or its configuration is not readable by this version.
     """
-    place = pathlib.Path(path) / "config.yaml"
+    place = pathlib.Path(usable(path, "run")) / "config.yaml"
     try:
         text = place.read_text()
     except OSError:
@@ -89,6 +142,102 @@ def read_config(path: str | os.PathLike[str], kind: type[Config] = Config) -> An
         return kind.from_yaml(text)
     except AimcError as error:
         raise AimcError(f"{place}: {error}", field="run") from None
+
+
+NUMBER = (int, float)
+ATOM = (str, int, float, bool, type(None))
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
+          list: "a list", dict: "names and values"}  # fmt: skip
+
+
+def misfit(value: Any, shape: Any, place: str = "it") -> str | None:
+    """What is wrong with plain data from a file, as a sentence; None where it has the shape.
+
+    Args:
+        value: from JSON.
+        shape: a type or several; ``[shape]`` for a list; ``{name: shape}`` for fields that must be there, or may be
+            where the name ends in ``?``; ``{str: shape}`` for any names.
+        place: how to call it.
+
+    Example:
+        >>> misfit({"a": [1, "b"]}, {"a": [int], "c?": str})
+        'a[1] must be a whole number'
+    """
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{place} must be a list"
+        found = (misfit(inner, shape[0], f"{place}[{i}]") for i, inner in enumerate(value))
+        return next((wrong for wrong in found if wrong), None)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{place} must hold names and values"
+        above = "" if place == "it" else f"{place}."
+        for name, inner in shape.items():
+            fields = list(value) if name is str else [str(name).removesuffix("?")]
+            for field in fields:
+                if field in value:
+                    wrong = misfit(value[field], inner, f"{above}{field}")
+                else:
+                    wrong = None if str(name).endswith("?") else f"{above}{field} is missing"
+                if wrong:
+                    return wrong
+        return None
+    kinds = shape if isinstance(shape, tuple) else (shape,)
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if fits and isinstance(value, int) and abs(value) > sys.float_info.max:
+        return f"{place} is too large"
+    return None if fits else f"{place} must be {' or '.join(_WORDS[k] for k in kinds)}"
+
+
+_TILE = dict.fromkeys(
+    ("pulses_mean", "pulses_p999", "pulses_max", "clipped", "beyond_budget", "saturated", "share", "reads"), NUMBER
+)  # fmt: skip
+_LAYERS = {str: {"active_tile": (int, type(None)), "tiles": [_TILE]}}
+_RECORDS: dict[str, Any] = {
+    "epoch": {"stage": str, "epoch": int, "seconds": NUMBER},
+    "digital": {"name": str, "value": NUMBER},
+    "again": {"name": str, "value": NUMBER, "seconds": NUMBER},
+    "evaluation": {"name": str, "result": {str: (*ATOM, list, dict)}, "seconds": NUMBER},
+    "chip": {"name": str, "chip": int, "values": [NUMBER]},
+}
+_MEASURED = {
+    "epochs": int, "accuracy": NUMBER, "validation": NUMBER, "test": NUMBER, "layers": _LAYERS,
+}  # fmt: skip
+"""What an epoch has besides where it was measured on the test set."""
+
+
+def unfit_record(record: dict[str, Any]) -> str | None:
+    """What a record lacks of the fields that reports and later sessions read; None if nothing.
+
+    Example:
+        >>> unfit_record({"kind": "digital", "name": "digital"}), unfit_record({"kind": "note"})
+        ('value is missing', None)
+    """
+    kind = record["kind"]
+    shape = _RECORDS.get(kind, {}) if isinstance(kind, str) else {"kind": str}
+    return misfit(record, shape | _MEASURED if kind == "epoch" and "test" in record else shape)
+
+
+_SESSION: dict[str, Any] = {
+    **dict.fromkeys(("aimc?", "git?", "code?"), (str, type(None))),
+    **dict.fromkeys(("started?", "python?", "torch?", "numpy?", "numba?", "cpu?", "threads?", "backend?"), ATOM),
+    "command?": [str],
+    "data?": {str: str},
+}  # fmt: skip
+
+
+def read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The ``environment.json`` of a run directory.
+
+    Raises:
+        AimcError: it is missing or damaged.
+    """
+    place = pathlib.Path(path) / "environment.json"
+    found = read_json(place)
+    wrong = misfit(found, _SESSION | {"resumed?": [_SESSION]})
+    if wrong:
+        raise AimcError(f"{place} is damaged: {wrong}", field="run")
+    return found
 
 
 def record_line(record: dict[str, Any]) -> str:
@@ -110,7 +259,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a run, without their checksums; a last line that was cut short is left out.
 
     Raises:
-        AimcError: a line in the middle is damaged.
+        AimcError: a line in the middle is damaged, or lacks a field that its kind has.
     """
     place = pathlib.Path(path) / "records.jsonl"
     if not place.exists():
@@ -120,10 +269,18 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or "kind" not in record or record.pop("check", "") != _check(record):
+            whole = (
+                isinstance(record, dict) and "kind" in record and record.pop("check", "") == _check(record)
+            )
+        except (ValueError, RecursionError):  # RecursionError: nested too deeply
+            whole = False
+        if not whole:
             raise AimcError(f"line {number} of {place} is damaged (its checksum does not fit)", field="run")
+        wrong = unfit_record(record)
+        if wrong:
+            raise AimcError(
+                f"line {number} of {place} is no record of {record['kind']!r}: {wrong}", field="run"
+            )
         found.append(record)
     return found
 
@@ -132,7 +289,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON file of a run."""
     try:
         content = json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AimcError(f"{path} is not readable: {error}", field="run") from None
     if not isinstance(content, dict):
         raise AimcError(f"{path} is damaged: it holds no names and values", field="run")

@@ -39,7 +39,7 @@ def engine(name: str | None) -> Iterator[None]:
             ``RAY_ADDRESS`` names, or else this machine.
 
     Raises:
-        AimcError: no such engine, or it is not installed.
+        AimcError: no such engine, it is not installed, or its cluster cannot be reached.
 
     Example:
         >>> with engine("threads"):
@@ -215,10 +215,21 @@ def _connect() -> None:
         raise AimcError("ray is not installed: pip install 'aimc[ray]'", field="engine") from None
     if ray.is_initialized():
         return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(log_to_driver=False, include_dashboard=False)
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, **options)
+    except (
+        Exception
+    ) as error:  # of many kinds: what cannot be reached, does not answer, or is of another version
+        reason = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        if address is None:
+            raise AimcError(f"ray cannot be started on this machine {reason}", field="engine") from None
+        raise AimcError(
+            f"no Ray cluster can be reached at RAY_ADDRESS={address} {reason}; start it, correct RAY_ADDRESS, or unset "
+            "it to use this machine",
+            field="engine",
+        ) from None
 
 
 def _by_ray(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimc.config import Config, differences
+from aimc.config import Config, differences, load_yaml
 from aimc.errors import AimcError
 
 
@@ -197,6 +197,30 @@ def test_broken_files():
     refused(lambda: Config.from_dict({}), "no 'type'", field="type")
     refused(lambda: Config.from_dict({"type": "Innner"}), "did you mean 'Inner'?", field="type")
     refused(lambda: Inner.from_dict({"type": "Other"}), "expected a Inner, got a Other", field="type")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!bool foo",
+        "!!timestamp foo",
+        "!!timestamp 2026-13-45",
+        "!!int ''",
+        "!!int x",
+        "!!float x",
+        "!!binary é",
+        "!!nothing x",
+        "{[a]: b}",
+        "[" * 20000,
+    ],
+)
+def test_a_tag_whose_value_does_not_fit_is_no_yaml(value):
+    refused(lambda: load_yaml(value), "not valid YAML")
+    refused(lambda: load_yaml(f"bits: {value}"), "not valid YAML")
+
+
+def test_json_nested_too_deeply_is_refused():
+    refused(lambda: Config.from_json("[" * 200000), "not JSON")
 
 
 # Frozen

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
-from aimc import jobs
+from aimc import cli, jobs
 from aimc.errors import AimcError
 
 
@@ -128,6 +129,26 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(AimcError, match=r"pip install 'aimc\[ray\]'"), jobs.engine("ray"):
         pass
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, RuntimeError, ValueError, TimeoutError])
+@pytest.mark.parametrize("address", ["10.0.0.1:6379", "", None])
+def test_a_cluster_that_cannot_be_reached_is_named(monkeypatch, capsys, kind, address):
+    def init(**options):
+        raise kind("Could not read '10.0.0.1'\nfrom GCS")
+
+    stub = types.SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    if address is None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert cli.main(["run", "demo", "--engine", "ray"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("aimc: error: field 'engine': ") and error.count("\n") == 1
+    assert f"({kind.__name__}: Could not read '10.0.0.1' from GCS)" in error
+    named = "on this machine" if address is None else f"RAY_ADDRESS={address} "
+    assert named in error and ("unset it" in error) == (address is not None)
 
 
 def test_the_engine_is_the_one_asked_for():

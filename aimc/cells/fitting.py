@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +19,13 @@ from aimc.cells.pow_step import PowStep
 from aimc.cells.pulsed import PulsedCell
 from aimc.cells.soft_bounds import SoftBounds
 from aimc.errors import AimcError, suggest
-from aimc.files import write_atomic
+from aimc.files import write_figure
 from aimc.random import Key
 
 NODES = 9
 """Points of each curve of a fitted :class:`PiecewiseStep`."""
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Measured values that can be fitted: their squares are numbers, too."""
 _LEAST = 6  # steps in each direction
 _CLOSE = 4.0  # AIC: types nearer to the lowest than this are about as good
 _KEY = Key(0)  # of devices without spread
@@ -139,7 +140,7 @@ class CellFit:
         return self.offset + self.scale * torch.stack(path, 1).double().numpy()
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw measured and fitted curve, and the steps over the weight, into a PNG file."""
+        """Draw measured and fitted curve, and the steps over the weight, into a file (PNG where it has no suffix)."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 4), layout="constrained")
@@ -160,9 +161,7 @@ class CellFit:
             right.plot(grid, size.expand(at.shape), color=colour, label=label)
         right.set(xlabel="weight", ylabel="step", title="steps")
         right.legend()
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=120, format="png")
-        write_atomic(path, picture.getvalue())
+        write_figure(figure, path, dpi=120)
 
 
 def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODES) -> CellFit:
@@ -208,18 +207,20 @@ def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODE
             row[:-1], np.diff(row), directed[1:], float(row.min()), float(row.max()), np.ones(len(row) - 1)
         )
         devices.append(_with_noise(plain))
-    found: dict[str, tuple[list[Array], float, float]] = {}
+    found: dict[str, tuple[PulsedCell, float, float]] = {}
+    unsuitable = []
     for name in KINDS if kind == "best" else (kind,):
         try:
-            found[name] = _fit(kinds[name], devices)
-        except _Unsuitable as reason:
-            if kind != "best":
-                raise AimcError(f"the steps do not fit a {name}: {reason}", field="values") from None
+            solutions, rss, aic = _fit(kinds[name], devices)
+            found[name] = _cell(name, kinds[name], solutions, devices), rss, aic
+        except (_Unsuitable, AimcError) as reason:  # AimcError: a cell refuses the fields
+            unsuitable.append(f"the steps do not fit a {name}: {reason}")
+    if not found:
+        raise AimcError("; ".join(unsuitable), field="values")
     lowest = min(aic for _, _, aic in found.values())
     best = next(name for name in KINDS if name in found and found[name][2] <= lowest + _CLOSE)
-    solutions, rss, aic = found[best]
+    cell, rss, aic = found[best]
     steps = values.size - len(devices)
-    cell = _cell(best, kinds[best], solutions, devices)
     every = np.concatenate([d.step for d in devices])
     ranking = sorted(((name, aic) for name, (_, _, aic) in found.items()), key=lambda pair: pair[1])
     fit = CellFit(
@@ -250,6 +251,8 @@ def _checked(values: Any, directions: Any) -> tuple[Array, Array]:
     up = np.broadcast_to(given > 0, values.shape)
     if not np.isfinite(values).all():
         raise AimcError("holds NaN or infinite values", field="values", shape=values.shape)
+    if np.abs(values).max(initial=0.0) > LARGEST:
+        raise AimcError(f"are beyond {LARGEST:g}; give them in another unit", field="values")
     counts = np.stack([up[:, 1:].sum(1), (~up[:, 1:]).sum(1)])
     if counts.min(initial=_LEAST) < _LEAST or values.shape[1] < 2 * _LEAST + 1:
         raise AimcError(
@@ -258,6 +261,8 @@ def _checked(values: Any, directions: Any) -> tuple[Array, Array]:
         )
     if (np.ptp(values, axis=1) <= 1e-12 * np.abs(values).max()).any():
         raise AimcError("is constant: the pulses did not change anything", field="values")
+    if (np.ptp(values, axis=1) < SMALLEST).any():
+        raise AimcError(f"changes by less than {SMALLEST:g}; give them in another unit", field="values")
     return values, up
 
 
@@ -505,6 +510,7 @@ def _with_noise(d: _Steps) -> _Steps:
 
 
 def _nodes_device(theta: Array, d: _Steps) -> dict[str, Any]:
+    theta = np.maximum(theta, 0.0)  # the least-squares solver stays within its bounds but for a rounding
     up, down = np.split(theta, 2)
     size = float(theta.mean())
     if size <= 0:

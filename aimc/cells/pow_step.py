@@ -42,6 +42,7 @@ class PowStep(PulsedCell):
     def validate(self):
         super().validate()
         self.require(self.pow_gamma >= 0, "pow_gamma", f"must not be negative, got {self.pow_gamma}")
+        self.require(self.pow_gamma <= 100, "pow_gamma", f"must be at most 100, got {self.pow_gamma}")
 
     @property
     def granularity(self) -> float:

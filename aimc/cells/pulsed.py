@@ -15,6 +15,9 @@ from aimc.random import Key, normal, uniform
 UP, DOWN, BMAX, BMIN = range(4)
 """The first four columns of every parameter tensor: step up, step down, upper and lower bound."""
 
+_MOST, _LEAST, _LONGEST = 1e6, 1e-12, 1e30
+"""Largest number in a field, smallest step, longest lifetime: what is made of them are numbers in float32, too."""
+
 
 class PulsedCell(Config):
     """Base of the cells that are changed by pulses. Weights are dimensionless, in the unit of ``w_max``.
@@ -68,7 +71,16 @@ class PulsedCell(Config):
     PARAMETERS: ClassVar[tuple[str, ...]] = ("up", "down", "bmax", "bmin")
 
     def validate(self):
+        for name in self.field_names():
+            value, most = getattr(self, name), _LONGEST if name.startswith("lifetime") else _MOST
+            numbers = value if isinstance(value, tuple) else (value,)
+            worst = max((x for x in numbers if isinstance(x, (int, float))), key=abs, default=0.0)
+            self.require(abs(worst) <= most, name, f"must be within ±{most:g}, got {worst}")
         self.require(self.dw_min > 0, "dw_min", f"must be positive, got {self.dw_min}")
+        self.require(self.dw_min >= _LEAST, "dw_min", f"must be at least {_LEAST:g}, got {self.dw_min}")
+        if self.dw_min_dtod_log_normal:
+            most = 10.0  # exp of six times it is a number in float32
+            self.require(self.dw_min_dtod <= most, "dw_min_dtod", f"is log-normal: must be at most {most:g}")
         self.require(self.w_max > self.w_min, "w_max", "must exceed w_min")
         for name in self.field_names():
             if name.endswith(("_dtod", "_std", "lifetime", "diffusion")):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aimc.cells.linear_step import linear_change, linear_symmetry_point
 from aimc.cells.pulsed import PulsedCell, off_zero
+from aimc.errors import AimcError
 
 
 class SoftBounds(PulsedCell):
@@ -70,11 +71,26 @@ def soft_bounds_pmax(
         range_min, range_max: the two values, on either side of 0.
         fields: other fields of :class:`SoftBounds`.
 
+    Raises:
+        AimcError: an argument that is no number or out of its range; a bound, which follows from the arguments.
+
     Example:
         >>> cell = soft_bounds_pmax(10, 0.1)
         >>> round(cell.w_max, 4), round(cell.dw_min, 4)
         (2.164, 0.2059)
     """
+    ranges = {
+        "p_max": (p_max, 1, 1e9), "alpha": (alpha, 1e-9, 50), "range_min": (range_min, -1e6, 0),
+        "range_max": (range_max, 0, 1e6),
+    }  # fmt: skip
+    for name, (value, low, high) in ranges.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise AimcError(f"must be a number from {low:g} to {high:g}, got {value!r}", field=name)
+    if range_min == range_max:
+        raise AimcError("must exceed range_min", field="range_max")
+    for name in ("w_max", "w_min"):
+        if name in fields:
+            raise AimcError("follows from range_min, range_max, alpha and p_max; give those", field=name)
     share = -math.expm1(-alpha)
     reach = (range_max - range_min) / -math.expm1(-alpha * p_max)
     w_max, w_min = range_min + reach, range_max - reach

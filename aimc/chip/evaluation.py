@@ -24,7 +24,7 @@ from aimc.chip.chip import program
 from aimc.chip.compensation import Compensation, LeastSquares
 from aimc.convert import evaluating, require_analog, to_digital
 from aimc.errors import AimcError
-from aimc.files import write_atomic
+from aimc.files import NUMBER, misfit, write_atomic, write_figure
 from aimc.random import Key
 from aimc.units import readable, seconds
 
@@ -299,13 +299,23 @@ class DriftResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DriftResult:
-        """The inverse of :meth:`to_dict`; statistics are computed again."""
+        """The inverse of :meth:`to_dict`; statistics are computed again.
+
+        Raises:
+            AimcError: naming the entry that is missing or not what a result has there.
+        """
+        wrong = misfit(data, _SAVED, "the result")
+        if wrong:
+            raise AimcError(wrong, field="result")
+        times, rows = data["times"], data["values"]
+        if not times or not all(0 <= t < math.inf for t in times):
+            raise AimcError("must be seconds, at least one", field="result.times")
+        if len(rows) != len(times) or not rows[0] or len({len(row) for row in rows}) > 1:
+            raise AimcError(f"needs a row of chips for each of {len(times)} times", field="result.values")
         # Earlier records do not name their metric; with a chance level it was an accuracy.
         data = {"metric": "accuracy" if data["chance"] is not None else "metric", "logarithmic": False} | data
         fields = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        return cls(
-            **{**fields, "times": tuple(data["times"]), "values": np.array(data["values"], dtype=float)}
-        )
+        return cls(**{**fields, "times": tuple(times), "values": np.array(rows, dtype=float)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` as JSON, atomically."""
@@ -316,7 +326,7 @@ class DriftResult:
         try:
             with open(path) as file:
                 return cls.from_dict(json.load(file))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise AimcError(f"{os.fspath(path)} is not a saved result: {error}", field="path") from None
 
     def __str__(self) -> str:
@@ -365,12 +375,6 @@ class DriftResult:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
-        stem, suffix = os.path.splitext(os.fspath(path))
-        kinds = figure.canvas.get_supported_filetypes()
-        if suffix and suffix[1:].lower() not in kinds:
-            raise AimcError(
-                f"no image ends in {suffix!r}; use one of {', '.join(sorted(kinds))}", field="path"
-            )
         axes = figure.add_subplot()
         times, spread = np.array(self.times), np.nan_to_num(self.std)
         times = np.maximum(times, 1e-1)
@@ -387,8 +391,14 @@ class DriftResult:
             axes.set_yscale("log")
         axes.set_ylabel(self.metric)
         axes.legend()
-        suffix = suffix or ".png"
-        write_atomic(stem + suffix, lambda place: figure.savefig(place, dpi=150, format=suffix[1:].lower()))
+        write_figure(figure, path, dpi=150)
+
+
+_OPTIONAL = (int, float, type(None))
+_SAVED = {
+    "times": [NUMBER], "values": [[NUMBER]], "seed": int, "reference": _OPTIONAL, "chance": _OPTIONAL,
+    "higher_is_better": bool, "compensation": (str, type(None)), "metric?": str, "logarithmic?": bool,
+}  # fmt: skip
 
 
 def _number(value: Any, when: str) -> float:

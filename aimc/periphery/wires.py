@@ -8,6 +8,9 @@ from torch import Tensor
 from aimc.config import Config
 from aimc.errors import AimcError
 
+_MOST = 1e12
+"""Ohm."""
+
 
 class Wires(Config):
     """Resistances around the devices of a crossbar, in Ohm.
@@ -20,6 +23,8 @@ class Wires(Config):
         column: one segment of a column's wire.
         source: what drives, beyond the wire.
         sense: what reads, beyond the wire; it holds its end at zero volts.
+
+    None is beyond 1e12 Ohm, more than any wire has; the elimination then stays within double precision.
 
     In a transposed read the columns are driven and the rows are read, so ``source`` then belongs to the columns.
 
@@ -35,7 +40,9 @@ class Wires(Config):
 
     def validate(self):
         for name in self.field_names():
-            self.require(getattr(self, name) >= 0, name, f"must not be negative, got {getattr(self, name)}")
+            value = getattr(self, name)
+            self.require(value >= 0, name, f"must not be negative, got {value}")
+            self.require(value <= _MOST, name, f"must be at most {_MOST:g} Ohm, got {value}")
 
     def swapped(self) -> Wires:
         """The wires of the transposed array: rows are columns, and what drives still drives."""

@@ -19,7 +19,7 @@ from typing import Any
 from aimc.algorithms import ALGORITHMS
 from aimc.config import differences
 from aimc.errors import AimcError, suggest
-from aimc.files import read_config, read_json, read_records, write_atomic
+from aimc.files import read_config, read_environment, read_records, write_atomic
 from aimc.hardware import PulsedHardware
 from aimc.jobs import carried_out, stop_workers
 from aimc.recipes.in_memory import InSituExperiment
@@ -384,7 +384,7 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
         config = run.config
         assert isinstance(config, InSituExperiment)
         hardware, stage = config.hardware, DIGITAL if config.hardware is None else "analog"
-        rows, environment = run.curves[stage], read_json(place / "environment.json")
+        rows, environment = run.curves[stage], read_environment(place)
         runs.append({
             "name": place.name,
             "algorithm": DIGITAL if hardware is None else _NAMES[type(hardware.algorithm)],

@@ -10,7 +10,7 @@ from typing import Any
 
 from aimc.config import Config
 from aimc.errors import AimcError
-from aimc.files import read_config, read_json, read_records
+from aimc.files import NUMBER, misfit, read_config, read_environment, read_records
 from aimc.recipes.running import run_experiment
 from aimc.train import Progress
 from aimc.train.run import environment
@@ -19,6 +19,7 @@ from aimc.units import seconds
 _CLOCKS = ("seconds",)
 _NAMES = ("kind", "stage", "name", "epoch", "times", "chips", "seed", "compensation")
 _COMPARED = ("epoch", "digital", "evaluation")
+_ASKED = {"times": [NUMBER], "chips": int, "seed": int, "compensation?": (dict, type(None))}
 _CIRCUMSTANCES = (
     "aimc",
     "git",
@@ -92,6 +93,14 @@ def reproduce_run(
     before = [r for r in read_records(first) if r["kind"] in _COMPARED]
     if not before:
         raise AimcError(f"{first} has no records to compare with; finish it with aimc run", field="run")
+    for record in before:
+        wrong = misfit(record, _ASKED) if record["kind"] == "evaluation" else None
+        if wrong:
+            raise AimcError(
+                f"{first / 'records.jsonl'}, evaluation {record['name']!r}: {wrong}; nothing to compare it by",
+                field="run",
+            )
+    read_environment(first)  # before the work, not after it
     second = Path(output) if output is not None else first.with_name(f"{first.name}-again")
     if second.resolve() == first.resolve():
         raise AimcError("is the run itself; give another directory", field="output")
@@ -119,7 +128,7 @@ def reproduce_run(
     differing += [
         f"{name}: is missing from the first run, which was not finished" for name in new if name not in known
     ]
-    here, there = (read_json(p / "environment.json") for p in (first, second))
+    here, there = (read_environment(p) for p in (first, second))
     changed = [f"{k}: {here.get(k)} -> {there.get(k)}" for k in _CIRCUMSTANCES if here.get(k) != there.get(k)]
     return Reproduction(second, compared, tuple(differing), tuple(missing), tuple(changed))
 
@@ -128,7 +137,7 @@ def _refuse_other_code(second: Path) -> None:
     """A second run is evidence only if the present code has made all of it."""
     if not (second / "environment.json").exists():
         return
-    before, now = read_json(second / "environment.json"), environment()
+    before, now = read_environment(second), environment()
     code = {(e.get("aimc"), e.get("git"), e.get("code")) for e in (before, *before.get("resumed", []), now)}
     if len(code) > 1 or str(now["git"]).endswith("+changes"):
         raise AimcError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ import yaml
 from torch import Tensor
 
 from aimc.cells import PULSED_CELLS, CellFit, PulsedCell, fit_cell
+from aimc.cells.fitting import LARGEST, SMALLEST
 from aimc.cells.pulsed import BMAX, BMIN
 from aimc.config import load_yaml
 from aimc.errors import AimcError, suggest
-from aimc.files import write_atomic
+from aimc.files import figure_path, write_figure
 from aimc.random import Key, normal
 
 DEVICES = 4096
@@ -48,7 +48,10 @@ def make_cell(name: str, settings: Sequence[str] = (), states: float | None = No
         field, equals, text = setting.partition("=")
         if not equals or not field.strip():
             raise AimcError(f"must be field=value, got {setting!r}", field="set")
-        fields[field.strip()] = load_yaml(text)
+        try:
+            fields[field.strip()] = load_yaml(text)
+        except AimcError as error:
+            raise error.at(field=field.strip()) from None
     cell = PULSED_CELLS[name](**fields)
     if states is None:
         return cell
@@ -85,11 +88,11 @@ def summary(cell: PulsedCell, devices: int = DEVICES, key: Key = Key(0)) -> list
 
 
 def draw_cell(cell: PulsedCell, path: str | os.PathLike[str], name: str = "", key: Key = Key(0)) -> None:
-    """Draw a cell into a PNG file: response to up and then down pulses, steps over the weight, spread of the devices.
+    """Draw a cell into a file: response to up and then down pulses, steps over the weight, spread of the devices.
 
     Args:
         cell: any pulsed cell.
-        path: the file.
+        path: the file; without a suffix ``.png`` is added.
         name: title; the type's name where empty.
         key: of the devices and of the noise of the pulses.
 
@@ -125,9 +128,7 @@ def draw_cell(cell: PulsedCell, path: str | os.PathLike[str], name: str = "", ke
     axes[1, 2].axis("off")
     text = "\n".join(f"{label:20s} {value}" for label, value in summary(cell, key=key))
     axes[1, 2].text(0, 0.95, text, family="monospace", fontsize="small", va="top")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100, format="png")
-    write_atomic(path, picture.getvalue())
+    write_figure(figure, path, dpi=100)
 
 
 def response(cell: PulsedCell, pulses: int, devices: int, key: Key = Key(0)) -> np.ndarray:
@@ -165,17 +166,27 @@ def read_pulses(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     where = os.fspath(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise AimcError(f"cannot read {where}: {error}", field="fit") from None
     if not rows:
         raise AimcError(f"{where} has no rows", field="fit")
-    columns = [(name or "").strip() for name in rows[0]]
-    for name in ("pulse", "direction", "value"):
-        if name not in columns:
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    for name in ("pulse", "direction", "value", "device"):
+        if name not in columns and name != "device":
             raise AimcError(f"{where} has no column {name!r}, but {', '.join(columns)}", field="fit")
-    devices: dict[str, list[tuple[float, int, float]]] = {}
-    for line, row in enumerate(rows, 2):
+        if columns.count(name) > 1:
+            raise AimcError(f"{where} has the column {name!r} twice", field="fit")
+    devices: dict[str, dict[float, tuple[int, float]]] = {}
+    for line, row in rows:
+        beyond: Any = row.pop(None, [])  # type: ignore[call-overload]  (where csv puts what has no head)
+        if any(text.strip() for text in beyond):
+            raise AimcError(
+                f"{where}, line {line}: has {len(columns) + len(beyond)} columns, the head has {len(columns)}; a "
+                "decimal comma?",
+                field="fit",
+            )
         cells = {
             (name or "").strip(): (text or "").strip() if isinstance(text, str) else ""
             for name, text in row.items()
@@ -185,19 +196,34 @@ def read_pulses(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
             raise AimcError(
                 f"{where}, line {line}: {cells['direction']!r} is neither up nor down", field="direction"
             )
-        numbers = []
-        for name in ("pulse", "value"):
-            try:
-                numbers.append(float(cells[name]))
-            except ValueError:
-                raise AimcError(
-                    f"{where}, line {line}: {cells[name]!r} is not a number", field=name
-                ) from None
-        devices.setdefault(cells.get("device", ""), []).append((numbers[0], direction, numbers[1]))
+        pulse, value = (_measured(cells[name], name, f"{where}, line {line}") for name in ("pulse", "value"))
+        pulses = devices.setdefault(cells.get("device", ""), {})
+        if pulse in pulses:
+            raise AimcError(
+                f"{where}, line {line}: pulse {pulse:g} is there twice; give several devices a column 'device'",
+                field="pulse",
+            )
+        pulses[pulse] = direction, value
     if len({len(pulses) for pulses in devices.values()}) > 1:
         raise AimcError(f"{where}: all devices need the same number of pulses", field="device")
-    table = np.array([sorted(pulses, key=lambda pulse: pulse[0]) for pulses in devices.values()])
-    return table[:, :, 2], table[:, :, 1]
+    table = np.array([[pulses[pulse] for pulse in sorted(pulses)] for pulses in devices.values()])
+    return table[:, :, 1], table[:, :, 0]
+
+
+def _measured(text: str, name: str, where: str) -> float:
+    """A number of a file of pulses."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise AimcError(f"{where}: {text!r} is not a number", field=name) from None
+    if not math.isfinite(number):
+        raise AimcError(f"{where}: {text!r} is not a finite number", field=name)
+    if name == "value" and number != 0 and not SMALLEST <= abs(number) <= LARGEST:
+        raise AimcError(
+            f"{where}: {text!r} is not between {SMALLEST:g} and {LARGEST:g}; give the values in another unit",
+            field=name,
+        )
+    return number
 
 
 _DIRECTIONS = {"up": 1, "1": 1, "+1": 1, "1.0": 1, "down": -1, "-1": -1, "0": -1, "-1.0": -1, "0.0": -1}
@@ -205,19 +231,20 @@ _DIRECTIONS = {"up": 1, "1": 1, "+1": 1, "1.0": 1, "down": -1, "-1": -1, "0": -1
 
 def command(asked: Any) -> int:
     """Run ``aimc cell``: print the numbers, write the figure, say where it is."""
+    wanted = figure_path(asked.out) if asked.out else None  # refused before the work
     if asked.fit is not None:
         if asked.set or asked.states is not None:
             raise AimcError("--fit finds the fields; it does not go with --set or --states", field="fit")
         found: CellFit = fit_cell(*read_pulses(asked.fit), kind=asked.name)
         print(found)
         print(f"in a run: {as_flag(found.cell)}")
-        out = asked.out or f"{found.kind}.png"
+        out = wanted or f"{found.kind}.png"
         found.plot(out)
     else:
         cell = make_cell(asked.name, asked.set, asked.states)
         for label, value in summary(cell):
             print(f"{label:20s} {value}")
-        out = asked.out or f"{asked.name}.png"
+        out = wanted or f"{asked.name}.png"
         draw_cell(cell, out, asked.name)
     print(f"written: {out}")
     return 0

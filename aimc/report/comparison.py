@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,21 +10,34 @@ from typing import Any
 import numpy as np
 
 from aimc.errors import AimcError
-from aimc.files import read_json, write_atomic
+from aimc.files import NUMBER, misfit, read_json, write_figure
 from aimc.report.tables import Table
 
 Entry = dict[str, Any]
 Group = tuple[str, float | None, int | None]
 """Algorithm, states, tiles."""
 
+_ENTRY = {
+    "algorithm": str, "states": (int, float, type(None)), "tiles": (int, type(None)), "seed": int, "dataset": str,
+    "epochs": int, "batch_size": int, "lr": NUMBER, "validation": NUMBER, "test": NUMBER, "seconds": NUMBER,
+    "io?": (str, type(None)), "curve": {"test": [NUMBER]},
+}  # fmt: skip
+
 
 def load_comparison(folder: str | os.PathLike[str]) -> list[Entry]:
     """The finished runs of a comparison.
 
     Raises:
-        AimcError: the directory holds no comparison, or none of its runs is finished.
+        AimcError: the directory holds no comparison, a damaged one, or none of its runs is finished.
     """
-    found = read_json(pathlib.Path(folder) / "comparison.json")["runs"]
+    place = pathlib.Path(folder) / "comparison.json"
+    content = read_json(place)
+    wrong = misfit(content, {"runs": [_ENTRY]})
+    if wrong:
+        raise AimcError(
+            f"{place} is damaged: {wrong}; delete it, and aimc compare makes it again", field="run"
+        )
+    found = content["runs"]
     if not found:
         raise AimcError(f"{os.fspath(folder)} has no finished run", field="run")
     return found
@@ -120,9 +132,7 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
     figure.suptitle(
         f"{entries[0]['dataset']}: last epoch and way there, band: 1 std over seeds", fontsize="medium"
     )
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format="png")
-    write_atomic(path, picture.getvalue())
+    write_figure(figure, path, dpi=130)
 
 
 def _curve(panel, held: list[Entry], label: str, **style) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from aimc.errors import AimcError
-from aimc.files import write_atomic
+from aimc.files import write_figure
 from aimc.report.reading import RunReport
 from aimc.units import readable
 
@@ -56,6 +55,4 @@ def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
             axes.set_yscale("log")
         axes.set_title(f"{run.path.name}: {first.chips} chips, band: 1 chip-to-chip std", fontsize="medium")
         axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format="png")
-    write_atomic(path, picture.getvalue())
+    write_figure(figure, path, dpi=150)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from aimc.errors import AimcError
-from aimc.files import write_atomic
+from aimc.files import write_figure
 from aimc.report.reading import RunReport
 
 _COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
@@ -36,7 +35,7 @@ def draw_accuracy(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> No
         axes.set(xlabel="epoch", ylabel="accuracy, %")
         axes.set_title(f"{run.path.name}: test set (validation dotted)", fontsize="medium")
         axes.legend(fontsize="small")
-    _write(figure, path)
+    write_figure(figure, path, dpi=110)
 
 
 _MOST_CURVES = 6
@@ -100,7 +99,7 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
         axes.set_ylabel(label, fontsize="small")
     grid[0, 0].legend(fontsize="x-small")
     figure.suptitle(f"{run.path.name}: cells over the training", fontsize="medium")
-    _write(figure, path)
+    write_figure(figure, path, dpi=110)
 
 
 def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -142,10 +141,4 @@ def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.Pa
     figure.suptitle(
         f"{run.path.name}: cells over the training, tile 0 of each layer on top", fontsize="medium"
     )
-    _write(figure, path)
-
-
-def _write(figure, path: str | os.PathLike[str]) -> None:
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, format="png")
-    write_atomic(path, picture.getvalue())
+    write_figure(figure, path, dpi=110)

@@ -7,10 +7,10 @@ import os
 import pathlib
 from typing import Any
 
-from aimc.chip import DriftResult
+from aimc.chip import Compensation, DriftResult
 from aimc.config import Config
 from aimc.errors import AimcError
-from aimc.files import read_config, read_json, read_records
+from aimc.files import read_config, read_environment, read_records
 from aimc.units import seconds
 
 
@@ -72,11 +72,15 @@ class RunReport:
             if r["kind"] != "evaluation":
                 continue
             name, used = r["name"], r.get("compensation")
-            if asked is not None and used is not None:
-                estimator = Config.from_dict(used)
-                if estimator != asked.compensation:
-                    name = f"{name} by {_named(estimator)}"
-            found.append(Evaluated(name, DriftResult.from_dict(r["result"]), r["seconds"]))
+            try:
+                if asked is not None and used is not None:
+                    estimator = Compensation.from_dict(used)
+                    if estimator != asked.compensation:
+                        name = f"{name} by {_named(estimator)}"
+                found.append(Evaluated(name, DriftResult.from_dict(r["result"]), r["seconds"]))
+            except AimcError as error:
+                place = self.path / "records.jsonl"
+                raise AimcError(f"{place}, evaluation {r['name']!r}: {error}", field="run") from None
         return found
 
     @property
@@ -170,4 +174,4 @@ def load_run(path: str | os.PathLike[str]) -> RunReport:
     records = read_records(place)
     if not records:
         raise AimcError(f"{path} has no records yet", field="run")
-    return RunReport(place, config, read_json(place / "environment.json"), tuple(records))
+    return RunReport(place, config, read_environment(place), tuple(records))

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from aimc.config import Config, differences
 from aimc.errors import AimcError
-from aimc.files import read_config, read_json, read_records, record_line, write_atomic
+from aimc.files import read_config, read_json, read_records, record_line, unfit_record, usable, write_atomic
 from aimc.train.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Run:
     ):
         if keep < 1:
             raise AimcError(f"keeps at least the latest checkpoint, got {keep}", field="keep")
-        self.path, self.keep = pathlib.Path(path), keep
+        self.path, self.keep = pathlib.Path(usable(path, "output")), keep
         self.config = config
         self._tensorboard, self._writer, self._lock = tensorboard, None, None
         try:
@@ -244,7 +244,14 @@ class Run:
         write_atomic(self.path / "records.jsonl", "".join(map(record_line, self.records)))
 
     def record(self, kind: str, **fields: Any) -> None:
-        """Append one line to the records, on disk before this returns."""
+        """Append one line to the records, on disk before this returns.
+
+        Raises:
+            AimcError: the folder cannot be written, or a record of one of aimc's own kinds lacks a field.
+        """
+        wrong = unfit_record({"kind": kind, **fields})
+        if wrong:
+            raise AimcError(f"this is no record of {kind!r}: {wrong}", field="kind")
         line, place, before = (
             record_line({"kind": kind, **fields}).encode(),
             self.path / "records.jsonl",

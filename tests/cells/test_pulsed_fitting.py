@@ -153,6 +153,8 @@ UP20 = [True] * 10 + [False] * 10
         (["a"] * 20, UP20, {}, "'values': must be numbers"),
         ([[1, 2], [3]], UP20, {}, "'values': must be numbers"),
         (np.zeros((2, 2, 20)), UP20, {}, "'values', shape .*: must be"),
+        ([1e300 * k for k in range(20)], UP20, {}, "'values': are beyond 1e.30"),
+        ([1e-300 * k for k in range(20)], UP20, {}, "'values': changes by less than 1e-30"),
         (range(20), UP20[:-1], {}, "'directions', shape .*: must have one direction for each of the 20"),
         (range(20), [2] * 20, {}, "'directions': must be 1 or True"),
         (range(20), ["up"] * 20, {}, "'directions': must be 1 or True"),
@@ -170,3 +172,41 @@ def test_mistakes(values, directions, options, message):
     values = list(values) if isinstance(values, range) else values
     with pytest.raises(AimcError, match=message):
         fit_cell(values, directions, **options)
+
+
+@pytest.mark.parametrize("kind", ["PiecewiseStep", "best"])
+def test_a_rounding_below_zero_is_no_negative_step(kind, monkeypatch):
+    """The solver ends at its bound, a little below 0, wherever the steps of a part of the range are 0."""
+    from aimc.cells import fitting
+
+    whole = fitting._fit
+
+    def ends_below(which, devices):
+        solutions, rss, aic = whole(which, devices)
+        if len(solutions[0]) == 2 * fitting.NODES:
+            solutions = [np.where(np.arange(len(theta)) == 3, -4.3e-9, theta) for theta in solutions]
+        return solutions, rss, aic if len(solutions[0]) < 2 * fitting.NODES else aic - 1000
+
+    monkeypatch.setattr(fitting, "_fit", ends_below)
+    up = np.arange(200) % 100 < 50
+    w = [0.0]
+    for u in up[1:]:
+        w.append(w[-1] + (0.1 * (1 - w[-1]) if u else -0.1 * (1 + w[-1])))
+    found = fit_cell(w, up, kind=kind)
+    assert found.kind == "PiecewiseStep" and min(found.cell.piecewise_up) == 0.0
+
+
+def test_a_type_that_refuses_its_fields_leaves_the_others(monkeypatch):
+    from aimc.cells import fitting
+
+    def refused(name, *rest):
+        if name in ("SoftBounds", "PiecewiseStep"):
+            raise AimcError("no such cell", field="w_max")
+        return made(name, *rest)
+
+    made = fitting._cell
+    monkeypatch.setattr(fitting, "_cell", refused)
+    found = fit_cell([k**2 for k in [*range(10), *range(10, 0, -1)]], UP20)
+    assert found.kind not in ("SoftBounds", "PiecewiseStep")
+    with pytest.raises(AimcError, match="the steps do not fit a PiecewiseStep: .*no such cell"):
+        fit_cell([k**2 for k in [*range(10), *range(10, 0, -1)]], UP20, kind="PiecewiseStep")

@@ -145,3 +145,18 @@ def test_nonsense_is_refused(devices, volts):
 def test_a_negative_resistance_is_refused_by_name(name):
     with pytest.raises(AimcError, match=name):
         Wires(**{name: -1.0})
+
+
+@pytest.mark.parametrize("name", ["row", "column", "source", "sense"])
+@pytest.mark.parametrize("ohm", [1.1e12, 1e150, 1e308])
+def test_an_absurd_resistance_is_refused_by_name(name, ohm):
+    with pytest.raises(AimcError, match=f"'{name}': must be at most 1e.12 Ohm"):
+        Wires(**{name: ohm})
+
+
+def test_the_largest_resistances_give_numbers():
+    most = Wires(row=1e12, column=1e12, source=1e12, sense=1e12)
+    found = most.conductance(random_array(30, 20))
+    assert bool((found.isfinite() & (found.abs() < 1e-6)).all())
+    one = float(most.conductance(torch.tensor([[25.0]])))
+    assert one == pytest.approx(1e6 / (4e12 + 4e4), rel=1e-9)

@@ -78,3 +78,25 @@ def test_a_run_that_was_not_finished_is_not_reproduced(tmp_path):
 def test_nothing_to_reproduce(tmp_path):
     with pytest.raises(AimcError, match="no run directory"):
         reproduce_run(tmp_path)
+
+
+EVALUATION = {"kind": "evaluation", "name": "x", "result": {}, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"kind": "evaluation"}, "no record of 'evaluation': name is missing"),
+        (EVALUATION, "evaluation 'x': times is missing"),
+        (EVALUATION | {"times": 3}, "evaluation 'x': times must be a list"),
+        (EVALUATION | {"times": [1.0], "chips": "2"}, "evaluation 'x': chips must be a whole number"),
+        ({"kind": "epoch"}, "no record of 'epoch': stage is missing"),
+    ],
+)
+def test_a_damaged_record_is_named_before_the_work(tmp_path, capsys, record, message):
+    (tmp_path / "config.yaml").write_text(HARDWARE_AWARE.to_yaml())
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "records.jsonl").write_text(record_line(record))
+    assert cli.main(["reproduce", str(tmp_path), "--output", str(tmp_path / "again")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "records.jsonl" in error and not (tmp_path / "again").exists()

@@ -49,6 +49,16 @@ def test_every_cell_has_a_summary(name):
     assert float(rows["states (nominal)"]) > 3 and rows["corrupt devices"] == "0.00 %"
 
 
+@pytest.mark.parametrize(
+    "settings", [["w_max=1e6", "w_min=-1e6"], ["dw_min=1e6"], ["dw_min=1e-12"], ["w_max_dtod=1e6"]]
+)
+@pytest.mark.parametrize("name", [n for n in PULSED_CELLS if n != "soft_bounds_pmax"])
+def test_the_numbers_of_an_extreme_cell_are_numbers(name, settings):
+    if name != "Ladder" or "dw_min" not in settings[0]:
+        rows = summary(make_cell(name, settings), devices=64)
+        assert not [row for row in rows if "inf" in row[1] or "nan" in row[1]]
+
+
 def test_states_of_a_ladder_are_its_levels():
     assert make_cell("Ladder", ["w_max=2"], 6) == Ladder(levels=6, w_max=2.0)
     assert make_cell("Ladder", ["levels=[0, 0.2, 1]"]).states == 3
@@ -108,6 +118,12 @@ def test_a_file_with_devices_and_other_spellings(tmp_path):
         (["SoftBounds", "--set", "dw_mn=1"], "'dw_mn': SoftBounds has no such field; did you mean 'dw_min'?"),
         (["SoftBounds", "--set", "dw_min"], "'set': must be field=value"),
         (["SoftBounds", "--set", "dw_min=small"], "'dw_min': expects a number"),
+        (["SoftBounds", "--set", "dw_min=!!bool foo"], "'dw_min': not valid YAML"),
+        (["PiecewiseStep", "--set", "w_max=1e300"], "'w_max': must be within"),
+        (["soft_bounds_pmax", "--set", "w_max=1"], "'w_max': follows from range_min, range_max"),
+        (["soft_bounds_pmax", "--set", "alpha=0"], "'alpha': must be a number from 1e-09 to 50"),
+        (["soft_bounds_pmax", "--set", "p_max=few"], "'p_max': must be a number"),
+        (["soft_bounds_pmax", "--set", "range_max=-1"], "'range_max': must be a number from 0"),
         (["SoftBounds", "--states", "0"], "'states': must be positive"),
         (["SoftBounds", "--state", "4"], "did you mean '--states'?"),
         (["Ladder", "--states", "4.5"], "'levels'"),
@@ -131,6 +147,17 @@ def test_mistakes(words, message, capsys):
         (["1,up"], "pulse,direction,value", "'' is not a number"),
         (["1,up,2,a", "2,up,2,a", "1,up,2,b"], "pulse,direction,value,device", "the same number of pulses"),
         (["1,up,2", "2,down,3"], "pulse,direction,value", "is too short"),
+        (
+            ["1,up,2", "nan,up,2"],
+            "pulse,direction,value",
+            "field 'pulse': .*line 3: 'nan' is not a finite number",
+        ),
+        (["1,up,inf"], "pulse,direction,value", "field 'value': .*line 2: 'inf' is not a finite number"),
+        (["1,up,2", "", "2,up,2,5"], "pulse,direction,value", "line 4: has 4 columns, the head has 3"),
+        (["1,up,1e300"], "pulse,direction,value", "line 2: '1e300' is not between 1e-30 and 1e.30"),
+        (["1,up,-1e-300"], "pulse,direction,value", "line 2: '-1e-300' is not between"),
+        (["1,up,2", "1,up,3"], "pulse,direction,value", "line 3: pulse 1 is there twice; .*column 'device'"),
+        (["1,up,2,3"], "pulse,direction,value,value", "has the column 'value' twice"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path, capsys, rows, head, message):

@@ -1,7 +1,11 @@
 """Reports of training in memory show what the records hold."""
 
+import json
+import re
+
 import pytest
 
+from aimc import cli
 from aimc.errors import AimcError
 from aimc.report import (
     comparison_table,
@@ -165,3 +169,34 @@ def test_the_figure_of_a_comparison(tmp_path, monkeypatch):
     assert "residual, 6 tiles" in dict(panels[1][1]) and "mp" not in dict(panels[1][1])
     heights = [values for axes, lines in panels[2:] for _, values in lines]
     assert pytest.approx([75.0, 90.0]) in heights and pytest.approx([60.0, 75.0]) in heights
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "runs is missing"),
+        ('{"runs": 3}', "runs must be a list"),
+        ('{"runs": [1]}', r"runs\[0\] must hold names and values"),
+        ('{"runs": [{}]}', r"runs\[0\].algorithm is missing"),
+        (
+            json.dumps({"runs": [ENTRIES[0] | {"test": "0.5"}]}),
+            r"runs\[0\].test must be a whole number or a number",
+        ),
+        (json.dumps({"runs": [ENTRIES[0] | {"curve": {}}]}), r"runs\[0\].curve.test is missing"),
+        ('{"runs": []}', "has no finished run"),
+        ("[" * 200000, "comparison.json is not readable"),
+        ("{", "comparison.json is not readable"),
+    ],
+)
+def test_a_damaged_comparison_is_named(tmp_path, capsys, content, message):
+    (tmp_path / "comparison.json").write_text(content)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and str(tmp_path) in error
+
+
+def test_a_comparison_has_no_summary(tmp_path, capsys):
+    (tmp_path / "comparison.json").write_text(json.dumps({"runs": ENTRIES}))
+    assert cli.main(["report", str(tmp_path), "--summary"]) == 2
+    assert "field 'summary': is for runs on chips" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path)]) == 0

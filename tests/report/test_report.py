@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from aimc import cli
 from aimc.chip import DriftResult, LeastSquares, MeanAbs
 from aimc.config import Config
 from aimc.errors import AimcError
+from aimc.files import record_line
 from aimc.recipes import Evaluation
 from aimc.report import command_of, draw, load_run, markdown, show, summary_table, tables
 from aimc.train import Run
@@ -130,6 +132,26 @@ def test_figures_are_drawn_from_any_number_of_runs(tmp_path):
         draw(runs, tmp_path / "nowhere" / "a.png")
 
 
+@pytest.mark.parametrize("suffix", [".foo", ".html", "."])
+def test_a_figure_of_an_unknown_kind_is_refused_before_anything_is_shown(tmp_path, capsys, suffix):
+    run = _run(tmp_path / "a", ("x", _result()))
+    for words in (["report", str(run.path), "--figure"], ["cell", "SoftBounds", "--out"]):
+        assert cli.main([*words, str(tmp_path / f"x{suffix}")]) == 2
+        seen = capsys.readouterr()
+        assert f"no image ends in '{suffix}'; use one of" in seen.err and seen.out == ""
+    with pytest.raises(AimcError, match="no image ends in"):
+        draw([run], tmp_path / f"x{suffix}")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_figure_has_the_format_of_its_suffix(tmp_path, capsys):
+    run = _run(tmp_path / "a", ("x", _result()))
+    for name, start in (("x.svg", b"<?xml"), ("x", b"\x89PNG"), ("y.PNG", b"\x89PNG")):
+        assert cli.main(["report", str(run.path), "--figure", str(tmp_path / name)]) == 0
+        place = tmp_path / (name if "." in name else "x.png")
+        assert place.read_bytes().startswith(start) and f"written: {place}" in capsys.readouterr().err
+
+
 def test_the_figure_shows_the_recorded_means(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
@@ -186,6 +208,13 @@ def test_results_are_those_that_the_configuration_asked_for(tmp_path):
         ("records.jsonl", b"5\n", "line 1 of .*records.jsonl is damaged"),
         ("records.jsonl", b'{"a": 1}\n', "line 1 of .*records.jsonl is damaged"),
         ("environment.json", b"null", "environment.json is damaged"),
+        ("environment.json", b"[" * 200000, "environment.json is not readable: .*recursion"),
+        ("records.jsonl", b"[" * 200000 + b"\n", "line 1 of .*records.jsonl is damaged"),
+        (
+            "records.jsonl",
+            b'{"kind": ' + b'{"a":' * 990 + b"1" + b"}" * 991 + b"\n",
+            "line 1 of .* is damaged",
+        ),
         ("config.yaml", b"\xff\xfe\x00", "config.yaml is damaged"),
     ],
 )
@@ -194,6 +223,87 @@ def test_damaged_files_of_a_run_are_named(tmp_path, file, content, message):
     (tmp_path / "a" / file).write_bytes(content)
     with pytest.raises(AimcError, match=message):
         load_run(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"command": 3}, "command must be a list"),
+        ({"command": ["aimc", 3]}, r"command\[1\] must be text"),
+        ({"git": 5}, "git must be text or null"),
+        ({"code": []}, "code must be text or null"),
+        ({"data": {"train": 5}}, "data.train must be text"),
+        ({"data": 5}, "data must hold names and values"),
+        ({"resumed": {}}, "resumed must be a list"),
+        ({"resumed": [{"git": 5}]}, r"resumed\[0\].git must be text"),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--summary"]])
+def test_an_environment_of_another_shape_is_named(tmp_path, capsys, content, message, flags):
+    run = _run(tmp_path / "a", ("x", _result()))
+    (run.path / "environment.json").write_text(json.dumps(run.environment | content))
+    assert cli.main(["report", str(run.path), *flags]) == 2
+    assert re.search(f"environment.json is damaged: {message}", capsys.readouterr().err)
+
+
+RESULT = _result().to_dict()
+EPOCH = {"kind": "epoch", "stage": "s", "epoch": 1, "seconds": 1.0}
+MEASURED = EPOCH | {"epochs": 1, "accuracy": 0.5, "validation": 0.5, "test": 0.5, "layers": {}}
+
+
+def _evaluation(**changes):
+    result = {k: v for k, v in (RESULT | changes).items() if v != "left out"}
+    return {"kind": "evaluation", "name": "x", "result": result, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"kind": "evaluation"}, "line 1 .*records.jsonl is no record of 'evaluation': name is missing"),
+        ({"kind": "evaluation", "name": "x", "result": 3, "seconds": 1}, "result must hold names and values"),
+        ({"kind": "evaluation", "name": "x", "result": {}}, "seconds is missing"),
+        (
+            {"kind": "evaluation", "name": "x", "result": {}, "seconds": 1},
+            "evaluation 'x': .*result.times is missing",
+        ),
+        (_evaluation(times="left out"), "times is missing"),
+        (_evaluation(times=[]), "result.times': must be seconds"),
+        (_evaluation(times=[1.0, -1.0]), "result.times': must be seconds"),
+        (_evaluation(values=[0.5]), r"values\[0\] must be a list"),
+        (_evaluation(values=[[0.5], [0.5, 0.6]]), "a row of chips for each of 2 times"),
+        (_evaluation(values=[[], []]), "a row of chips for each of 2 times"),
+        (_evaluation(values=[[0.5, True], [1, 1]]), r"values\[0\]\[1\] must be a whole number or a number"),
+        (_evaluation(values=[[0.5, 10**400], [1, 1]]), r"values\[0\]\[1\] is too large"),
+        (_evaluation(seed="0"), "seed must be a whole number"),
+        (_evaluation(chance="left out"), "chance is missing"),
+        (_evaluation(metric=3), "metric must be text"),
+        ({"kind": "digital"}, "no record of 'digital': name is missing"),
+        ({"kind": "digital", "name": "a", "value": "b"}, "value must be a whole number or a number"),
+        ({"kind": "again", "name": "a", "value": 1}, "seconds is missing"),
+        ({"kind": "epoch"}, "stage is missing"),
+        (EPOCH | {"seconds": None}, "seconds must be a whole number or a number"),
+        (EPOCH | {"test": 0.5}, "epochs is missing"),
+        (MEASURED | {"layers": {"fc": {"active_tile": None}}}, "layers.fc.tiles is missing"),
+        (
+            MEASURED | {"layers": {"fc": {"active_tile": 0, "tiles": [{}]}}},
+            r"tiles\[0\].pulses_mean is missing",
+        ),
+        ({"kind": []}, "kind must be text"),
+    ],
+)
+def test_a_record_without_what_its_kind_has_is_named(tmp_path, capsys, record, message):
+    run = _run(tmp_path / "a", ("x", _result()))
+    (run.path / "records.jsonl").write_text(record_line(record))
+    assert cli.main(["report", str(run.path)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "records.jsonl" in error
+
+
+def test_a_record_that_could_not_be_read_back_is_not_written(tmp_path):
+    with Run(tmp_path / "a", Settings(), tensorboard=False) as run:
+        with pytest.raises(AimcError, match="no record of 'digital': value is missing"):
+            run.record("digital", name="digital")
+        assert run.records == [] and not (tmp_path / "a" / "records.jsonl").exists()
 
 
 def test_one_chip_has_no_interval():

@@ -6,7 +6,7 @@ import pytest
 
 from aimc.config import Config
 from aimc.errors import AimcError
-from aimc.files import read_config, read_records
+from aimc.files import read_config, read_records, write_atomic
 from aimc.train import Run, Stage
 from aimc.train.run import code_hash, environment
 
@@ -95,7 +95,7 @@ def test_records_refuse_what_json_cannot_hold(tmp_path):
 
 
 def test_settle_appends_what_is_missing_and_takes_back_what_was_lost(tmp_path):
-    rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}]
+    rows = [{"epoch": 1, "loss": 0.5, "seconds": 1.0}, {"epoch": 2, "loss": 0.4, "seconds": 1.0}]
     with _open(tmp_path) as run:
         run.settle("a", rows)
         run.record("note")
@@ -134,3 +134,14 @@ def test_the_hash_of_the_code_follows_names_and_contents(tmp_path):
     second = code_hash(tmp_path)
     (tmp_path / "a.py").rename(tmp_path / "b.py")
     assert len({first, second, code_hash(tmp_path)}) == 3
+
+
+def test_a_null_byte_in_a_path_is_named():
+    for attempt, field in (
+        (lambda: Run("x\0y", Stage(), tensorboard=False), "output"),
+        (lambda: read_config("x\0y"), "run"),
+        (lambda: write_atomic("x\0y", "text"), "path"),
+    ):
+        with pytest.raises(AimcError, match="is no path: it holds a null byte") as caught:
+            attempt()
+        assert caught.value.field == field
