@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aimc import processes
 from aimc.algorithms import Array, State
 from aimc.config import differences
 from aimc.crossbar import Layout
@@ -80,6 +81,7 @@ class PulsedLayer(nn.Module):
     bias: nn.Parameter | None
     _is_fsdp_managed_module = False  # fully_shard says so
     watch: Watch | None = None  # the network's; set by aimc.convert
+    _agreed = False  # whether all processes are known to hold the same cells
 
     def _set_up(
         self,
@@ -228,7 +230,7 @@ class PulsedLayer(nn.Module):
                 layer=self.name, field="mapping.overflow",
             )  # fmt: skip
         state["digital_scale"].fill_(scale)
-        self._scale = scale
+        self._scale, self._agreed = scale, False
         self.pending.clear()
         self.refresh()
 
@@ -269,11 +271,58 @@ class PulsedLayer(nn.Module):
     def observe(self, loss: float) -> None:
         """Tell the algorithm the training loss of the last epoch; see :func:`aimc.optim.observe`."""
         self.hardware.algorithm.observe(self.array, self.cells.state, loss)
+        self._agreed = False  # each process may have a loss of its own
         self.refresh()
 
     def telemetry(self) -> dict[str, Any]:
         """How the cells fare, as plain numbers; see :meth:`aimc.algorithms.Algorithm.telemetry`."""
         return self.hardware.algorithm.telemetry(self.array, self.cells.state)
+
+    # Processes -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def agree(self) -> bool:
+        """Take the cells, scales, seed and counters of the first process; every process has to call it.
+
+        DistributedDataParallel gives parameters and not cells, whose weights it would leave to differ.
+
+        Returns:
+            Whether the weight is another one now.
+
+        Raises:
+            AimcError: the processes have other hardware or shapes, in every process. Nothing is written then.
+        """
+        own = self.cells.state
+        shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in own.items()}
+        if not processes.alike((self.hardware.to_yaml(), self.shape, shapes)):
+            raise AimcError(
+                "the processes have different hardware or shapes here, so their cells cannot be the same; convert the "
+                "same network with the same hardware in all of them",
+                layer=self.name,
+            )
+        before = [view.clone() for view in self._views]
+        self._hold(
+            {name: processes.first(value) for name, value in own.items()}, processes.first(self.analog_state)
+        )
+        numbers = torch.tensor([self.mapping_error, self.clipped], dtype=torch.float64)
+        self.mapping_error, self.clipped = processes.first(numbers).tolist()
+        self._agreed = True
+        return not all(map(torch.equal, before, self._views))
+
+    def _hold(self, state: State, analog_state: Tensor | None) -> None:
+        """Take over the cells of a layer like this one, and its seed and counters."""
+        own = self.cells.state
+        for name, value in state.items():
+            if name in own:
+                own[name].copy_(value)
+            else:
+                own[name] = value.clone()
+        if analog_state is not None:
+            seed, *numbers = (int(v) for v in analog_state)
+            self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
+            self.reads = Reads(self.hardware, self.layout, self.key, *numbers)
+        self._scale = float(own["digital_scale"])
+        self.refresh()
 
     # Forward -------------------------------------------------------------------------------------------------------
 
@@ -373,19 +422,9 @@ class PulsedLayer(nn.Module):
                 stacklevel=2,
             )
         if exact:
-            for name, value in saved.items():
-                if name in own:
-                    own[name].copy_(value)
-                else:
-                    own[name] = value.clone()
-            counters = state_dict.get(prefix + "analog_state")
-            if counters is not None:
-                seed, *numbers = (int(v) for v in counters)
-                self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
-                self.reads = Reads(self.hardware, self.layout, self.key, *numbers)
-            self._scale = float(own["digital_scale"])
+            self._agreed = False
             self.pending.clear()
-            self.refresh()
+            self._hold(saved, state_dict.get(prefix + "analog_state"))
         elif weight is not None:
             self.program(weight, bias if analog_bias else None)
 
@@ -402,6 +441,7 @@ class PulsedLayer(nn.Module):
         return {name: v for name, v in self.__dict__.items() if name != "_views"} | {
             "_optimizer": None,
             "_network": None,
+            "_agreed": False,
         }
 
     def __setstate__(self, state):
