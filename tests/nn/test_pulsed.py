@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import aimc
-from aimc.algorithms import AnalogSGD
+from aimc.algorithms import ALGORITHMS, AnalogSGD
 from aimc.cells import ConstantStep, Ladder, SoftBounds
 from aimc.ops.pulsed_update import PulseTrain
 from aimc.periphery import ADC, DAC, ArrayIO
@@ -523,3 +523,28 @@ def test_an_empty_batch_through_a_convolution_writes_nothing():
     layer(torch.zeros(0, 1, 5, 5)).sum().backward()
     optimizer.step()
     assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+@pytest.mark.parametrize("sizes", [(8, 0), (0, 3), (0, 0)], ids=["no outputs", "no inputs", "neither"])
+def test_layers_with_no_inputs_or_outputs_train_what_is_left_of_them(algorithm, sizes):
+    rule = ALGORITHMS[algorithm](**({"tiles": 3} if algorithm == "residual" else {}))
+    x = torch.randn(4, sizes[0])
+    for io in ("perfect", "noisy"):
+        for analog_bias in (False, True):
+            hardware = aimc.presets.reram(algorithm=rule, io=io).replace(
+                **{"mapping.analog_bias": analog_bias}
+            )
+            layer = aimc.convert(nn.Linear(*sizes), hardware, seed=0)
+            layer.load_state_dict(layer.state_dict())
+            optimizer, before = sgd(layer), layer.bias.detach().clone()
+            for _ in range(3):
+                optimizer.zero_grad()
+                y = layer(x)
+                y.sum().backward()
+                optimizer.step()
+            assert y.shape == (4, sizes[1]) and layer.weight.shape == sizes[::-1]
+            assert analog_bias or torch.equal(layer.bias, before - 3 * 0.1 * 4)
+            assert layer.telemetry()["tiles"][-1]["saturated"] == 0 or analog_bias
+            assert layer.hardware.algorithm.check(layer.array, 10, 4, 0.1) == [] or 0 not in layer.shape
+            assert aimc.to_digital(layer)(x).shape == y.shape

@@ -98,12 +98,12 @@ class PulsedLayer(nn.Module):
         self.backend = check_backend(backend)
         self.training = digital.training
         self.weight = CellWeight(torch.empty_like(digital.weight), digital.weight.requires_grad)
-        columns = digital.weight[0].numel()
+        columns = digital.weight.shape[1:].numel()
         self.bias = digital.bias
         if hardware.mapping.analog_bias and digital.bias is not None:
             self.bias = CellWeight(torch.empty_like(digital.bias), digital.weight.requires_grad)
             columns += 1
-        self.pending = PendingUpdate(form, name, digital.weight[0].numel())
+        self.pending = PendingUpdate(form, name, digital.weight.shape[1:].numel())
         self.reads = Reads(hardware, layout, key)
         self.shape = (digital.weight.shape[0], columns)
         self.mapping_error = self.clipped = 0.0
@@ -129,7 +129,7 @@ class PulsedLayer(nn.Module):
             )
         weight.pending = self.pending
         # Same memory and version as the parameters, without a gradient: written in every step.
-        self._views: list[Tensor] = [weight.detach().view(len(weight), -1)]
+        self._views: list[Tensor] = [weight.detach().view(len(weight), weight.shape[1:].numel())]
         if isinstance(bias, CellWeight):
             bias.pending, bias.bias = self.pending, True
             self._views.append(bias.detach()[:, None])
@@ -149,7 +149,7 @@ class PulsedLayer(nn.Module):
 
     def _target(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The weights that the cells are to hold, float32 ``[R, C]``."""
-        matrix = weight.detach().reshape(weight.shape[0], -1).float()
+        matrix = weight.detach().reshape(len(weight), weight.shape[1:].numel()).float()
         if self.shape[1] > matrix.shape[1]:
             assert bias is not None
             matrix = torch.cat([matrix, bias.detach().float()[:, None]], 1)
@@ -241,7 +241,7 @@ class PulsedLayer(nn.Module):
     def refresh(self) -> None:
         """Bring ``weight`` up to the cells."""
         composite = self.hardware.algorithm.weight(self.array, self.cells.state)
-        parts = (composite,) if len(self._views) == 1 else composite.split(self.pending.columns, 1)
+        parts = (composite,) if len(self._views) == 1 else composite.split((self.pending.columns, 1), 1)
         for view, part in zip(self._views, parts, strict=True):
             torch.mul(part, self._scale, out=view)
         self._written = self._versions()
@@ -484,7 +484,8 @@ class CellProduct(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         layer, (need_x, need_weight, need_bias) = ctx.layer, ctx.needs_input_grad[:3]
-        if need_weight and _wanted(ctx, layer):
+        # Without cells there is nothing to pulse.
+        if need_weight and 0 not in layer.shape and _wanted(ctx, layer):
             # What has no gradient is data: a caller may fill the same buffer again before the step.
             layer.pending.add(x if need_x else x.clone(), grad)
         need_bias = need_bias and layer.shape[1] == layer.pending.columns
