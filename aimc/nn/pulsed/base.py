@@ -18,7 +18,7 @@ from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
 from aimc.nn.base import hardware_record, saved_hardware
-from aimc.nn.opaque import outside_graphs
+from aimc.nn.opaque import outside_graphs, transformed
 from aimc.nn.pulsed.read import Reads
 from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
 from aimc.nn.watching import Watch
@@ -329,7 +329,21 @@ class PulsedLayer(nn.Module):
     @outside_graphs
     def _product(self, x: Tensor) -> Tensor:
         """``x`` in the shape that the form takes; the output likewise."""
+        if transformed():
+            raise AimcError(
+                "transforms of torch.func (grad, vmap and those made of them) do not reach cells, whose pulses are "
+                "made from the inputs and output gradients of backward(); call backward(), or transform "
+                "aimc.to_digital(net)",
+                layer=self.name,
+            )
         if not isinstance(self.weight, CellWeight):
+            if not (self._is_fsdp_managed_module or processes.sharded(self.weight)):
+                raise AimcError(
+                    "another tensor was put in place of the weight, as torch.func.functional_call does, but the weight "
+                    "is what the cells hold; leave it out of the tensors that are given (digital parameters may be), "
+                    "write it with layer.program(weight), or call aimc.to_digital(net) with them",
+                    layer=self.name, field="weight",
+                )  # fmt: skip
             raise AimcError(
                 "its cells are sharded, and would take wrong pulses; leave them whole: fully_shard(net, "
                 "ignored_params={p for p in net.parameters() if isinstance(p, aimc.nn.CellWeight)}), with that set for "
