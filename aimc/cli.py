@@ -278,6 +278,8 @@ def _main(words: list[str]) -> int:
 
 def _carry(asked: argparse.Namespace, overrides: list[tuple[str, str]], parsers: dict[str, _Parser]) -> int:
     """Do what was asked for."""
+    if asked.command in ("demo", "run", "compare", "evaluate", "reproduce"):
+        _refuse_ranks(asked.command)
     if asked.command == "compare":
         return _compare(asked, overrides)
     if asked.command == "demo" and asked.half == "insitu":
@@ -293,6 +295,17 @@ def _carry(asked: argparse.Namespace, overrides: list[tuple[str, str]], parsers:
         "cell": _cell,
     }
     return commands[asked.command](asked)
+
+
+def _refuse_ranks(command: str) -> None:
+    """Several processes of a launcher would all write the same run directory."""
+    size, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK")
+    if rank is not None and size.isdigit() and int(size) > 1:
+        raise AimcError(
+            f"aimc {command} runs in one process, and this is process {rank} of {size} (RANK and WORLD_SIZE are set, "
+            "as torchrun does); start it without torchrun, or train your own network with DistributedDataParallel, see "
+            "docs/torch.md"
+        )
 
 
 def _lists(words: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from aimc import processes
 from aimc.errors import AimcError
 from aimc.nn.pulsed import CellWeight, PulsedLayer, pulsed_layers
 
@@ -27,7 +28,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
 
     It stands wherever torch's optimizer stood: its parameter groups are the inner one's, so schedulers reach both, and
     the learning rate of a group is that of the cells in it. A learning rate of 0 drops the pending pulses. A step is
-    a unit of time for cells that decay or diffuse, whether it brings pulses or not.
+    a unit of time for cells that decay or diffuse, whether it brings pulses or not. Where there are several processes,
+    cells that were written in any of them since the last step are first made those of process 0 in all of them.
 
     Attributes:
         inner: torch's optimizer.
@@ -100,6 +102,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.agree()
         work, idle, missed = [], [], []
         for layer, group in self._placed():
             lr = float(group["lr"])
@@ -125,6 +128,20 @@ class PulsedOptimizer(torch.optim.Optimizer):
         for layer in idle:
             layer.rest()
         return loss
+
+    def agree(self) -> None:
+        """Give cells of process 0 to all processes, where any may differ. Every process has to call it."""
+        if processes.count() == 1:
+            return
+        doubts = processes.largest(torch.tensor([float(not layer._agreed) for layer in self._layers]))
+        doubtful = [layer for layer, doubt in zip(self._layers, doubts.tolist()) if doubt]
+        stale = [layer.name for layer in doubtful if layer.agree() and layer.pending]
+        if stale:
+            warnings.warn(
+                f"the cells of layers {', '.join(stale)} were not those of process 0, and are now; the gradients of "
+                "this step are those of the old ones. Write or load weights in all processes alike",
+                stacklevel=3,
+            )
 
     def _placed(self) -> list[tuple[PulsedLayer, dict[str, Any]]]:
         """The pulsed layers in the order of the network, with the group that holds them."""
@@ -180,7 +197,8 @@ def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
         net: network from :func:`aimc.convert` with a :class:`aimc.PulsedHardware`.
 
     Returns:
-        An optimizer to use in place of the given one, with schedulers and gradient scalers as well.
+        An optimizer to use in place of the given one, with schedulers and gradient scalers as well. Where there are
+        several processes, all have to call this, and have the cells of process 0 from then on.
 
     Raises:
         AimcError: the network has no pulsed layers, one is missing in the optimizer, the optimizer is wrapped already,
@@ -222,7 +240,9 @@ def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
         owner = layer._optimizer() if layer._optimizer is not None else None
         if isinstance(owner, PulsedOptimizer) and owner.inner is optimizer:
             raise AimcError("was wrapped before; use the optimizer that came out", field="optimizer")
-    return PulsedOptimizer(optimizer, net)
+    wrapped = PulsedOptimizer(optimizer, net)
+    wrapped.agree()
+    return wrapped
 
 
 def observe(net: nn.Module, loss: float) -> None:

@@ -44,6 +44,34 @@ def agreed(number: int) -> int:
     return numbers[0]
 
 
+def first(values: Tensor) -> Tensor:
+    """The values of the first process, in all of them; shape and type have to be the same.
+
+    Example:
+        >>> first(torch.ones(1))
+        tensor([1.])
+    """
+    if count() == 1 or values.numel() == 0:
+        return values
+    values = values.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(values, src=0)
+    return values
+
+
+def alike(what: Any) -> bool:
+    """Whether something is equal in all processes.
+
+    Example:
+        >>> alike("anything")
+        True
+    """
+    everyone: list = [what]
+    if count() > 1:
+        everyone *= count()
+        dist.all_gather_object(everyone, what)
+    return all(other == what for other in everyone)
+
+
 def together() -> bool:
     """Whether this process is one of a group."""
     return dist.is_available() and dist.is_initialized()

@@ -338,14 +338,15 @@ BAD = (math.nan, math.inf, -math.inf)
 
 
 def _layer(rng: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
-    """A small layer, and the shape of an input: one row, one column, no vector at all among them."""
+    """A small layer, and the shape of an input: one row, one column, none, no vector at all among them."""
     batch, size = rng.choice((0, 1, 1, 2, 5)), lambda: rng.choice((1, 1, 2, 3, 7))
     bias = rng.random() < 0.5
     kind = rng.choice(
         ("linear", "sequence", "conv1d", "conv2d", "depthwise", "transposed", "lstm", "attention")
     )
     if kind in ("linear", "sequence"):
-        layer = nn.Linear(size(), size(), bias)
+        # Torch takes none of them in linear layers alone.
+        layer = nn.Linear(*(rng.choice((0, size(), size(), size())) for _ in range(2)), bias)
         middle = (rng.choice((0, 1, 4)),) if kind == "sequence" else ()
         return layer, (batch, *middle, layer.in_features)
     if kind == "lstm":

@@ -107,6 +107,30 @@ def test_a_mistake_is_one_line_with_a_hint_and_exit_code_2(words, message, capsy
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    "words",
+    [["run", "demo"], ["demo"], ["compare", "--algorithms", "sgd"], ["evaluate", "x"], ["reproduce", "x"]],
+)
+def test_every_process_of_a_launcher_is_refused_at_once(words, rank, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert f"process {rank} of 2" in said and "docs/torch.md" in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launcher_of_one_process_and_commands_that_only_read_are_no_matter(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert cli.main(["evaluate", "no such run"]) == 2
+    assert "process" not in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")  # a launcher
+    assert cli.main(["list"]) == 0
+
+
 def test_the_whole_way_through(finished, capsys):
     assert cli.main(["run", "demo", "--output", str(finished), *TINY]) == 0  # goes on, that is: shows
     out = capsys.readouterr().out

@@ -188,8 +188,75 @@ def refused(act) -> str:
     return "taken"
 
 
+def in_cells_with_biases() -> aimc.PulsedHardware:
+    """Nothing digital is left for DistributedDataParallel to give."""
+    return in_cells().replace(**{"mapping.analog_bias": True})
+
+
+def with_a_warm_start() -> aimc.PulsedHardware:
+    algorithm = aimc.algorithms.Residual(
+        tiles=3, order="paper", warm_start=aimc.algorithms.WarmStart(signal="loss")
+    )
+    return in_cells_with_biases().replace(algorithm=algorithm)
+
+
+def unequal(rank: int, hardware=in_cells_with_biases) -> nn.Module:
+    """Weights, devices and draws of each process's own, where nothing is shared yet."""
+    torch.manual_seed(100 + rank)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return aimc.convert(convolutional(), hardware())
+
+
+def stepped(
+    net: nn.Module, optimizer: torch.optim.Optimizer, part: slice, forward=None
+) -> dict[str, torch.Tensor]:
+    for x, y in zip(X[:3], Y):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy((forward or net)(x[part]), y[part]).backward()
+        optimizer.step()
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1)
+
+
+def unequally_started(
+    rank: int, part: slice, early: nn.Module, optimizer: aimc.optim.PulsedOptimizer
+) -> dict:
+    """Networks that start differently in the processes, or come to differ."""
+    found: dict[str, dict] = {"wrapped before the group": stepped(early, optimizer, part)}
+    net = unequal(rank)
+    found["alone"] = stepped(net, aimc.optim.wrap(sgd(net), net), part)
+    net = unequal(rank, in_cells)
+    found["replicated"] = stepped(net, aimc.optim.wrap(sgd(net), net), part, DistributedDataParallel(net))
+    said = []
+    for name, hardware, change in (
+        ("written in one", in_cells_with_biases, lambda net, _: rank and net[3].program(torch.zeros(3, 64))),
+        ("loaded in one", in_cells_with_biases, lambda net, saved: rank and net.load_state_dict(saved)),
+        ("told of other losses", with_a_warm_start, lambda net, _: aimc.optim.observe(net, 1.0 + rank)),
+    ):
+        net = unequal(rank, hardware)
+        saved = copy.deepcopy(net.state_dict())
+        optimizer = aimc.optim.wrap(sgd(net), net)
+        change(net, saved)
+        with warnings.catch_warnings(record=True) as caught:
+            found[name] = stepped(net, optimizer, part)
+        said += [f"{name}: {w.message}" for w in caught]
+    found["warnings"] = {line: torch.zeros(()) for line in said}
+    net = aimc.convert(nn.Linear(2, 2), aimc.presets.reram(states=10 + rank))
+    try:
+        aimc.optim.wrap(sgd(net), net)
+    except AimcError as error:
+        found["hardware"] = {str(error): torch.zeros(())}
+    return found
+
+
 def work(rank: int, place: str, folder: str) -> None:
     torch.set_num_threads(1)
+    early = unequal(rank)
+    optimizer = aimc.optim.wrap(sgd(early), early)
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
     part = slice(4 * rank, 4 * rank + 4)
     found: dict[str, dict] = {}
@@ -208,6 +275,7 @@ def work(rank: int, place: str, folder: str) -> None:
         processes.joined(torch.zeros(1, 2 + rank), "columns")
     except AimcError as error:
         found["message"] = {error.message: torch.zeros(())}
+    found["unequal"] = unequally_started(rank, part, early, optimizer)
     if CAN_SHARD:
         found["refused"] = {name: refused(act) for name, (act, _) in REFUSED.items()}
     torch.save(found, f"{folder}/{rank}.pt")
@@ -237,6 +305,38 @@ def test_two_processes_are_one(ranks, name, how):
         elif how:  # no more and no fewer reads and steps
             assert torch.equal(found[0], value), key
     assert moved > 0.01
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "alone",
+        "replicated",
+        "written in one",
+        "loaded in one",
+        "told of other losses",
+        "wrapped before the group",
+    ],
+)
+def test_cells_that_start_differently_become_those_of_the_first_process(ranks, how):
+    found = [rank["unequal"][how] for rank in ranks]
+    for key, value in found[0].items():
+        assert torch.equal(value, found[1][key]), f"the ranks differ in {key}"
+    if how == "alone":
+        net = unequal(0)
+        for key, value in stepped(net, aimc.optim.wrap(sgd(net), net), slice(None)).items():
+            if value.is_floating_point():
+                assert_close(key, found[0][key], value, atol=2e-5)
+
+
+def test_gradients_of_cells_that_were_replaced_are_spoken_of_where_they_were_made(ranks):
+    said = [[m for m in rank["unequal"]["warnings"] if "not those of process 0" in m] for rank in ranks]
+    assert not said[0] and [m.split(":")[0] for m in said[1]] == ["written in one", "loaded in one"]
+
+
+def test_cells_of_other_hardware_are_refused_in_every_process(ranks):
+    for rank in ranks:
+        assert "same hardware in all" in next(iter(rank["unequal"]["hardware"]))
 
 
 def test_what_processes_have_together(ranks):

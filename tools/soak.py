@@ -278,7 +278,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"WRONG: {text}")
     print(f"{count.bytes} bytes differ")
     print(f"{time.perf_counter() - began:.0f} s")
-    undone = [name for name, done in (("kill", count.kills), ("seed", count.seeds), ("bad input", tried)) if not done]
+    undone = [
+        name
+        for name, done in (("kill", count.kills), ("seed", count.seeds), ("bad input", tried))
+        if not done
+    ]
     if undone:
         print(f"no {' and no '.join(undone)} was tried: not enough time")
     return 1 if count.wrong or count.bytes or undone else 0

@@ -182,6 +182,8 @@ class Algorithm(Config):
             lr: learning rate of the layer.
         """
         found = []
+        if 0 in array.shape:
+            return found  # no cell, no pulse
         for t in self.schedule(array, updates_per_epoch, vectors_per_update, lr):
             if t.passes_per_epoch < 1:
                 found.append(
@@ -216,6 +218,7 @@ class Algorithm(Config):
         total = sum(norms)
         for t in range(self.tile_count):
             counts, p = state["counts"][t].flatten(), state["parameters"][t]
+            counts = counts if counts.numel() else counts.new_zeros(1)  # a layer without inputs or outputs
             found = dict(zip(STATISTICS, state["statistics"][t].tolist(), strict=True))
             low, high = p[..., 3], p[..., 2]
             near = 0.01 * (high - low)
@@ -227,7 +230,7 @@ class Algorithm(Config):
                 "pulses_max": int(counts.max()),
                 "clipped": found["clipped"] / max(found["probabilities"], 1),
                 "beyond_budget": found["beyond_budget"] / max(found["active"], 1),
-                "saturated": float(outside.double().mean()),
+                "saturated": float(outside.double().sum()) / max(outside.numel(), 1),
                 "share": norms[t] / total if total > 0 else 0.0,
                 "reads": int(state["reads"][t]),
             })  # fmt: skip

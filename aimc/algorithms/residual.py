@@ -350,7 +350,7 @@ class Residual(Transferring):
     ) -> list[Transfers]:
         columns = self.columns_of(array)
         if self.order == "reencode":
-            passes = updates_per_epoch * columns / array.shape[1]
+            passes = updates_per_epoch * columns / max(array.shape[1], 1)
             return [
                 Transfers(t, t + 1, updates_per_epoch * columns, passes, 0.0, self.tries)
                 for t in range(self.tiles - 1)

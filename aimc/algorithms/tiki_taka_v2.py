@@ -144,4 +144,4 @@ class TikiTakaV2(Transferring):
     ) -> list[Transfers]:
         units = updates_per_epoch * (vectors_per_update if self.unit == "vectors" else 1)
         columns = units / self.period * self.columns_of(array)
-        return [Transfers(0, 1, columns, columns / array.shape[1], 0.0, self.most_pulses)]
+        return [Transfers(0, 1, columns, columns / max(array.shape[1], 1), 0.0, self.most_pulses)]

@@ -99,6 +99,6 @@ def transfers(
     cell = array.cell
     largest = max(abs(cell.w_max), abs(cell.w_min))
     return Transfers(
-        source, target, events * columns, events * columns / array.shape[1], rate * largest / cell.granularity,
+        source, target, events * columns, events * columns / max(array.shape[1], 1), rate * largest / cell.granularity,
         train.length,
     )  # fmt: skip

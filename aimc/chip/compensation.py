@@ -46,7 +46,7 @@ class TileReader:
             probes: ``[probes, rows]``, in [-1, 1] of the input range.
             key: key of this reading's noise.
         """
-        part = probes.reshape(len(probes), 1, -1, 1)
+        part = probes.reshape(len(probes), 1, probes.shape[1], 1)
         ranges = torch.ones(1, 1, dtype=probes.dtype, device=probes.device)
         if self.periphery.dac is not None:
             parts, _, _ = convert_input(

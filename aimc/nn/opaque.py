@@ -51,18 +51,24 @@ def followed(input: Any) -> bool:
     """Whether somebody follows the forward pass."""
     return (
         torch.compiler.is_compiling()
-        or _C._functorch.peek_interpreter_stack() is not None
+        or transformed()
         or torch._C._get_tracing_state() is not None
         or isinstance(input, torch.fx.Proxy)
     )
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap) is under way."""
+    return _C._functorch.peek_interpreter_stack() is not None
 
 
 def read_opaquely(layer: Any, input: Tensor, output_size: list[int] | None) -> Tensor:
     """A forward pass of the layer as one operation; arguments as for the layer."""
     learned = layer.hardware.input_range.mode == "learned"
     # torch.func takes its gradients from functions of torch, not of libraries.
-    transformed = not torch.compiler.is_compiling() and _C._functorch.peek_interpreter_stack() is not None
-    operation: Any = _Transformed.apply if transformed else torch.ops.aimc.layer
+    operation: Any = torch.ops.aimc.layer
+    if not torch.compiler.is_compiling() and transformed():
+        operation = _Transformed.apply
     y, _ = operation(
         input, layer.weight, layer.bias, layer.input_range if learned else None, layer.output_gain,
         layer._handle, output_size,

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import aimc
-from aimc.algorithms import AnalogSGD
+from aimc.algorithms import ALGORITHMS, AnalogSGD
 from aimc.cells import ConstantStep, Ladder, SoftBounds
+from aimc.errors import AimcError
 from aimc.ops.pulsed_update import PulseTrain
 from aimc.periphery import ADC, DAC, ArrayIO
 from tests.helpers import assert_close
@@ -523,3 +524,50 @@ def test_an_empty_batch_through_a_convolution_writes_nothing():
     layer(torch.zeros(0, 1, 5, 5)).sum().backward()
     optimizer.step()
     assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+@pytest.mark.parametrize("sizes", [(8, 0), (0, 3), (0, 0)], ids=["no outputs", "no inputs", "neither"])
+def test_layers_with_no_inputs_or_outputs_train_what_is_left_of_them(algorithm, sizes):
+    rule = ALGORITHMS[algorithm](**({"tiles": 3} if algorithm == "residual" else {}))
+    x = torch.randn(4, sizes[0])
+    for io in ("perfect", "noisy"):
+        for analog_bias in (False, True):
+            hardware = aimc.presets.reram(algorithm=rule, io=io).replace(
+                **{"mapping.analog_bias": analog_bias}
+            )
+            layer = aimc.convert(nn.Linear(*sizes), hardware, seed=0)
+            layer.load_state_dict(layer.state_dict())
+            optimizer, before = sgd(layer), layer.bias.detach().clone()
+            for _ in range(3):
+                optimizer.zero_grad()
+                y = layer(x)
+                y.sum().backward()
+                optimizer.step()
+            assert y.shape == (4, sizes[1]) and layer.weight.shape == sizes[::-1]
+            assert analog_bias or torch.equal(layer.bias, before - 3 * 0.1 * 4)
+            assert layer.telemetry()["tiles"][-1]["saturated"] == 0 or analog_bias
+            assert layer.hardware.algorithm.check(layer.array, 10, 4, 0.1) == [] or 0 not in layer.shape
+            assert aimc.to_digital(layer)(x).shape == y.shape
+
+
+def test_a_functional_call_gives_digital_parameters_and_no_other_weights_of_cells():
+    net, x = aimc.convert(nn.Sequential(nn.Linear(3, 2)), PULSED, seed=0), torch.ones(4, 3)
+    zero = torch.func.functional_call(net, {"0.bias": torch.zeros(2)}, (x,))
+    assert torch.equal(zero, net(x) - net[0].bias)
+    assert torch.equal(torch.func.functional_call(net, dict(net.named_parameters()), (x,)), net(x))
+    for given in (net[0].weight.detach(), torch.zeros(2, 3, requires_grad=True)):
+        with pytest.raises(AimcError, match=r"layer '0'.*functional_call.*layer.program.*aimc.to_digital"):
+            torch.func.functional_call(net, {"0.weight": given}, (x,))
+
+
+def test_transforms_of_functions_are_refused_by_cells_with_the_way_out():
+    net, x = aimc.convert(nn.Sequential(nn.Linear(3, 2)), PULSED, seed=0), torch.ones(4, 3)
+    digital = aimc.to_digital(net)
+    for transformed in (
+        lambda net: torch.func.grad(lambda x: net(x).sum())(x),
+        lambda net: torch.func.vmap(net)(x),
+    ):
+        transformed(digital)
+        with pytest.raises(AimcError, match=r"layer '0'.*torch.func.*aimc.to_digital"):
+            transformed(net)

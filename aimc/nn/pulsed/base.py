@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aimc import processes
 from aimc.algorithms import Array, State
 from aimc.config import differences
 from aimc.crossbar import Layout
@@ -18,7 +19,7 @@ from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
 from aimc.nn.base import hardware_record, saved_hardware
 from aimc.nn.loading import LARGEST, misfit, misfit_counters, misfits
-from aimc.nn.opaque import outside_graphs
+from aimc.nn.opaque import outside_graphs, transformed
 from aimc.nn.pulsed.read import Reads
 from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
 from aimc.nn.watching import Watch
@@ -81,6 +82,7 @@ class PulsedLayer(nn.Module):
     bias: nn.Parameter | None
     _is_fsdp_managed_module = False  # fully_shard says so
     watch: Watch | None = None  # the network's; set by aimc.convert
+    _agreed = False  # whether all processes are known to hold the same cells
 
     def _set_up(
         self,
@@ -97,12 +99,12 @@ class PulsedLayer(nn.Module):
         self.backend = check_backend(backend)
         self.training = digital.training
         self.weight = CellWeight(torch.empty_like(digital.weight), digital.weight.requires_grad)
-        columns = digital.weight[0].numel()
+        columns = digital.weight.shape[1:].numel()
         self.bias = digital.bias
         if hardware.mapping.analog_bias and digital.bias is not None:
             self.bias = CellWeight(torch.empty_like(digital.bias), digital.weight.requires_grad)
             columns += 1
-        self.pending = PendingUpdate(form, name, digital.weight[0].numel())
+        self.pending = PendingUpdate(form, name, digital.weight.shape[1:].numel())
         self.reads = Reads(hardware, layout, key)
         self.shape = (digital.weight.shape[0], columns)
         self.mapping_error = self.clipped = 0.0
@@ -128,7 +130,7 @@ class PulsedLayer(nn.Module):
             )
         weight.pending = self.pending
         # Same memory and version as the parameters, without a gradient: written in every step.
-        self._views: list[Tensor] = [weight.detach().view(len(weight), -1)]
+        self._views: list[Tensor] = [weight.detach().view(len(weight), weight.shape[1:].numel())]
         if isinstance(bias, CellWeight):
             bias.pending, bias.bias = self.pending, True
             self._views.append(bias.detach()[:, None])
@@ -148,7 +150,7 @@ class PulsedLayer(nn.Module):
 
     def _target(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The weights that the cells are to hold, float32 ``[R, C]``."""
-        matrix = weight.detach().reshape(weight.shape[0], -1).float()
+        matrix = weight.detach().reshape(len(weight), weight.shape[1:].numel()).float()
         if self.shape[1] > matrix.shape[1]:
             assert bias is not None
             matrix = torch.cat([matrix, bias.detach().float()[:, None]], 1)
@@ -229,7 +231,7 @@ class PulsedLayer(nn.Module):
                 layer=self.name, field="mapping.overflow",
             )  # fmt: skip
         state["digital_scale"].fill_(scale)
-        self._scale = scale
+        self._scale, self._agreed = scale, False
         self.pending.clear()
         self.refresh()
 
@@ -240,7 +242,7 @@ class PulsedLayer(nn.Module):
     def refresh(self) -> None:
         """Bring ``weight`` up to the cells."""
         composite = self.hardware.algorithm.weight(self.array, self.cells.state)
-        parts = (composite,) if len(self._views) == 1 else composite.split(self.pending.columns, 1)
+        parts = (composite,) if len(self._views) == 1 else composite.split((self.pending.columns, 1), 1)
         for view, part in zip(self._views, parts, strict=True):
             torch.mul(part, self._scale, out=view)
         self._written = self._versions()
@@ -270,18 +272,79 @@ class PulsedLayer(nn.Module):
     def observe(self, loss: float) -> None:
         """Tell the algorithm the training loss of the last epoch; see :func:`aimc.optim.observe`."""
         self.hardware.algorithm.observe(self.array, self.cells.state, loss)
+        self._agreed = False  # each process may have a loss of its own
         self.refresh()
 
     def telemetry(self) -> dict[str, Any]:
         """How the cells fare, as plain numbers; see :meth:`aimc.algorithms.Algorithm.telemetry`."""
         return self.hardware.algorithm.telemetry(self.array, self.cells.state)
 
+    # Processes -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def agree(self) -> bool:
+        """Take the cells, scales, seed and counters of the first process; every process has to call it.
+
+        DistributedDataParallel gives parameters and not cells, whose weights it would leave to differ.
+
+        Returns:
+            Whether the weight is another one now.
+
+        Raises:
+            AimcError: the processes have other hardware or shapes, in every process. Nothing is written then.
+        """
+        own = self.cells.state
+        shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in own.items()}
+        if not processes.alike((self.hardware.to_yaml(), self.shape, shapes)):
+            raise AimcError(
+                "the processes have different hardware or shapes here, so their cells cannot be the same; convert the "
+                "same network with the same hardware in all of them",
+                layer=self.name,
+            )
+        before = [view.clone() for view in self._views]
+        self._hold(
+            {name: processes.first(value) for name, value in own.items()}, processes.first(self.analog_state)
+        )
+        numbers = torch.tensor([self.mapping_error, self.clipped], dtype=torch.float64)
+        self.mapping_error, self.clipped = processes.first(numbers).tolist()
+        self._agreed = True
+        return not all(map(torch.equal, before, self._views))
+
+    def _hold(self, state: State, analog_state: Tensor | None) -> None:
+        """Take over the cells of a layer like this one, and its seed and counters."""
+        own = self.cells.state
+        for name, value in state.items():
+            if name in own:
+                own[name].copy_(value)
+            else:
+                own[name] = value.clone()
+        if analog_state is not None:
+            seed, *numbers = (int(v) for v in analog_state)
+            self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
+            self.reads = Reads(self.hardware, self.layout, self.key, *numbers)
+        self._scale = float(own["digital_scale"])
+        self.refresh()
+
     # Forward -------------------------------------------------------------------------------------------------------
 
     @outside_graphs
     def _product(self, x: Tensor) -> Tensor:
         """``x`` in the shape that the form takes; the output likewise."""
+        if transformed():
+            raise AimcError(
+                "transforms of torch.func (grad, vmap and those made of them) do not reach cells, whose pulses are "
+                "made from the inputs and output gradients of backward(); call backward(), or transform "
+                "aimc.to_digital(net)",
+                layer=self.name,
+            )
         if not isinstance(self.weight, CellWeight):
+            if not (self._is_fsdp_managed_module or processes.sharded(self.weight)):
+                raise AimcError(
+                    "another tensor was put in place of the weight, as torch.func.functional_call does, but the weight "
+                    "is what the cells hold; leave it out of the tensors that are given (digital parameters may be), "
+                    "write it with layer.program(weight), or call aimc.to_digital(net) with them",
+                    layer=self.name, field="weight",
+                )  # fmt: skip
             raise AimcError(
                 "its cells are sharded, and would take wrong pulses; leave them whole: fully_shard(net, "
                 "ignored_params={p for p in net.parameters() if isinstance(p, aimc.nn.CellWeight)}), with that set for "
@@ -341,7 +404,7 @@ class PulsedLayer(nn.Module):
         if found:
             errors += found
             return
-        own, saved = self.cells.state, self._saved_cells(state_dict, prefix)
+        saved = self._saved_cells(state_dict, prefix)
         weight, bias = state_dict.get(prefix + "weight"), state_dict.get(prefix + "bias")
         exact, changed = self._meaning(state_dict, prefix, saved)
         known = ("weight", "analog_state", "analog_hardware", *(f"cells.{n}" for n in saved))
@@ -350,19 +413,9 @@ class PulsedLayer(nn.Module):
         if analog_bias:
             rest.pop(prefix + "bias", None)
         if exact:
-            for name, value in saved.items():
-                if name in own:
-                    own[name].copy_(value)
-                else:
-                    own[name] = value.clone()
-            counters = state_dict.get(prefix + "analog_state")
-            if counters is not None:
-                seed, *numbers = (int(v) for v in counters)
-                self.key = dataclasses.replace(self.key, seed=seed % (1 << 64))
-                self.reads = Reads(self.hardware, self.layout, self.key, *numbers)
-            self._scale = float(own["digital_scale"])
+            self._agreed = False
             self.pending.clear()
-            self.refresh()
+            self._hold(saved, state_dict.get(prefix + "analog_state"))
         elif weight is not None:
             self.program(weight, bias if analog_bias else None)  # may be refused: first of all
         lost: list[str] = []
@@ -443,6 +496,7 @@ class PulsedLayer(nn.Module):
         return {name: v for name, v in self.__dict__.items() if name != "_views"} | {
             "_optimizer": None,
             "_network": None,
+            "_agreed": False,
         }
 
     def __setstate__(self, state):
@@ -485,7 +539,8 @@ class CellProduct(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         layer, (need_x, need_weight, need_bias) = ctx.layer, ctx.needs_input_grad[:3]
-        if need_weight and _wanted(ctx, layer):
+        # Without cells there is nothing to pulse.
+        if need_weight and 0 not in layer.shape and _wanted(ctx, layer):
             # What has no gradient is data: a caller may fill the same buffer again before the step.
             layer.pending.add(x if need_x else x.clone(), grad)
         need_bias = need_bias and layer.shape[1] == layer.pending.columns

@@ -30,10 +30,10 @@ class LinearForm:
         return grad_x, self.bias_gradient(grad) if need_bias else None
 
     def bias_gradient(self, grad: Tensor) -> Tensor:
-        return grad.reshape(-1, grad.shape[-1]).sum(0)
+        return grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1]).sum(0)
 
     def vectors(self, x: Tensor, d: Tensor) -> Vectors:
-        x = x.detach().reshape(-1, x.shape[-1]).float()
+        x = x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1]).float()
         if self.analog_bias:
             x = F.pad(x, (0, 1), value=1.0)
         return Vectors(x.contiguous(), d.reshape(-1, d.shape[-1]).float().contiguous())

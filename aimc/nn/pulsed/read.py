@@ -38,7 +38,7 @@ class Reads:
         self.layout, self.key = layout, key
         self.forwards, self.evaluated = forwards, evaluated
         rows, limit = layout.outputs // layout.groups, hardware.tile.columns
-        parts = -(-rows // limit) if limit else 1
+        parts = max(-(-rows // limit), 1) if limit else 1
         edges = [round(rows * k / parts) for k in range(parts + 1)]
         self.columns: Splits = tuple(zip(edges, edges[1:]))
 
@@ -51,7 +51,7 @@ class Reads:
         """``bias + s sum_k r_k ADC(w_k DAC(x_k / r_k) + noise)``: row tiles k, r the largest input of a vector."""
         io = layer.hardware.forward
         assert io is not None
-        matrix, form = weight.view(weight.shape[0], -1), layer.form
+        matrix, form = weight.flatten(1), layer.form
         rows = self.layout.row_splits
         analog = layer.shape[1] > matrix.shape[1]
 
@@ -82,7 +82,7 @@ class Reads:
         assert io is not None
         flat = layer.form.flat_gradient(grad.to(weight.dtype)).contiguous()
         groups, rows = flat.shape[1], flat.shape[2]
-        matrix = weight.view(groups, rows, -1)
+        matrix = weight.view(groups, rows, weight.shape[1:].numel())
 
         def product(k: int, part: Tensor, one: Tensor | None) -> Tensor:
             a, b = self.columns[k]
