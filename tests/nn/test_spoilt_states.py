@@ -47,7 +47,7 @@ def deep(value):
         (aimc.presets.pcm(), "analog_state", lambda v: v.index_fill(0, torch.tensor(1), -1), "below 0"),
         (aimc.presets.pcm(), "analog_state", lambda v: v.float(), "expected integers.*average"),
         (aimc.presets.pcm(), "analog_hardware", lambda v: v + 128, "describes no hardware"),
-        (aimc.presets.pcm(), "analog_hardware", deep, "describes no hardware"),
+        (aimc.presets.pcm(), "analog_hardware", deep, "not JSON: maximum recursion"),
         (aimc.presets.pcm(), "analog_hardware", lambda v: v.float(), "expected integers"),
         (aimc.presets.pcm(), "analog_hardware", lambda v: None, "no tensor"),
         (aimc.presets.pcm(), "weight", math.nan, "NaN or infinite"),
