@@ -171,7 +171,7 @@ def test_trained_gains_are_saved(name, hands_state_over, tmp_path):
     loaded = type(net).from_pretrained(tmp_path).eval()
     assert_close("digital", loaded(**x).logits, expected, atol=1e-6)
     assert (
-        not loaded.config.tie_word_embeddings or name not in TIED
+        not getattr(loaded.config, "tie_word_embeddings", False) or name not in TIED
     )  # some versions of the library would tie it again
     aimc.to_digital(analog).save_pretrained(tmp_path / "twin")
     twin = type(net).from_pretrained(tmp_path / "twin").eval()

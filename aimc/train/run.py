@@ -48,7 +48,7 @@ def environment(backend: str = "auto", data: dict[str, str] | None = None) -> di
 
     Example:
         >>> sorted(environment())[:4]
-        ['aimc', 'backend', 'command', 'cores']
+        ['aimc', 'backend', 'code', 'command']
     """
     import importlib.metadata
 

@@ -199,7 +199,7 @@ def test_the_mapped_baseline_keeps_the_teachers_weights(straight):
     [
         ({"hardware.cell": presets.ideal().cell}, "evaluation.times"),
         ({"evaluation.times": ("1s", "100000000y")}, "e-folds"),
-        ({"digital": ("nothing*",)}, "no module or parameter matches"),
+        ({"digital": ("nothing*",)}, "no module, parameter or buffer matches"),
     ],
 )
 def test_what_the_hardware_cannot_do_is_said_before_training(tmp_path, changes, message):
