@@ -261,7 +261,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the rubbish")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # torch's, of layers without inputs
+    # What torch says of layers without inputs.
+    warnings.filterwarnings("ignore", "Initializing zero-element tensors")
     rng, count, began = random.Random(asked.seed), Count(), time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
