@@ -124,9 +124,10 @@ def reproduce_run(
                 differing.append(f"{name}, {place}: {value!r} -> {other!r}")
         differing += [f"{name}, {place}: missing -> {value!r}" for place, value in theirs.items()]
     known = {_name(r) for r in before}
-    new = (_name(r) for r in read_records(second) if r["kind"] in _COMPARED)
     differing += [
-        f"{name}: is missing from the first run, which was not finished" for name in new if name not in known
+        f"{name}: is missing from the first run, which was not finished"
+        for name, record in found.items()
+        if record["kind"] in _COMPARED and name not in known
     ]
     here, there = (read_environment(p) for p in (first, second))
     changed = [f"{k}: {here.get(k)} -> {there.get(k)}" for k in _CIRCUMSTANCES if here.get(k) != there.get(k)]
