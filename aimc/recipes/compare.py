@@ -228,10 +228,9 @@ def _refuse_others(place: pathlib.Path, config: InSituExperiment) -> None:
 def _refuse_another_task(place: pathlib.Path, wanted: Sequence[Case]) -> None:
     """A finished run stands beside the others in the table, so that it has to have their task, budget and device."""
     held = read_config(place, InSituExperiment)
-    for case in wanted[:1]:
+    for case in wanted:
         changed = differences(_shared(held, case.config), _shared(case.config, held))
         _refuse(changed, f"{place} holds a run that cannot stand beside {case.name}", "another --output")
-    for case in wanted:
         if place.name.rpartition("-seed")[0] == case.name.rpartition("-seed")[0]:
             changed = differences(held, case.config.replace(seed=held.seed))
             what = f"{place} is {case.name} with another seed and other settings"

@@ -270,6 +270,14 @@ def test_only_runs_of_one_task_and_device_stand_beside_each_other(
     assert (path / "comparison.json").read_bytes() == before and not (path / others[0].name).exists()
 
 
+def test_the_baseline_in_front_does_not_hide_another_device(compared):
+    path, _, _ = compared
+    others = cases(RECIPE, ["ttv2"], states=[10], flags=[("hardware.cell.w_max_dtod", "0")])
+    assert others[0].name.startswith("digital")
+    with pytest.raises(AimcError, match=r"cannot stand beside ttv2.*hardware\.cell\.w_max_dtod: 0\.3 -> 0"):
+        compare(others, path)
+
+
 class Killer(Watch):
     """Kills a process of the comparison once a first epoch is over."""
 
