@@ -72,17 +72,23 @@ def test_before_or_after_the_conversion(case):
         assert aimc.coverage(merged).analog_share == 1.0
 
 
+def losses_of(net, lr, steps):
+    """What a training on the tokens comes by."""
+    optimizer, losses = torch.optim.AdamW(net.parameters(), lr=lr), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = net(TOKENS, labels=TOKENS).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def test_adapters_learn_above_frozen_noisy_weights(case):
     net, adapted = case
     analog = adapted(aimc.convert(net, PCM, seed=0)).train()
     before = {n: p.detach().clone() for n, p in analog.named_parameters()}
-    optimizer, losses = torch.optim.AdamW(analog.parameters(), lr=0.03), []
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = analog(TOKENS, labels=TOKENS).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of(analog, lr=0.03, steps=40)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     for name, parameter in analog.named_parameters():
         assert torch.equal(parameter, before[name]) != ("lora" in name), name
@@ -155,13 +161,7 @@ def test_variants_learn_above_noisy_weights_and_meet_drift(name):
     torch.manual_seed(0)
     analog = varied(name, VARIANTS["all of it"], aimc.convert(NETS[name][0](), PCM, seed=0)).train()
     before = {n: p.detach().clone() for n, p in analog.named_parameters()}
-    optimizer, losses = torch.optim.AdamW(analog.parameters(), lr=0.02), []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = analog(TOKENS, labels=TOKENS).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of(analog, lr=0.02, steps=30)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     for parameter, value in analog.named_parameters():
         learns = "lora" in parameter or "modules_to_save.default.weight" in parameter
