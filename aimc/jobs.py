@@ -96,8 +96,8 @@ def carried_out(
         prefer: threads or processes, where :func:`engine` does not say.
 
     Returns:
-        An :class:`AimcError` that ``work`` raised, or that says that the worker died three times, is yielded, not raised;
-        anything else is raised.
+        An :class:`AimcError` that ``work`` raised, or that says that the worker died three times, is yielded, not
+        raised; anything else is raised.
 
     Example:
         >>> sorted(carried_out(len, ["a", "bc"], jobs=1))

@@ -19,7 +19,7 @@ from typing import Any
 from aimc.algorithms import ALGORITHMS
 from aimc.config import differences
 from aimc.errors import AimcError, suggest
-from aimc.files import read_config, read_environment, read_records, write_atomic
+from aimc.files import read_config, read_records, write_atomic
 from aimc.hardware import PulsedHardware
 from aimc.jobs import carried_out, stop_workers
 from aimc.recipes.in_memory import InSituExperiment
@@ -383,7 +383,7 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
         config = run.config
         assert isinstance(config, InSituExperiment)
         hardware, stage = config.hardware, DIGITAL if config.hardware is None else "analog"
-        rows, environment = run.curves[stage], read_environment(place)
+        rows = run.curves[stage]
         runs.append({
             "name": place.name,
             "algorithm": DIGITAL if hardware is None else _NAMES[type(hardware.algorithm)],
@@ -403,7 +403,7 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "test": rows[-1]["test"],
             "curve": {key: [row[key] for row in rows] for key in ("loss", "accuracy", "validation", "test")},
             "seconds": sum(row["seconds"] for row in rows),
-            "environment": {key: environment.get(key) for key in _ENVIRONMENT},
+            "environment": {key: run.environment.get(key) for key in _ENVIRONMENT},
         })  # fmt: skip
     found = {"format": "aimc-comparison", "version": 1, "runs": runs}
     write_atomic(pathlib.Path(folder) / "comparison.json", json.dumps(found, indent=1) + "\n")
