@@ -72,6 +72,8 @@ class Residual(Transferring):
         cells_per_visit: see ``columns``.
         rounding: with ``digital``, how coarse tile 0 may round, relative to the usual change of a weight; where a more
             significant tile is fine enough, it takes tile 0's place for the moment. 0 always takes tile 0.
+        weight_decay: of ``reencode``: a step takes the share ``lr weight_decay`` off the weights, as an optimizer's does
+            off digital ones; it costs nothing, as the visit reads them anyway.
         threshold, tries, last_tries, floor: of ``reencode``, see :func:`aimc.ops.transfer.reencode`.
         period, period_growth: mini-batches between the transfers of tile 0, and the factor from tile to tile.
         periods: the periods themselves, in place of the two.
@@ -94,10 +96,11 @@ class Residual(Transferring):
     gradient: Literal["digital", "pulsed"] = "digital"
     columns: int | Literal["all"] | None = None
     cells_per_visit: int = 16384
-    rounding: float = 1.0
+    rounding: float = 0.1
+    weight_decay: float = 0.0
     threshold: float = 0.6
-    tries: int = 3
-    last_tries: int = 2
+    tries: int = 6
+    last_tries: int = 4
     floor: float = 1.0
     period: int = 2
     period_growth: int = 5
@@ -146,7 +149,7 @@ class Residual(Transferring):
         self.require(self.tries >= 1, "tries", "must be at least 1")
         self.require(self.last_tries >= 1, "last_tries", "must be at least 1")
         self.require(self.threshold > 0, "threshold", "must be positive")
-        for name in ("floor", "rounding"):
+        for name in ("floor", "rounding", "weight_decay"):
             self.require(getattr(self, name) >= 0, name, "must not be negative")
         self.require(self.transfer_growth > 0, "transfer_growth", "must be positive")
         self.require(
@@ -159,6 +162,11 @@ class Residual(Transferring):
             self.reset_chance == 0 or self.order != "reencode",
             "reset_chance",
             "is of the published orders; 'reencode' takes from a tile what it passes on",
+        )
+        self.require(
+            self.weight_decay == 0 or self.order == "reencode",
+            "weight_decay",
+            "is of the order 'reencode', which reads every weight that it writes",
         )
         self.require(
             self.warm_start is None or self.order != "reencode",
@@ -300,7 +308,8 @@ class Residual(Transferring):
             factors = factors[last:]
         found, reads = reencode(
             array.cell, held, w, parameters, counts, factors, first, columns, number,
-            array.key.fold("reencode", last), gradient=gradient, rate=rate, threshold=self.threshold, tries=self.tries,
+            array.key.fold("reencode", last), gradient=gradient, rate=rate,
+            decay=min(lr * self.weight_decay * (width / columns), 1.0), threshold=self.threshold, tries=self.tries,
             last_tries=self.last_tries, floor=self.floor, stochastic=self.gradient == "digital",
             how=one_hot_read(array), backend=array.backend,
         )  # fmt: skip

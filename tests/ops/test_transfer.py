@@ -129,7 +129,8 @@ NEAREST = {"stochastic": False, "tries": 1, "last_tries": 3, "floor": 0.0, "thre
     [(cell, NOISY, True, STOCHASTIC) for cell in CELLS]
     + [(cell, Read(), False, NEAREST) for cell in CELLS]
     + [("soft", Read(), True, options) for options in (STOCHASTIC, NEAREST)]
-    + [("soft", Read(half=7, bound=0.3), gradient, STOCHASTIC) for gradient in (False, True)],
+    + [("soft", Read(half=7, bound=0.3), gradient, STOCHASTIC) for gradient in (False, True)]
+    + [("soft", NOISY, gradient, {**STOCHASTIC, "decay": 0.1}) for gradient in (False, True)],
 )
 def test_reencoding_agrees(cell, how, gradient, options):
     cell = CELLS[cell]
@@ -543,6 +544,21 @@ def test_the_mean_change_is_the_gradients(cell):
     assert_mean("mean", error, 0.0)
     assert_mean("slope", error * gradient, 0.0)
     assert float((error * gradient).std()) > 0  # a step is 0.0125, a change 0.02: it cannot be exact
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_decay_takes_a_share_of_what_was_read_off(with_gradient):
+    gradient = normals(60, 50) if with_gradient else None
+    pull, changes, content = 0.02 * gradient if gradient is not None else torch.zeros(60, 50), [], None
+    for n in range(10):
+        cells = Cells(PLAIN, 4, (60, 50), spread=0.5)
+        content = composite(cells)
+        reencoded(cells, gradient, 50 * n, rate=0.02, decay=0.05, tries=12, last_tries=12)
+        changes.append(composite(cells) - content)
+    assert content is not None
+    error = torch.stack(changes).double() + pull + 0.05 * content
+    assert_mean("mean", error, 0.0)
+    assert_mean("slope", error * content, 0.0)
 
 
 def test_nothing_above_tile_0_fires_below_the_threshold():

@@ -278,6 +278,7 @@ def reencode(
     *,
     gradient: Tensor | None = None,
     rate: float = 0.0,
+    decay: float = 0.0,
     threshold: float = 0.6,
     tries: int = 2,
     last_tries: int = 1,
@@ -288,7 +289,7 @@ def reencode(
 ) -> tuple[Tensor, Tensor]:
     """Write what the visited columns of all tiles amount to anew, from the most significant tile down.
 
-    The columns are read on all T tiles; what the composite is to be is their sum, less ``rate * gradient``. From tile
+    The columns are read on all T tiles; what the composite is to be is their sum, less ``decay`` times it and less ``rate * gradient``. From tile
     T-1 down, a cell gets a pulse while what is missing, with everything below it counted as missing, exceeds
     ``threshold`` of its nominal step there; after each pulse it is read again and the true change is taken off. Tile 0
     rounds stochastically.
@@ -303,6 +304,7 @@ def reencode(
         key: of the layer.
         gradient: ``[R, columns]`` of the visited columns, or None where pulses on tile 0 have brought it already.
         rate: learning rate in units of the composite.
+        decay: share of what was read that is taken off.
         threshold: of a step.
         tries: pulses per cell and visit at most, on every tile but the last one.
         last_tries: the same on tile 0.
@@ -323,14 +325,14 @@ def reencode(
     nominal = _nominal(cell).to(held.device)
     if choose_backend(backend, held) == "reference":
         reference.reencode(
-            cell, held, w, parameters, counts, nominal, shares, gradient, rate, column, columns, number, threshold,
-            tries, last_tries, floor * g, least, stochastic, how, key, statistics, reads,
+            cell, held, w, parameters, counts, nominal, shares, gradient, rate, decay, column, columns, number,
+            threshold, tries, last_tries, floor * g, least, stochastic, how, key, statistics, reads,
         )  # fmt: skip
         return statistics, reads
     cpu.reencode(
         *_cell(cell), held.numpy(), w.numpy(), parameters.numpy(), counts.numpy(), *_noise(cell), nominal.numpy(),
-        shares.numpy(), gradient.contiguous().numpy() if gradient is not None else _NONE, _f(rate), column, columns,
-        number, _f(threshold), tries, last_tries, _f(floor * g), _f(least), stochastic, *_read(how),
+        shares.numpy(), gradient.contiguous().numpy() if gradient is not None else _NONE, _f(rate), _f(decay),
+        column, columns, number, _f(threshold), tries, last_tries, _f(floor * g), _f(least), stochastic, *_read(how),
         *_words(key, "transfer", "algorithm", "pulse_noise"), statistics.numpy(), reads.numpy(),
     )  # fmt: skip
     return statistics, reads

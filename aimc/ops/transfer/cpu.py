@@ -202,8 +202,8 @@ _CELLS = 1024
 
 @njit(**OPTIONS)
 def reencode(
-    kind, constants, held, w, p, counts, noisy, write_noise, nominal, shares, gradient, rate, column, columns, number,
-    threshold_, tries, last_tries, floor, least, stochastic, noise, half, bound, read_key, round_key, noise_key,
+    kind, constants, held, w, p, counts, noisy, write_noise, nominal, shares, gradient, rate, decay, column, columns,
+    number, threshold_, tries, last_tries, floor, least, stochastic, noise, half, bound, read_key, round_key, noise_key,
     statistics, reads,
 ):  # fmt: skip
     """Visited columns written anew from the most significant tile down. See ``ops.transfer.reencode``.
@@ -259,6 +259,16 @@ def reencode(
             for r in range(here):
                 for n in range(columns):
                     prefix[0, r * columns + n] = -(rate * gradient[top + r, n])
+        if decay > 0:
+            if gradient.shape[0] == 0:
+                prefix[0] = 0
+            rest[:] = 0
+            for t in range(tiles):
+                share = shares[t]
+                for q in range(cells):
+                    rest[q] += share * y[t, q]
+            for q in range(cells):
+                prefix[0, q] -= decay * rest[q]
         for t in range(1, tiles):
             share = shares[t - 1]
             for q in range(cells):

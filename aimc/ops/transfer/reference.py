@@ -141,9 +141,9 @@ def whole_steps(
 
 def reencode(
     cell: PulsedCell, held: Tensor, w: Tensor, parameters: Tensor, counts: Tensor, nominal: Tensor, shares: Tensor,
-    gradient: Tensor | None, rate: float, column: int, columns: int, number: int, threshold: float, tries: int,
-    last_tries: int, floor: float, least: float, stochastic: bool, how: Read, key: Key, statistics: Tensor,
-    reads: Tensor,
+    gradient: Tensor | None, rate: float, decay: float, column: int, columns: int, number: int, threshold: float,
+    tries: int, last_tries: int, floor: float, least: float, stochastic: bool, how: Read, key: Key,
+    statistics: Tensor, reads: Tensor,
 ) -> None:  # fmt: skip
     tiles, rows, width = held.shape
     device, most = held.device, max(tries, last_tries)
@@ -157,6 +157,11 @@ def reencode(
             y.append(read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer")))
             reads[t] += 1
         prefix = [-(single(rate) * gradient[:, n]) if gradient is not None else torch.zeros_like(quiet)]
+        if decay > 0:
+            content = torch.zeros_like(quiet)
+            for t in range(tiles):
+                content = content + shares[t] * y[t]
+            prefix[0] = prefix[0] - single(decay) * content
         for t in range(tiles - 1):
             prefix.append(prefix[t] + shares[t] * y[t])
         moved_off = torch.zeros_like(quiet)
