@@ -409,6 +409,16 @@ def test_a_convolution_is_the_linear_layer_of_its_patches(layer):
     assert_same(update(NOISY, vectors, STEP), update(NOISY, linear, STEP))
 
 
+@pytest.mark.parametrize("layer", ["conv1d", "conv2d", "conv3d groups"])
+def test_gradients_may_lie_channels_last(layer):
+    vectors = LAYERS[layer]()
+    d = vectors.d.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not d.is_contiguous()
+    last = Vectors(vectors.x, d, vectors.groups, vectors.patches)
+    assert_same(by_both(NOISY, last, STEP), update(NOISY, vectors, STEP))
+    assert_close("dense gradient", last.gradient(), vectors.gradient(), atol=1e-5)
+
+
 def test_key_step_and_number_of_the_vector_are_what_a_draw_depends_on():
     vectors = repeated(1, torch.ones(40), torch.ones(3))
 

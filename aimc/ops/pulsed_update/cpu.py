@@ -313,7 +313,7 @@ def peaks_of_lines(peaks, bits, first, step, lines, stride):
         for k in range(peaks.size):
             peak = np.int32(0)
             for i in range(lines):
-                peak = max(peak, np.int32(bits[first + k * step + i * stride] & _MAGNITUDE))
+                peak = max(peak, np.int32(bits[np.uint64(first + k * step + i * stride)] & _MAGNITUDE))
             peaks[k] = peak
         return
     peaks[:] = 0
@@ -368,12 +368,13 @@ def fires_at(byte, edge, value, factor, resolution, place, n16, line, low_key):
 
 
 @njit(**OPTIONS)
-def row_edges(edges, at, d, stride, a, peaks, resolution, statistics):
+def row_edges(edges, at, d, stride, a, by, peaks, resolution, statistics):
     """Edges of the rows of some vectors, ``[rows, n]``; counts of probabilities above 0, and above 1.
 
     Args:
         at: where the vectors' first gradients lie ``[n]``; their next ones are ``stride`` further.
         a: factor of each vector's probabilities ``[n]``, > 0.
+        by: memory, float32 ``[n]``.
         peaks: largest magnitudes of their gradients ``[n]``.
     """
     n, rows, some, beyond = at.size, edges.shape[0], 0, 0
@@ -385,13 +386,16 @@ def row_edges(edges, at, d, stride, a, peaks, resolution, statistics):
                 some += p > 0
                 beyond += p > 1.0 + 1e-6
     else:
+        for q in range(n):
+            by[q] = a[q] * (256 * _ABOVE)
         for i in range(rows):
-            line, first = edges[i], i * stride
+            line, first, found = edges[i], i * stride, np.int32(0)
             for q in range(n):
-                line[q] = abs(d[at[q] + first])
+                line[q] = abs(d[np.uint64(at[q] + first)])
             for q in range(n):
-                some += line[q] > 0
-                line[q] *= np.float32(a[q] * (256 * _ABOVE))
+                found += np.int32(line[q] > 0)
+                line[q] *= by[q]
+            some += found
         for q in range(n):
             if np.float64(peaks[q]) * a[q] > 1.0 + 1e-6:
                 for i in range(rows):
@@ -466,6 +470,7 @@ def scratch(rows, columns, kernel, plane, groups, stride):
             np.empty((stride, (rows + 31) // 32, together), np.uint32),
             np.empty((4, together), np.int64),
             np.empty(together),
+            np.empty(together, np.float32),
             np.empty(together, np.float32),
             np.empty(stride, np.int64),
         ),
@@ -601,7 +606,7 @@ def update_range(
     columns = len(offsets)
     rows = held.shape[0] // groups
     pooled, window, peaks, trains, of_rows, slots_met, of_columns, waiting, means_of, pulses = memory
-    edges, row_words, near, of_vectors, factors, row_peaks, with_slot = of_rows
+    edges, row_words, near, of_vectors, factors, row_by, row_peaks, with_slot = of_rows
     order, where, at_row, places = of_vectors[0], of_vectors[1], of_vectors[2], of_vectors[3]
     of_slot, slot_factors, slot_rows, slot_ups = slots_met
     mean_rows, mean_columns = means_of[0], means_of[1]
@@ -667,7 +672,9 @@ def update_range(
                 for q in range(active):
                     k = order[q]
                     at_row[q], factors[q], row_peaks[q] = first_d + k * d_position, all_a[k], tops[1, g, k]
-                row_edges(edges, at_row[:active], d, d_row, factors, row_peaks, d_resolution, statistics)
+                row_edges(
+                    edges, at_row[:active], d, d_row, factors, row_by, row_peaks, d_resolution, statistics
+                )
                 for slot in range(most_slots):
                     n = with_slot[slot]
                     for q in range(n):
