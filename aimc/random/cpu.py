@@ -225,6 +225,36 @@ def fill_normals(out, n, k0, k1, step, stream, start):
 
 
 @njit(**_OPTIONS)
+def fill_normals_of(out, logarithms, blocks, after, k0, k1, step, stream):
+    """The four standard normals of each of some blocks, one after another into ``out``.
+
+    Args:
+        out, logarithms: float32 arrays [at least 4 n]; the second is memory.
+        blocks: uint64 numbers of the blocks [n].
+        after: is added to the numbers.
+        k0, k1, step, stream: as :func:`key_words` gives them (uint32).
+    """
+    k0, k1, step, stream, after = (
+        np.uint64(k0),
+        np.uint64(k1),
+        np.uint64(step),
+        np.uint64(stream),
+        np.uint64(after),
+    )
+    raw = out.view(np.uint32)
+    for b in range(blocks.size):
+        w0, w1, w2, w3 = _philox(blocks[b] + after, k0, k1, step, stream)
+        raw[4 * b], raw[4 * b + 1] = np.uint32(w0 & _M), np.uint32(w1 & _M)
+        raw[4 * b + 2], raw[4 * b + 3] = np.uint32(w2 & _M), np.uint32(w3 & _M)
+    for i in range(4 * blocks.size):
+        logarithms[i] = _inside(raw[i])
+    for i in range(4 * blocks.size):
+        logarithms[i] = _log2(logarithms[i])
+    for i in range(4 * blocks.size):
+        out[i] = _quantile(raw[i], logarithms[i])
+
+
+@njit(**_OPTIONS)
 def fill_uniforms(out, n, k0, k1, step, stream, start):
     """Uniforms in the open interval (0, 1) at positions ``start`` to ``start + n - 1`` into ``out[:n]``.
 

@@ -379,13 +379,21 @@ def test_a_batch_in_parts_is_the_batch(layer, kind):
     assert named(whole)["pulses"] > 0
 
 
+def test_a_slot_of_more_pulses_than_wait_together():
+    """The compiled body sends some rows at a time then; 67 columns, so that parts begin within a block of normals."""
+    vectors = repeated(2, torch.ones(67), torch.full((71,), -1.0))
+    found = by_both(NOISY, vectors, 2 * STEP, PulseTrain(length=2))
+    assert named(found)["pulses"] == 2 * 2 * 67 * 71
+
+
 def test_lines_do_not_see_what_others_fire():
-    """Zeros in some lines, their largest kept, change nothing for the devices of the others."""
+    """Zeros in some lines, their largest kept, change nothing for the devices of the others but the noise."""
     x, d = draws(5, 20), draws(5, 18, seed=1)
     x[:, 0], d[:, 0] = 5.0, 5.0
-    whole = by_both(NOISY, Vectors(x, d), STEP / 4)
+    quiet = NOISY.replace(dw_min_std=0.0, write_noise_std=0.0)
+    whole = by_both(quiet, Vectors(x, d), STEP / 4)
     x[:, 7:12], d[:, 3:9] = 0, 0
-    thin = by_both(NOISY, Vectors(x, d), STEP / 4)
+    thin = by_both(quiet, Vectors(x, d), STEP / 4)
     keep = torch.ones(18, 20, dtype=torch.bool)
     keep[:, 7:12] = keep[3:9] = False
     for a, e in zip(thin[:3], whole[:3], strict=True):
@@ -399,6 +407,16 @@ def test_a_convolution_is_the_linear_layer_of_its_patches(layer):
     x, d = vectors.unfolded()
     linear = Vectors(x[0].contiguous(), d[0].contiguous())
     assert_same(update(NOISY, vectors, STEP), update(NOISY, linear, STEP))
+
+
+@pytest.mark.parametrize("layer", ["conv1d", "conv2d", "conv3d groups"])
+def test_gradients_may_lie_channels_last(layer):
+    vectors = LAYERS[layer]()
+    d = vectors.d.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not d.is_contiguous()
+    last = Vectors(vectors.x, d, vectors.groups, vectors.patches)
+    assert_same(by_both(NOISY, last, STEP), update(NOISY, vectors, STEP))
+    assert_close("dense gradient", last.gradient(), vectors.gradient(), atol=1e-5)
 
 
 def test_key_step_and_number_of_the_vector_are_what_a_draw_depends_on():

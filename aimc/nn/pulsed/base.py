@@ -82,6 +82,7 @@ class PulsedLayer(nn.Module):
     bias: nn.Parameter | None
     _is_fsdp_managed_module = False  # fully_shard says so
     watch: Watch | None = None  # the network's; set by aimc.convert
+    _array: Array | None = None  # made anew where something in it has changed
     _agreed = False  # whether all processes are known to hold the same cells
 
     def _set_up(
@@ -145,8 +146,14 @@ class PulsedLayer(nn.Module):
     @property
     def array(self) -> Array:
         """The cells as the algorithm sees them."""
-        hardware = self.hardware
-        return Array(hardware.cell, self.shape, self.key, self._scale, hardware.transfer, self.backend)
+        hardware, kept = self.hardware, self._array
+        if (
+            kept is None or kept.scale != self._scale or kept.key is not self.key or kept.backend != self.backend
+            or kept.cell is not hardware.cell or kept.transfer is not hardware.transfer
+        ):  # fmt: skip
+            kept = Array(hardware.cell, self.shape, self.key, self._scale, hardware.transfer, self.backend)
+            self._array = kept
+        return kept
 
     def _target(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The weights that the cells are to hold, float32 ``[R, C]``."""

@@ -13,7 +13,7 @@ from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
 from aimc.nn.pulsed.base import PulsedLayer
-from aimc.ops.pulsed_update import Patches, Vectors, padded
+from aimc.ops.pulsed_update import Patches, Vectors, channels_last, padded
 from aimc.random import Key
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -78,7 +78,8 @@ class ConvForm:
         if patches is None:
             patches = Patches.of(size, self.channels, self.kernel, self.stride, self.dilation)
             self._patches[size] = patches
-        vectors = Vectors(x, d.flatten(2).contiguous(), self.groups, patches)
+        d = d.flatten(2)
+        vectors = Vectors(x, d if channels_last(d) else d.contiguous(), self.groups, patches)
         if self.analog_bias:
             unfolded, gradients = vectors.unfolded()
             vectors = Vectors(F.pad(unfolded[0], (0, 1), value=1.0), gradients[0].contiguous())

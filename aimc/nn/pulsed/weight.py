@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aimc import processes
 from aimc.errors import AimcError
-from aimc.ops.pulsed_update import Vectors, finite
+from aimc.ops.pulsed_update import Vectors
 
 
 class Form(Protocol):
@@ -106,9 +106,11 @@ class PendingUpdate:
         self._dense: Tensor | None = None
         self._original: Tensor | None = None
         self._views: dict[bool, Tensor] = {}
+        self._checked: Vectors | None = None
 
     def add(self, x: Tensor, d: Tensor) -> None:
         """Keep the vectors of one backward pass."""
+        self._checked = None
         if self._dense is not None:
             self.settle()
         self.records.append(Record(x, d, (x._version, d._version)))
@@ -193,19 +195,23 @@ class PendingUpdate:
     def check(self) -> None:
         """Raise unless the vectors are finite and as they were when the backward pass left them."""
         self._verify()
-        for record in self.records:
-            for what, value in (("gradient", record.d), ("input", record.x)):
-                if not finite(value) or not math.isfinite(record.factor):
-                    raise AimcError(
-                        f"the {what} holds NaN or infinite values; nothing was written. Skip the step (zero_grad) or "
-                        "use a GradScaler",
-                        layer=self.name,
-                        shape=value.shape,
-                    )
+        vectors = self._vectors()
+        if vectors.odd is not None:
+            shape = next(
+                (v.shape for r in self.records for v in (r.d, r.x) if not bool(torch.isfinite(v).all())), None
+            )
+            raise AimcError(
+                f"the {vectors.odd} holds NaN or infinite values; nothing was written. Skip the step (zero_grad) or "
+                "use a GradScaler",
+                layer=self.name,
+                shape=shape,
+            )
+        self._checked = vectors
 
     def take(self, factor: float = 1.0) -> Vectors:
         """The vectors of the update, their gradients times ``factor``; it is then no longer pending."""
-        vectors = self._vectors(factor)
+        vectors = self._checked if factor == 1 else None
+        vectors = vectors if vectors is not None else self._vectors(factor)
         self.clear()
         return vectors
 

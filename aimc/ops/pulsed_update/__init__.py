@@ -15,7 +15,7 @@ from aimc.ops.backend import choose_backend
 from aimc.ops.pulsed_update import cpu, reference
 from aimc.ops.pulsed_update.cpu import STATISTICS
 from aimc.ops.pulsed_update.train import MODES, PulseTrain
-from aimc.ops.pulsed_update.vectors import Patches, Vectors, padded
+from aimc.ops.pulsed_update.vectors import Patches, Vectors, channels_last, padded
 from aimc.random import STREAMS, Key
 from aimc.random.cpu import key_words
 
@@ -25,9 +25,9 @@ __all__ = [
     "Patches",
     "PulseTrain",
     "Vectors",
+    "channels_last",
     "check_vectors",
     "constants_of",
-    "finite",
     "no_statistics",
     "padded",
     "pulsed_update",
@@ -173,13 +173,6 @@ def check_vectors(vectors: Vectors, held: Tensor, lr: float) -> None:
         )
     if not (lr > 0 and math.isfinite(lr)):
         raise AimcError(f"must be positive and finite, got {lr}", field="lr")
-    for what, value in (("gradient", vectors.d), ("input", vectors.x)):
-        if not finite(value):
-            raise AimcError(f"the {what} holds NaN or infinite values", shape=value.shape)
-
-
-def finite(value: Tensor) -> bool:
-    """Whether no number is NaN or infinite."""
-    if value.dtype == torch.float32 and value.is_cpu:
-        return cpu.finite(value.detach().contiguous().numpy().reshape(-1))
-    return bool(torch.isfinite(value).all())
+    if vectors.odd is not None:
+        value = vectors.x if vectors.odd == "input" else vectors.d
+        raise AimcError(f"the {vectors.odd} holds NaN or infinite values", shape=value.shape)

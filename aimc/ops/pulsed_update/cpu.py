@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from aimc.compiled import njit
-from aimc.ops.pulsed_update.response import OPTIONS, step, step_many
-from aimc.random.cpu import _M, _normal, _philox, fill_words
+from aimc.ops.pulsed_update.response import OPTIONS, step, step_many, step_slots
+from aimc.random.cpu import _M, _normal, _philox, fill_normals_of, fill_words
 
 STATISTICS = ("vectors", "active", "pulses", "slots", "beyond_budget", "probabilities", "clipped")
 """Counters of an update: vectors seen; vectors with an input and a gradient; pulses; slots; vectors that would need
@@ -15,9 +17,21 @@ more pulses than the train has slots; probabilities of rows; those of them above
 _2P32 = 4294967296.0
 _LEAST = 1e-30
 _PULSES = 1024  # made together
+_SLOTS = 64  # whose columns are drawn together, at most
+_BLOCKS = 512  # of four normals, made together
 _VECTORS = 64  # looked at together, at most
 _WORDS = 1 << 16  # drawn together for rows, at most
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # of a float32; magnitudes have the order of their bits
+
+
+@intrinsic
+def _lowest(typingctx, bits):
+    """The number of the lowest bit that is set."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], context.get_constant(types.boolean, True))
+
+    return types.uint64(types.uint64), codegen
 
 
 @njit(**OPTIONS)
@@ -170,19 +184,64 @@ def pulse_listed(
 
 
 @njit(**OPTIONS)
-def list_row(row, up, columns, flips, n, start, listed, ups, many):
-    """Put the pulses of a row on a list that holds ``many``; returns how many it then holds.
+def pulse_slots(
+    many, waiting, kind, constants, held, w, p, counts, apart, noise_key, noisy, write_noise
+):  # fmt: skip
+    """Send the pulses of the first ``many`` parts of slots in ``waiting``, memory from :func:`slot_memory`.
+
+    In a part some rows meet some columns of a slot, each pair once.
 
     Args:
-        up: direction, turned where ``flips``.
-        columns: the first ``n`` are pulsed.
-        start: position of the row's first device.
+        apart: blocks from the noise of a slot's steps to its write noise.
     """
-    for c in range(n):
-        j = columns[c]
-        listed[0, many + c], listed[1, many + c], listed[2, many + c] = row, j, start + j
-        ups[many + c] = up != flips[c]
-    return many + n
+    parts, rows, row_ups, columns, flips, numbers, normals, logarithms = waiting
+    last = many - 1
+    if noisy and many > 0:
+        blocks = numbers[: parts[last, 4] + parts[last, 5]]
+        fill_normals_of(normals[0], logarithms, blocks, 0, *noise_key)
+        if write_noise > 0:
+            fill_normals_of(normals[1], logarithms, blocks, apart, *noise_key)
+    step_slots(kind, held, p, parts, many, rows, row_ups, columns, flips, normals, constants)
+    if write_noise == 0 and counts.shape[0] == 0:
+        return
+    width = held.shape[1]
+    all_held, all_w, all_counts = held.reshape(-1), w.reshape(-1), counts.reshape(-1)
+    for s in range(many):
+        first_row, n, first_column, m = parts[s, 0], parts[s, 1], parts[s, 2], parts[s, 3]
+        for r in range(n):
+            start, first = rows[first_row + r] * width, 4 * parts[s, 4] + parts[s, 6] + r * m
+            if write_noise > 0:
+                for c in range(m):
+                    at = np.uint64(start + columns[first_column + c])
+                    all_w[at] = all_held[at] + write_noise * normals[1, first + c]
+            if counts.shape[0] > 0:
+                for c in range(m):
+                    all_counts[np.uint64(start + columns[first_column + c])] += 1
+
+
+@njit(**OPTIONS)
+def slot_memory(columns):
+    """Where parts of slots wait for :func:`pulse_slots`.
+
+    Returns:
+        parts: ``[n, 7]``: first row and how many, first column and how many, first block of normals and how many,
+            and the first normal in it.
+        rows, row_ups, columns, flips: rows and whether their pulses go up; columns and whether they turn them.
+        numbers: of the blocks of normals.
+        normals, logarithms: memory.
+    """
+    blocks = max(_BLOCKS, columns // 4 + 2)  # those of one row fit
+    lines = 4 * blocks  # a part has no more lines of a kind than normals
+    return (
+        np.empty((blocks, 7), np.int64),
+        np.empty(lines, np.int64),
+        np.empty(lines, np.bool_),
+        np.empty(lines, np.int64),
+        np.empty(lines, np.bool_),
+        np.empty(blocks, np.uint64),
+        np.zeros((2, 4 * blocks), np.float32),
+        np.empty(4 * blocks, np.float32),
+    )
 
 
 @njit(**OPTIONS)
@@ -206,6 +265,42 @@ def train_of(largest_x, largest_d, lr, granularity, length, length_management, m
     return slots, a, b, kappa
 
 
+@njit(**OPTIONS)
+def trains_of(
+    all_slots, all_a, all_b, tops_x, tops_d, rates, granularity, length, length_management, management, fixed, scale
+):  # fmt: skip
+    """:func:`train_of` for several vectors; how many are beyond the budget. One without input or gradient has no slots.
+
+    The common options have a loop of their own, without calls and branches: LLVM takes several vectors at a time.
+    """
+    n, beyond = tops_x.size, 0
+    if length_management and management:
+        most = np.float64(length)
+        for k in range(n):
+            x, dm, lr = np.float64(tops_x[k]), scale * np.float64(tops_d[k]), rates[k]
+            kappa = lr * x * dm / granularity
+            slots = max(min(np.ceil(kappa), most), 1.0)
+            a = np.sqrt(lr / (granularity * slots))
+            top = dm if kappa <= most else dm * most / kappa
+            some = (x != 0) & (dm != 0)
+            all_slots[k] = slots if some else 0.0
+            all_a[k] = a * np.sqrt(x / top) if some else 0.0
+            all_b[k] = a * np.sqrt(top / x) if some else 0.0
+            beyond += some & (kappa > most)
+        return beyond
+    for k in range(n):
+        all_slots[k] = all_a[k] = all_b[k] = 0.0
+        if tops_x[k] == 0 or tops_d[k] == 0:
+            continue
+        slots, all_a[k], all_b[k], kappa = train_of(
+            np.float64(tops_x[k]), np.float64(tops_d[k]), rates[k], granularity, length, length_management, management,
+            fixed, scale,
+        )  # fmt: skip
+        all_slots[k] = slots
+        beyond += kappa > length
+    return beyond
+
+
 @njit(inline="always", **OPTIONS)
 def rounded(p, resolution):
     return np.rint(p / resolution) * resolution if resolution > 0 else p
@@ -218,7 +313,7 @@ def peaks_of_lines(peaks, bits, first, step, lines, stride):
         for k in range(peaks.size):
             peak = np.int32(0)
             for i in range(lines):
-                peak = max(peak, np.int32(bits[first + k * step + i * stride] & _MAGNITUDE))
+                peak = max(peak, np.int32(bits[np.uint64(first + k * step + i * stride)] & _MAGNITUDE))
             peaks[k] = peak
         return
     peaks[:] = 0
@@ -256,65 +351,85 @@ def byte_bound(limit):
     return (limit + 0xFFFFFF) >> 24
 
 
-@njit(**OPTIONS)
-def limits_of(values, factor, resolution, limits, bounds):
-    """Limits of lines with these values, and what bounds their high bytes; ``factor`` times a magnitude is its
-    probability."""
-    for j in range(values.size):
-        limits[j] = threshold(rounded(abs(np.float64(values[j])) * factor, resolution))
-    for j in range(values.size):
-        bounds[j] = byte_bound(limits[j])
+# A line's number of 32 bits is compared with 2^32 times its probability in three steps. An edge, 256 times the
+# probability in single precision and a little more, tells most lines that do not fire from their high byte alone, and
+# most that do; only what lies in between asks for the exact limit.
+_ABOVE = 1.0 + 1e-6
+_BELOW = np.float32(1.0 - 4e-6)
+
+
+@njit(inline="always", **OPTIONS)
+def fires_at(byte, edge, value, factor, resolution, place, n16, line, low_key):
+    """Whether a line fires whose high byte is below its edge; ``factor`` times a magnitude is its probability."""
+    if np.float32(byte + 1) <= edge * _BELOW:
+        return True
+    limit = threshold(rounded(abs(np.float64(value)) * factor, resolution))
+    return fires(byte, place, n16, line, limit, low_key)
 
 
 @njit(**OPTIONS)
-def row_limits(limits, bounds, values, d, first, step, stride, a, resolution, statistics):
-    """Limits and bounds of the rows of some successive vectors, ``[rows, n]``; counts of probabilities.
+def row_edges(edges, at, d, stride, a, by, peaks, resolution, statistics):
+    """Edges of the rows of some vectors, ``[rows, n]``; counts of probabilities above 0, and above 1.
 
     Args:
-        first, step, stride: where the first vector's first gradient lies, and how far away the next vector's and its
-            own next one.
-        a: factor of each vector's probabilities ``[n]``.
-        values: memory, float32 ``[n]``.
+        at: where the vectors' first gradients lie ``[n]``; their next ones are ``stride`` further.
+        a: factor of each vector's probabilities ``[n]``, > 0.
+        by: memory, float32 ``[n]``.
+        peaks: largest magnitudes of their gradients ``[n]``.
     """
-    n = a.size
-    for i in range(limits.shape[0]):
-        at, to, high = first + i * stride, limits[i], bounds[i]
-        for k in range(n):
-            values[k] = d[at + k * step]
-        many, beyond = 0, 0
-        for k in range(n):
-            q = rounded(abs(np.float64(values[k])) * a[k], resolution)
-            to[k] = threshold(q)
-            many += q > 0
-            beyond += q > 1.0 + 1e-6
-        for k in range(n):
-            high[k] = byte_bound(to[k])
-        statistics[5] += many
-        statistics[6] += beyond
+    n, rows, some, beyond = at.size, edges.shape[0], 0, 0
+    if resolution > 0:
+        for i in range(rows):
+            for q in range(n):
+                p = rounded(abs(np.float64(d[at[q] + i * stride])) * a[q], resolution)
+                edges[i, q] = p * (256 * _ABOVE)
+                some += p > 0
+                beyond += p > 1.0 + 1e-6
+    else:
+        for q in range(n):
+            by[q] = a[q] * (256 * _ABOVE)
+        for i in range(rows):
+            line, first, found = edges[i], i * stride, np.int32(0)
+            for q in range(n):
+                line[q] = abs(d[np.uint64(at[q] + first)])
+            for q in range(n):
+                found += np.int32(line[q] > 0)
+                line[q] *= by[q]
+            some += found
+        for q in range(n):
+            if np.float64(peaks[q]) * a[q] > 1.0 + 1e-6:
+                for i in range(rows):
+                    beyond += abs(np.float64(d[at[q] + i * stride])) * a[q] > 1.0 + 1e-6
+    statistics[5] += some
+    statistics[6] += beyond
 
 
 @njit(**OPTIONS)
-def draw_rows(words, near, n, bounds, number, step, slot, stride, key):
-    """Draw a slot's words of successive vectors; ``near`` is where some row may fire.
+def draw_rows(words, near, edges, places, key):
+    """Draw a slot's words of some vectors; bit ``i % 32`` of ``near[i // 32]`` says whether row i may fire.
 
     Args:
         words: uint32 ``[rows in fours, n]``; the lowest byte is the first row's.
-        near: bool ``[n]``.
-        number, step: of the first vector, and from one to the next.
+        near: uint32 ``[rows in 32s, n]``.
+        edges: float32 ``[rows, n]``.
+        places: of the slot in each vector ``[n]``.
     """
-    blocks, rows = words.shape[0] // 4, bounds.shape[0]
+    blocks, rows, n = words.shape[0] // 4, edges.shape[0], places.size
     k0, k1, k2, k3 = np.uint64(key[0]), np.uint64(key[1]), np.uint64(key[2]), np.uint64(key[3])
     for b in range(blocks):
-        for k in range(n):
-            place = (number + k * step) * stride + slot
-            w0, w1, w2, w3 = _philox(np.uint64(place * blocks + b), k0, k1, k2, k3)
-            words[4 * b, k], words[4 * b + 1, k] = np.uint32(w0 & _M), np.uint32(w1 & _M)
-            words[4 * b + 2, k], words[4 * b + 3, k] = np.uint32(w2 & _M), np.uint32(w3 & _M)
-    near[:n] = False
+        first, second, third, fourth = words[4 * b], words[4 * b + 1], words[4 * b + 2], words[4 * b + 3]
+        for q in range(n):
+            w0, w1, w2, w3 = _philox(np.uint64(places[q] * blocks + b), k0, k1, k2, k3)
+            first[q], second[q] = np.uint32(w0 & _M), np.uint32(w1 & _M)
+            third[q], fourth[q] = np.uint32(w2 & _M), np.uint32(w3 & _M)
+    for part in range(near.shape[0]):
+        near[part, :n] = 0
     for i in range(rows):
-        shift = np.uint32(8 * (i & 3))
-        for k in range(n):
-            near[k] |= ((words[i >> 2, k] >> shift) & np.uint32(255)) < bounds[i, k]
+        shift, bit = np.uint32(8 * (i & 3)), np.uint32(i & 31)
+        bits, line, edge = near[i >> 5], words[i >> 2], edges[i]
+        for q in range(n):
+            byte = np.int32((line[q] >> shift) & np.uint32(255))
+            bits[q] |= np.uint32(np.float32(byte) < edge[q]) << bit
 
 
 @njit(**OPTIONS)
@@ -340,7 +455,9 @@ def scratch(rows, columns, kernel, plane, groups, stride):
     """Memory for :func:`update_range`; its calls on successive vectors have to share it."""
     words = (rows + 15) // 16 * 4
     together = max(min(_VECTORS // groups, _WORDS // (words * stride)), 1)
-    most = max(_PULSES, columns)  # a row's pulses fit
+    blocks = (columns + 15) // 16
+    slots = max(min(_SLOTS, 4 * _WORDS // (16 * blocks)), 1)
+    most = max(_PULSES, columns)
     n = max(rows, columns) + 1
     return (
         np.empty((groups, plane if columns > kernel else 0), np.int32),
@@ -348,21 +465,125 @@ def scratch(rows, columns, kernel, plane, groups, stride):
         np.empty((2, groups, together), np.int32),
         np.empty((4, together)),
         (
-            np.empty((rows, together), np.int64),
-            np.empty((rows, together), np.uint32),
-            np.empty(together, np.float32),
+            np.empty((rows, together), np.float32),
             np.empty((stride, words, together), np.uint32),
-            np.empty((stride, together), np.bool_),
+            np.empty((stride, (rows + 31) // 32, together), np.uint32),
+            np.empty((4, together), np.int64),
+            np.empty(together),
+            np.empty(together, np.float32),
+            np.empty(together, np.float32),
+            np.empty(stride, np.int64),
+        ),
+        (
+            np.empty((4, slots), np.int64),
+            np.empty(slots),
+            np.empty(max(_PULSES, rows), np.int64),
+            np.empty(max(_PULSES, rows), np.bool_),
         ),
         (
             np.empty(columns, np.float32),
-            np.empty(columns, np.int64),
-            np.empty(columns, np.uint16),
-            line_memory(columns),
+            np.empty(columns, np.float32),
+            np.empty(16 * blocks, np.uint8),
+            np.empty(columns + 1, np.int64),
+            np.empty(slots * blocks, np.uint64),
+            np.empty(slots * blocks * 4, np.uint32),
         ),
-        (np.empty((2, n), np.int64), np.empty(n, np.bool_), np.empty((2, n))),
+        slot_memory(columns),
+        np.empty((2, n)),
         (np.empty((3, most), np.int64), np.empty(most, np.bool_), np.zeros((2, most), np.float32)),
     )
+
+
+@njit(**OPTIONS)
+def meet(
+    count, slots, of_columns, many, waiting, x, offsets, x_sign, x_resolution, x_key, x_low,
+    kind, constants, held, w, p, counts, noise_key, noisy, write_noise, statistics,
+):  # fmt: skip
+    """Draw the columns of ``count`` slots in which rows fire, and let the pulses wait; how many parts then wait.
+
+    Args:
+        slots: place, vector's first input, first row and number of rows of each slot; its factor for columns; rows, and
+            whether their pulses go up.
+        many: parts that wait already.
+    """
+    of_slot, factors, slot_rows, slot_ups = slots
+    values, edges, near, fired, numbers, words = of_columns
+    parts, rows, row_ups, columns, flips, noise_numbers, _normals, _logarithms = waiting
+    n, n16, signed = offsets.size, near.size, len(x_sign) > 0
+    blocks, apart, cap = n16 // 16, (held.size + 3) // 4, noise_numbers.size
+    k0, k1, k2, k3 = np.uint64(x_key[0]), np.uint64(x_key[1]), np.uint64(x_key[2]), np.uint64(x_key[3])
+    for e in range(count):
+        for b in range(blocks):
+            numbers[e * blocks + b] = of_slot[0, e] * blocks + b
+    for q in range(count * blocks):
+        w0, w1, w2, w3 = _philox(numbers[q], k0, k1, k2, k3)
+        words[4 * q], words[4 * q + 1] = np.uint32(w0 & _M), np.uint32(w1 & _M)
+        words[4 * q + 2], words[4 * q + 3] = np.uint32(w2 & _M), np.uint32(w3 & _M)
+    byte = words.view(np.uint8)
+    for e in range(count):
+        place, at_x, first, lines, factor = (
+            of_slot[0, e],
+            of_slot[1, e],
+            of_slot[2, e],
+            of_slot[3, e],
+            factors[e],
+        )
+        if e == 0 or at_x != of_slot[1, e - 1]:
+            for j in range(n):
+                values[j] = x[np.uint64(at_x + offsets[j])]
+            if x_resolution > 0:
+                for j in range(n):
+                    edges[j] = rounded(abs(np.float64(values[j])) * factor, x_resolution) * (256 * _ABOVE)
+            else:
+                by = np.float32(factor * (256 * _ABOVE))
+                for j in range(n):
+                    edges[j] = abs(values[j]) * by
+        start = e * n16
+        for j in range(n):
+            high = np.float32(np.int32(byte[np.uint64(start + j)]))
+            near[j] = np.int32(high < edges[j]) + np.int32(high + np.float32(1.0) <= edges[j] * _BELOW)
+        # Whether a line is taken moves an end, not a branch: which ones are is a coin toss.
+        m = may = 0
+        for j in range(n):
+            fired[np.uint64(may)] = j
+            may += near[j] != 0
+        for c in range(may):
+            j = fired[c]
+            takes = True
+            if near[j] == 1:
+                limit = threshold(rounded(abs(np.float64(values[j])) * factor, x_resolution))
+                takes = fires(np.int64(byte[start + j]), place, n16, j, limit, x_low)
+            fired[m] = j
+            m += takes
+        statistics[2] += lines * m
+        begin = 0  # a part may hold but some of the rows
+        while m > 0 and begin < lines:
+            some, skip = min(lines - begin, max((4 * cap - 3) // m, 1)), begin * m & 3
+            needed = (skip + some * m + 3) // 4
+            row, column, block = 0, 0, 0
+            if many > 0:
+                row, column = parts[many - 1, 0] + parts[many - 1, 1], parts[many - 1, 2] + parts[many - 1, 3]
+                block = parts[many - 1, 4] + parts[many - 1, 5]
+            if block + needed > cap or row + some > rows.size or column + m > columns.size:
+                pulse_slots(
+                    many, waiting, kind, constants, held, w, p, counts, apart, noise_key, noisy, write_noise
+                )
+                many, row, column, block = 0, 0, 0, 0
+            for r in range(some):
+                rows[row + r], row_ups[row + r] = slot_rows[first + begin + r], slot_ups[first + begin + r]
+            for c in range(m):
+                j = fired[c]
+                columns[column + c], flips[column + c] = j, values[j] < 0
+                if signed:
+                    flips[column + c] = flips[column + c] != (x_sign[j] < 0)
+            number = place * 2 * apart + begin * m // 4
+            for b in range(needed):
+                noise_numbers[block + b] = number + b
+            parts[many, 0], parts[many, 1], parts[many, 2], parts[many, 3] = row, some, column, m
+            parts[many, 4], parts[many, 5], parts[many, 6] = block, needed, skip
+            many += 1
+            begin += some
+    return many
 
 
 @njit(**OPTIONS)
@@ -384,14 +605,15 @@ def update_range(
     """
     columns = len(offsets)
     rows = held.shape[0] // groups
-    pooled, window, peaks, trains, of_rows, of_columns, fired, pulses = memory
-    row_limit, row_bound, row_values, row_words, near = of_rows
-    values, limit, bounds, (words, near_columns) = of_columns
-    lines, flips, means_of = fired
-    fired_rows, fired_columns, mean_rows, mean_columns = lines[0], lines[1], means_of[0], means_of[1]
+    pooled, window, peaks, trains, of_rows, slots_met, of_columns, waiting, means_of, pulses = memory
+    edges, row_words, near, of_vectors, factors, row_by, row_peaks, with_slot = of_rows
+    order, where, at_row, places = of_vectors[0], of_vectors[1], of_vectors[2], of_vectors[3]
+    of_slot, slot_factors, slot_rows, slot_ups = slots_met
+    mean_rows, mean_columns = means_of[0], means_of[1]
     listed, ups, normals = pulses
     most, together = ups.size, trains.shape[1]
-    waiting = 0  # pulses that are listed
+    count = filled = parts = 0  # slots with rows, these rows, and parts of slots that wait
+    in_list = 0  # pulses that are listed
     rates, all_slots, all_a, all_b = trains[0], trains[1], trains[2], trains[3]
     rows16 = (rows + 15) // 16 * 16
     x_bits, d_bits = x.view(np.int32), d.view(np.int32)
@@ -402,19 +624,19 @@ def update_range(
         # Some positions of one image: what is asked of every vector is asked of all of them at once.
         image, position = v // positions, v % positions
         many = min(min(end - v, positions - position), together)
-        places = starts[position : position + many]
+        patches = starts[position : position + many]
         for g in range(groups):
             at_group = image * image_stride + g * group_stride
             x_peaks, d_peaks = peaks[0, g, :many], peaks[1, g, :many]
             at_d = image * d_image + g * rows * d_row + position * d_position
             peaks_of_lines(d_peaks, d_bits, at_d, d_position, rows, d_row)
             if columns == kernel:
-                peaks_of_patches(x_peaks, x_bits, at_group, places, offsets, window)
+                peaks_of_patches(x_peaks, x_bits, at_group, patches, offsets, window)
                 continue
             if position == 0:
                 # The largest magnitude over the channels: a patch then needs one look per position of the filter.
                 peaks_of_lines(pooled[g], x_bits, at_group, 1, columns // kernel, plane)
-            peaks_of_patches(x_peaks, pooled[g], 0, places, offsets[:kernel], window)
+            peaks_of_patches(x_peaks, pooled[g], 0, patches, offsets[:kernel], window)
         tops = peaks.view(np.float32)
         rates[:many] = lr
         if rate > 0:
@@ -427,119 +649,145 @@ def update_range(
                 rates[k] = lr / max(means[0] * means[1], _LEAST)
         for g in range(groups):
             statistics[0] += many
-            for k in range(many):
-                all_slots[k], all_a[k], all_b[k], kappa = train_of(
-                    np.float64(tops[0, g, k]), np.float64(tops[1, g, k]), rates[k], granularity, length,
-                    length_management, management, fixed, scale,
-                )  # fmt: skip
-                statistics[4] += kappa > length
-                if tops[0, g, k] == 0 or tops[1, g, k] == 0:
-                    all_slots[k] = all_a[k] = 0.0
+            statistics[4] += trains_of(
+                all_slots[:many], all_a[:many], all_b[:many], tops[0, g, :many], tops[1, g, :many], rates[:many],
+                granularity, length, length_management, management, fixed, scale,
+            )  # fmt: skip
             first_d = image * d_image + g * rows * d_row + position * d_position
+            first_x = image * image_stride + g * group_stride
+            number = np.int64(first + v) * groups + g
+            active, most_slots = 0, int(all_slots[:many].max())
+            # By their slots: the vectors that have a certain slot are the first ones.
+            for slot in range(most_slots - 1, -1, -1):
+                for k in range(many):
+                    if all_slots[k] == slot + 1:
+                        order[active], where[k] = k, active
+                        active += 1
+                        statistics[3] += slot + 1
+                with_slot[slot] = active
+            statistics[1] += active
+            if active == 0:
+                continue
             if mode == 0:
-                number = np.int64(first + v) * groups + g
-                row_limits(
-                    row_limit, row_bound, row_values, d, first_d, d_position, d_row, all_a[:many], d_resolution,
-                    statistics,
-                )  # fmt: skip
-                for slot in range(int(all_slots[:many].max())):
-                    draw_rows(
-                        row_words[slot], near[slot], many, row_bound, number, groups, slot, stride, d_key
-                    )
-            for k in range(many):
-                slots, b = int(all_slots[k]), all_b[k]
-                if slots == 0:
-                    continue
-                statistics[1] += 1
-                statistics[3] += slots
-                at_d = first_d + k * d_position
-                at_x = image * image_stride + g * group_stride + places[k]
-                number = np.int64(first + v + k) * groups + g
-                if mode == 0:
-                    known = False
-                    for slot in range(slots):
-                        if not near[slot, k]:
-                            continue
-                        place, n = number * stride + slot, 0
-                        for i in range(rows):
-                            byte = np.int64(
-                                (row_words[slot, i >> 2, k] >> np.uint32(8 * (i & 3))) & np.uint32(255)
-                            )
-                            fired_rows[n] = i
-                            n += fires(byte, place, rows16, i, row_limit[i, k], d_low)
+                for q in range(active):
+                    k = order[q]
+                    at_row[q], factors[q], row_peaks[q] = first_d + k * d_position, all_a[k], tops[1, g, k]
+                row_edges(
+                    edges, at_row[:active], d, d_row, factors, row_by, row_peaks, d_resolution, statistics
+                )
+                for slot in range(most_slots):
+                    n = with_slot[slot]
+                    for q in range(n):
+                        places[q] = (number + order[q] * groups) * stride + slot
+                    draw_rows(row_words[slot], near[slot], edges, places[:n], d_key)
+                for k in range(many):
+                    q = where[k]
+                    for slot in range(int(all_slots[k])):
+                        place, n = (number + k * groups) * stride + slot, 0
+                        for part in range(near.shape[1]):
+                            bits = np.uint64(near[slot, part, q])
+                            while bits != 0:
+                                lowest = _lowest(bits)  # pyright: ignore[reportCallIssue]  (an intrinsic)
+                                i = 32 * part + np.int64(lowest)
+                                bits &= bits - np.uint64(1)
+                                value = d[at_row[q] + i * d_row]
+                                byte = np.int64(
+                                    (row_words[slot, i >> 2, q] >> np.uint32(8 * (i & 3))) & np.uint32(255)
+                                )
+                                if not fires_at(
+                                    byte,
+                                    edges[i, q],
+                                    value,
+                                    factors[q],
+                                    d_resolution,
+                                    place,
+                                    rows16,
+                                    i,
+                                    d_low,
+                                ):
+                                    continue
+                                row, up = g * rows + i, value < 0
+                                if signed:
+                                    up = up != (d_sign[row] < 0)
+                                slot_rows[filled + n], slot_ups[filled + n] = row, up
+                                n += 1
                         if n == 0:
                             continue
-                        if not known:
-                            known = True
-                            for j in range(columns):
-                                values[j] = x[at_x + offsets[j]]
-                            limits_of(values, b, x_resolution, limit, bounds)
-                        m = fire_all(
-                            place, columns, limit, bounds, x_key, x_low, fired_columns, words, near_columns
-                        )
-                        for c in range(m):
-                            j = fired_columns[c]
-                            flips[c] = values[j] < 0
-                            if signed:
-                                flips[c] = flips[c] != (x_sign[j] < 0)
-                        for r in range(n):
-                            i = fired_rows[r]
-                            row = g * rows + i
-                            up = d[at_d + i * d_row] < 0
-                            if signed:
-                                up = up != (d_sign[row] < 0)
-                            if waiting + m > most:
+                        of_slot[0, count], of_slot[1, count] = place, first_x + patches[k]
+                        of_slot[2, count], of_slot[3, count], slot_factors[count] = filled, n, all_b[k]
+                        count += 1
+                        filled += n
+                        if count == slot_factors.size or filled + rows > slot_rows.size:
+                            parts = meet(
+                                count, slots_met, of_columns, parts, waiting, x, offsets, x_sign, x_resolution, x_key,
+                                x_low, kind, constants, held, w, p, counts, noise_key, noisy, write_noise, statistics,
+                            )  # fmt: skip
+                            count = filled = 0
+                continue
+            for k in range(many):
+                slots, a, b = int(all_slots[k]), all_a[k], all_b[k]
+                if slots == 0:
+                    continue
+                at_d, at_x = first_d + k * d_position, first_x + patches[k]
+                for i in range(rows):
+                    q = rounded(abs(np.float64(d[at_d + i * d_row])) * a, d_resolution)
+                    if q > 0:
+                        statistics[5] += 1
+                        if q > 1.0 + 1e-6:
+                            statistics[6] += 1
+                    q = min(q, 1.0)
+                    mean_rows[i] = np.rint(slots * q) if mode == 1 else q
+                for j in range(columns):
+                    q = min(rounded(abs(np.float64(x[at_x + offsets[j]])) * b, x_resolution), 1.0)
+                    mean_columns[j] = np.rint(slots * q) if mode == 1 else q
+                for i in range(rows):
+                    if mean_rows[i] == 0:
+                        continue
+                    row = g * rows + i
+                    d_up = d[at_d + i * d_row] < 0
+                    if signed:
+                        d_up = d_up != (d_sign[row] < 0)
+                    for j in range(columns):
+                        if mode == 1:
+                            n = int(np.rint(mean_rows[i] * mean_columns[j] / slots))
+                        else:
+                            n = int(np.rint(slots * mean_rows[i] * mean_columns[j]))
+                        if n == 0:
+                            continue
+                        up = d_up != (x[at_x + offsets[j]] < 0)
+                        if signed:
+                            up = up != (x_sign[j] < 0)
+                        statistics[2] += n
+                        for slot in range(n):
+                            place = (number + k * groups) * stride + slot
+                            if in_list == most:
                                 pulse_listed(
-                                    waiting, listed, ups, normals, kind, constants, held, w, p, counts, noise_key,
+                                    in_list, listed, ups, normals, kind, constants, held, w, p, counts, noise_key,
                                     noisy, write_noise,
                                 )  # fmt: skip
-                                waiting = 0
-                            start = place * devices + row * columns
-                            waiting = list_row(row, up, fired_columns, flips, m, start, listed, ups, waiting)
-                        statistics[2] += n * m
-                else:
-                    a = all_a[k]
-                    for i in range(rows):
-                        q = rounded(abs(np.float64(d[at_d + i * d_row])) * a, d_resolution)
-                        if q > 0:
-                            statistics[5] += 1
-                            if q > 1.0 + 1e-6:
-                                statistics[6] += 1
-                        q = min(q, 1.0)
-                        mean_rows[i] = np.rint(slots * q) if mode == 1 else q
-                    for j in range(columns):
-                        q = min(rounded(abs(np.float64(x[at_x + offsets[j]])) * b, x_resolution), 1.0)
-                        mean_columns[j] = np.rint(slots * q) if mode == 1 else q
-                    for i in range(rows):
-                        if mean_rows[i] == 0:
-                            continue
-                        row = g * rows + i
-                        d_up = d[at_d + i * d_row] < 0
-                        if signed:
-                            d_up = d_up != (d_sign[row] < 0)
-                        for j in range(columns):
-                            if mode == 1:
-                                count = int(np.rint(mean_rows[i] * mean_columns[j] / slots))
-                            else:
-                                count = int(np.rint(slots * mean_rows[i] * mean_columns[j]))
-                            if count == 0:
-                                continue
-                            up = d_up != (x[at_x + offsets[j]] < 0)
-                            if signed:
-                                up = up != (x_sign[j] < 0)
-                            statistics[2] += count
-                            for slot in range(count):
-                                place = number * stride + slot
-                                if waiting == most:
-                                    pulse_listed(
-                                        waiting, listed, ups, normals, kind, constants, held, w, p, counts, noise_key,
-                                        noisy, write_noise,
-                                    )  # fmt: skip
-                                    waiting = 0
-                                listed[0, waiting], listed[1, waiting], ups[waiting] = row, j, up
-                                listed[2, waiting] = place * devices + row * columns + j
-                                waiting += 1
+                                in_list = 0
+                            listed[0, in_list], listed[1, in_list], ups[in_list] = row, j, up
+                            listed[2, in_list] = place * devices + row * columns + j
+                            in_list += 1
         v += many
+    parts = meet(
+        count, slots_met, of_columns, parts, waiting, x, offsets, x_sign, x_resolution, x_key, x_low, kind, constants,
+        held, w, p, counts, noise_key, noisy, write_noise, statistics,
+    )  # fmt: skip
+    pulse_slots(
+        parts,
+        waiting,
+        kind,
+        constants,
+        held,
+        w,
+        p,
+        counts,
+        (held.size + 3) // 4,
+        noise_key,
+        noisy,
+        write_noise,
+    )
     pulse_listed(
-        waiting, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy, write_noise
+        in_list, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy, write_noise
     )

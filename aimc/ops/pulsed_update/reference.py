@@ -29,21 +29,33 @@ def fired(key: Key, low: Key, place: int, probability: Tensor) -> Tensor:
 
 def pulse(
     cell: PulsedCell, held: Tensor, w: Tensor, parameters: Tensor, counts: Tensor | None, where: Tensor, up: Tensor,
-    place: int, key: Key, columns: slice = slice(None), shape: tuple[int, int] | None = None, row: int = 0,
+    steps: Tensor, writes: Tensor, key: Key,
 ) -> None:  # fmt: skip
-    """One pulse on every device where ``where`` is True; ``held`` and ``w`` are views that begin at ``row``."""
-    rows, width = held.shape
-    all_rows, all_columns = shape if shape is not None else (rows, width)
-    number = torch.arange(all_rows * all_columns, device=held.device).view(all_rows, all_columns)
-    number = number[row : row + rows, columns] + place * all_rows * all_columns
-    xi = normals_at(key, 2 * number)
+    """One pulse on every device where ``where`` is True; ``steps`` and ``writes`` are the positions of its normals."""
+    xi = normals_at(key, steps)
     moved = cell.step(held, parameters, up, xi)
     held.copy_(torch.where(where, moved, held))
     if cell.write_noise_std > 0:
-        noise = normals_at(key, 2 * number + 1) * torch.tensor(cell.write_noise_std * cell.dw_min).float()
+        noise = normals_at(key, writes) * torch.tensor(cell.write_noise_std * cell.dw_min).float()
         w.copy_(torch.where(where, held + noise, w))
     if counts is not None:
         counts += where
+
+
+def numbered(
+    shape: tuple[int, int], place: int, rows: slice, columns: slice, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Positions of the normals of devices of an array: words twice their number in all places, and one more."""
+    number = torch.arange(shape[0] * shape[1], device=device).view(shape)[rows, columns]
+    number = 2 * (number + place * shape[0] * shape[1])
+    return number, number + 1
+
+
+def ranked(where: Tensor, devices: int, place: int) -> tuple[Tensor, Tensor]:
+    """Positions of the normals of a slot's pulses, which are counted row by row; the others' do not matter."""
+    rank = (where.flatten().cumsum(0) - 1).clamp_min(0).view(where.shape)
+    devices4 = -(-devices // 4) * 4
+    return 2 * place * devices4 + rank, (2 * place + 1) * devices4 + rank
 
 
 def train_of(xm: float, dm: float, lr: float, g: float, train: PulseTrain) -> tuple[int, float, float, float]:
@@ -111,9 +123,11 @@ def update(
                 place = number * stride + slot
                 if mode == 0:
                     where = fired(d_key, d_low, place, p)[:, None] & fired(x_key, x_low, place, q)[None]
+                    positions = ranked(where, held.numel(), place)
                 else:
                     where = slot < pulses
+                    shape = (held.shape[0], held.shape[1])
+                    positions = numbered(shape, place, part, slice(None), held.device)
                 statistics[2] += int(where.sum())
-                pulse(cell, held[part], w[part], of_group, count_part, where, up, place, noise_key,
-                      shape=(held.shape[0], held.shape[1]), row=g * rows)  # fmt: skip
+                pulse(cell, held[part], w[part], of_group, count_part, where, up, *positions, noise_key)
             statistics[3] += slots

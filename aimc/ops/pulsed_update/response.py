@@ -237,3 +237,62 @@ def step_many(kind, held, p, rows, columns, up, xi, c):
         up, xi: directions, bool, and normals, ``[n]``.
     """
     _many(kind, held, p, rows, columns, up, xi, c)
+
+
+def _slots(kind, held, p, parts, many, rows, row_ups, columns, flips, normals, c):
+    raise NotImplementedError  # compiled code only
+
+
+@overload(_slots)
+def _slots_by_type(kind, held, p, parts, many, rows, row_ups, columns, flips, normals, c):
+    if isinstance(kind, types.BaseTuple):
+
+        def one_by_one(kind, held, p, parts, many, rows, row_ups, columns, flips, normals, c):
+            for s in range(many):
+                first_row, n, first_column, m = parts[s, 0], parts[s, 1], parts[s, 2], parts[s, 3]
+                for r in range(first_row, first_row + n):
+                    i, xi = rows[r], 4 * parts[s, 4] + parts[s, 6] + (r - first_row) * m
+                    for k in range(m):
+                        j, up = columns[first_column + k], row_ups[r] != flips[first_column + k]
+                        a, b = i if p.shape[0] > 1 else 0, j if p.shape[1] > 1 else 0
+                        held[i, j] = step(kind, held[i, j], p, a, b, up, normals[0, xi + k], c)
+
+        return one_by_one
+
+    def lines(kind, held, p, parts, many, rows, row_ups, columns, flips, normals, c):
+        # As in step_many.
+        additive, noise = kind == 0 or c[1] != 0, c[0]
+        all_held, all_p, width = held.reshape(-1), p.reshape(-1), held.shape[1]
+        each = p.shape[2] if p.shape[0] * p.shape[1] > 1 else 0
+        xi = normals[0]
+        for s in range(many):
+            first_row, n, first_column, m = parts[s, 0], parts[s, 1], parts[s, 2], parts[s, 3]
+            place = 4 * parts[s, 4] + parts[s, 6]
+            for r in range(first_row, first_row + n):
+                start, row_up = rows[r] * width, row_ups[r]
+                for k in range(m):
+                    device = start + columns[np.uint64(first_column + k)]
+                    at, first = np.uint64(device), np.uint64(device * each)
+                    up = row_up != flips[np.uint64(first_column + k)]
+                    side = np.uint64(0) if up else np.uint64(1)
+                    z = _ONE + xi[np.uint64(place + k)] * noise
+                    w, size, slope = all_held[at], all_p[first + side], _ZERO
+                    if kind == 1:
+                        slope = all_p[first + np.uint64(4) + side]
+                    change = slope * w + size * z if additive else (slope * w + size) * z
+                    low, high = all_p[first + np.uint64(3)], all_p[first + np.uint64(2)]
+                    all_held[at] = _clip(w + change if up else w - change, low, high)
+                place += m
+
+    return lines
+
+
+@njit(**OPTIONS)
+def step_slots(kind, held, p, parts, many, rows, row_ups, columns, flips, normals, c):
+    """One pulse wherever a row meets a column of its part of a slot, as :func:`step` has it.
+
+    Args:
+        kind, p, c: as for :func:`step_many`.
+        parts, rows, row_ups, columns, flips, normals: the first ``many`` parts, see ``cpu.slot_memory``.
+    """
+    _slots(kind, held, p, parts, many, rows, row_ups, columns, flips, normals, c)

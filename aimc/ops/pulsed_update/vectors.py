@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aimc.errors import AimcError
+from aimc.ops.pulsed_update.cpu import finite
 
 Arrays: TypeAlias = tuple[
     np.ndarray, int, np.ndarray, np.ndarray, int, int, int, int, np.ndarray, int, int, int, int, int
@@ -75,7 +76,8 @@ class Vectors:
 
     Attributes:
         x: float32, contiguous: ``[vectors, C]``, or a convolution's padded input ``[images, channels, *size]``.
-        d: float32, contiguous: ``[vectors, R]``, or ``[images, R, L]`` for a convolution.
+        d: float32, contiguous: ``[vectors, R]``, or ``[images, R, L]`` for a convolution, in memory perhaps as
+            ``[images, L, R]`` (channels last).
         groups: of the convolution; rows and channels are divided among them in order.
         patches: a convolution's geometry, None for a linear layer.
     """
@@ -101,7 +103,7 @@ class Vectors:
             raise AimcError(f"{p.starts.shape[0]} output positions and {d[2]} gradients", shape=d)
         if d[1] % self.groups:
             raise AimcError(f"{d[1]} rows do not divide into {self.groups} groups", shape=d)
-        if not (self.x.is_contiguous() and self.d.is_contiguous()):
+        if not (self.x.is_contiguous() and (self.d.is_contiguous() or channels_last(self.d))):
             raise AimcError("inputs and gradients must be contiguous", shape=d)
 
     @property
@@ -120,7 +122,17 @@ class Vectors:
     @functools.cached_property
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and gradients as the compiled body sees them."""
-        return self.x.numpy().reshape(-1), self.d.numpy().reshape(-1)
+        d = self.d if self.d.is_contiguous() else self.d.transpose(1, 2)
+        return self.x.numpy().reshape(-1), d.numpy().reshape(-1)
+
+    @functools.cached_property
+    def odd(self) -> str | None:
+        """Which of the two holds NaN or infinite values, if any does."""
+        flat = self.flat if self.x.is_cpu else (self.x, self.d)
+        for what, value in (("gradient", flat[1]), ("input", flat[0])):
+            if not (finite(value) if isinstance(value, np.ndarray) else bool(torch.isfinite(value).all())):
+                return what
+        return None
 
     def arrays(self) -> Arrays:
         """What the compiled body takes: inputs, gradients and where their vectors lie."""
@@ -130,9 +142,10 @@ class Vectors:
             starts = np.arange(count) * columns  # one image, of which each vector is a position
             return x, 0, starts, _range(columns), columns, 0, 0, 1, d, 0, 1, rows, 1, count
         images, rows, positions = self.d.shape
+        steps = (positions, 1) if self.d.is_contiguous() else (1, rows)
         return (
             x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), math.prod(p.kernel),
-            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, positions, 1, images,
+            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, *steps, images,
             positions,
         )  # fmt: skip
 
@@ -164,6 +177,11 @@ class Vectors:
         x = self.x.flatten(1)[:, index].transpose(0, 1).flatten(1, 2)
         d = self.d.unflatten(1, (self.groups, rows)).permute(1, 0, 3, 2).flatten(1, 2)
         return x, d
+
+
+def channels_last(d: Tensor) -> bool:
+    """Whether gradients ``[images, R, L]`` lie in memory as ``[images, L, R]``."""
+    return d.dim() == 3 and d.transpose(1, 2).is_contiguous()
 
 
 @functools.lru_cache(256)

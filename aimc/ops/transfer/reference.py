@@ -40,10 +40,18 @@ def column_pulse(tile: Tile, column: int, where: Tensor, up: Tensor, place: int,
     rows, columns = tile.held.shape
     c = slice(column, column + 1)
     p = tile.parameters if tile.parameters.shape[1] == 1 else tile.parameters[:, c]
+    positions = pulses.numbered((rows, columns), place, slice(None), c, tile.held.device)
     pulses.pulse(
-        tile.cell, tile.held[:, c], tile.w[:, c], p, tile.counts[:, c], where[:, None], up[:, None], place, key, c,
-        (rows, columns),
-    )  # fmt: skip
+        tile.cell,
+        tile.held[:, c],
+        tile.w[:, c],
+        p,
+        tile.counts[:, c],
+        where[:, None],
+        up[:, None],
+        *positions,
+        key,
+    )
 
 
 def direct(
@@ -131,8 +139,10 @@ def whole_steps(
     count = torch.where(chi.abs() < size_, 0, (chi / size_).trunc().clamp(-most, most))
     chi -= count * size_
     for k in range(int(count.abs().max()) if count.numel() else 0):
+        shape = (tile.held.shape[0], tile.held.shape[1])
+        positions = pulses.numbered(shape, number * most + k, slice(None), slice(None), tile.held.device)
         pulses.pulse(
-            tile.cell, tile.held, tile.w, tile.parameters, tile.counts, count.abs() > k, count > 0, number * most + k,
+            tile.cell, tile.held, tile.w, tile.parameters, tile.counts, count.abs() > k, count > 0, *positions,
             key.at("pulse_noise"),
         )  # fmt: skip
     statistics[0] += 1
