@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from aimc.algorithms.base import UPDATES, Algorithm, Array, State, numbers, tile_of
+from aimc.algorithms.losses import Before, counts_of, places
 from aimc.ops.pulsed_update import Vectors, check_vectors
 from aimc.ops.transfer import whole_steps
 
@@ -30,13 +31,15 @@ class MixedPrecision(Algorithm):
     threshold: float = 1.0
     most_pulses: int = 31
 
+    DIGITAL = ("chi",)
+
     def validate(self):
         self.require(self.period >= 1, "period", f"must be at least 1, got {self.period}")
         self.require(self.threshold > 0, "threshold", "must be positive")
         self.require(1 <= self.most_pulses <= 1024, "most_pulses", "is between 1 and 1024")
 
     def extra(self, array: Array, device: torch.device) -> State:
-        return {"chi": torch.zeros(array.shape, device=device)}
+        return {"chi": torch.zeros(array.shape, device=device), **counts_of(1, device, content=False)}
 
     def program(self, array: Array, state: State, weight: Tensor) -> None:
         super().program(array, state, weight)
@@ -47,9 +50,24 @@ class MixedPrecision(Algorithm):
         state["chi"].sub_(vectors.gradient(), alpha=lr / array.scale)
         updates = int(numbers(state)[UPDATES])
         if (updates + 1) % self.period == 0:
+            looked = places(array, updates // self.period, array.shape[1])
+            before = Before(array, state, looked) if looked is not None else None
             found = whole_steps(
                 tile_of(array, state, 0), state["chi"], self.threshold * array.cell.granularity, updates, array.key,
                 self.most_pulses, array.backend,
             )  # fmt: skip
             numbers(state, "statistics")[0] += found.numpy()
+            if before is not None:
+                before.count_answers()
         self.finish(array, state, vectors)
+
+    def products(self, array: Array) -> int:
+        return array.shape[0] * array.shape[1]
+
+    def waiting(self, array: Array, state: State) -> float | None:
+        if state["chi"].numel() == 0:
+            return 0.0
+        return float((state["chi"].abs() >= self.threshold * array.cell.granularity).double().mean())
+
+    def lost(self, state: State) -> float | None:
+        return 0.0  # what is not written waits

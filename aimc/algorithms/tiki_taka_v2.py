@@ -18,6 +18,7 @@ from aimc.algorithms.base import (
     one_hot_read,
     tile_of,
 )  # fmt: skip
+from aimc.algorithms.losses import BufferBefore, counts_of, places
 from aimc.algorithms.transferring import Transferring
 from aimc.ops.pulsed_update import Vectors
 from aimc.ops.transfer import Buffer, buffered_update
@@ -61,6 +62,8 @@ class TikiTakaV2(Transferring):
     auto_momentum: float = 0.99
     gamma: float = 0.0
 
+    DIGITAL = ("buffer", "means")
+
     @property
     def tile_count(self) -> int:
         return 2
@@ -98,6 +101,8 @@ class TikiTakaV2(Transferring):
             "buffer": torch.zeros(array.shape, device=device),
             "visits": torch.zeros(1 + array.shape[1], dtype=torch.int64),
         }
+        if self.unit == "updates":  # then what the fast tile holds after a step is what was read
+            found |= counts_of(2, device, content=True)
         if self.auto_scale:
             found["means"] = torch.zeros(2, dtype=torch.float64)
         return found
@@ -127,17 +132,29 @@ class TikiTakaV2(Transferring):
             rate = (1 - self.auto_momentum) / max(vectors.count, 1)
             fast_lr = self.fast_lr * self.pulses.length * array.cell.granularity
         before = int(numbers(state, "visits")[0])
-        key = array.key.fold("tile", 0).at(step=mini_batch(state))
+        key, transfer_key = (
+            array.key.fold("tile", 0).at(step=mini_batch(state)),
+            array.key.fold("transfer", 0, 1),
+        )
+        buffer, columns = self.buffer(array, state, max(period, 1), lr), self.columns_of(array)
+        looked = None
+        if "content" in state and 0 < so_far + vectors.count == period:
+            looked = places(array, int(numbers(state)[UPDATES]) // self.period, columns)
+        watched = BufferBefore(array, state, buffer, looked) if looked is not None else None
         fast, slow = buffered_update(
-            tile_of(array, state, 0), tile_of(array, state, 1), vectors, fast_lr, key, array.key.fold("transfer", 0, 1),
-            self.buffer(array, state, max(period, 1), lr), so_far, max(period, 1), self.columns_of(array),
-            one_hot_read(array), self.pulses, state.get("means"), rate, array.backend,
+            tile_of(array, state, 0), tile_of(array, state, 1), vectors, fast_lr, key, transfer_key, buffer,
+            so_far, max(period, 1), columns, one_hot_read(array), self.pulses, state.get("means"), rate, array.backend,
         )  # fmt: skip
         statistics = numbers(state, "statistics")
         statistics[0] += fast.numpy()
         statistics[1] += slow.numpy()
         numbers(state, "reads")[0] += numbers(state, "visits")[0] - before
+        if watched is not None:
+            watched.count_dropped(watched.count_answers(), transfer_key)
         self.finish(array, state, vectors)
+
+    def waiting(self, array: Array, state: State) -> float | None:
+        return float((state["buffer"].abs() >= 1).double().mean()) if state["buffer"].numel() else 0.0
 
     def schedule(
         self, array: Array, updates_per_epoch: int, vectors_per_update: int, lr: float

@@ -217,7 +217,8 @@ def test_telemetry_is_recounted(algorithm):
         counts = sorted(state["counts"][t].flatten().tolist())
         p, held = state["parameters"][t].double(), state["held"][t].double()
         at = (held - p[..., 3]) / (p[..., 2] - p[..., 3])
-        assert tile == pytest.approx({
+        assert {name: value for name, value in tile.items() if name != "unanswered"} == pytest.approx({
+            "pulses": sum(counts),
             "pulses_mean": sum(counts) / n,
             "pulses_p999": counts[math.ceil(0.999 * n) - 1],
             "pulses_max": counts[-1],
@@ -229,6 +230,7 @@ def test_telemetry_is_recounted(algorithm):
         }, rel=1e-6, abs=1.01 / n)  # fmt: skip
         assert sum(counts) == state["statistics"][t, 2]
     assert found["active_tile"] == algorithm.active_tile(state)
+    assert (found["updates"], found["vectors"]) == (5, sum(SIZES[:5]))
     assert sum(sum(state["counts"][t].flatten().tolist()) for t in range(len(shares))) > 0
 
 

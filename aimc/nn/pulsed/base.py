@@ -313,6 +313,9 @@ class PulsedLayer(nn.Module):
     def _hold(self, state: State, analog_state: Tensor | None) -> None:
         """Take over the cells of a layer like this one, and its seed and counters."""
         own = self.cells.state
+        for name in self.hardware.algorithm.COUNTS:
+            if name in own and name not in state:
+                own[name].zero_()
         for name, value in state.items():
             if name in own:
                 own[name].copy_(value)
@@ -447,7 +450,7 @@ class PulsedLayer(nn.Module):
     def _odd_cells(self, saved: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Saved cells that cannot be this layer's: name, and why."""
         own = self.cells.state
-        odd = [n for n, v in own.items() if n not in saved or getattr(saved[n], "shape", None) != v.shape]
+        odd = [n for n, v in self._needed(saved) if getattr(saved.get(n), "shape", None) != v.shape]
         if odd:
             yield "cells", f"{', '.join(odd)} missing or of another shape"
         for name, value in saved.items():
@@ -466,6 +469,11 @@ class PulsedLayer(nn.Module):
             if not bool(torch.isfinite(composite.to(self.weight.dtype)).all()):
                 yield "cells.digital_scale", "brings cells.held to NaN or infinite weights"
 
+    def _needed(self, saved: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+        """The own cells that a saved state has to have: counts were added later."""
+        counts = self.hardware.algorithm.COUNTS
+        return [(n, v) for n, v in self.cells.state.items() if n in saved or n not in counts]
+
     @staticmethod
     def _saved_cells(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         start = prefix + "cells."
@@ -478,8 +486,7 @@ class PulsedLayer(nn.Module):
         if prefix + "analog_hardware" not in state:
             return bool(saved), []
         theirs = saved_hardware(state, prefix[:-1])
-        own = self.cells.state
-        fits = all(getattr(saved.get(n), "shape", None) == v.shape for n, v in own.items())
+        fits = all(getattr(saved.get(n), "shape", None) == v.shape for n, v in self._needed(saved))
         exact = bool(saved) and isinstance(theirs, PulsedHardware) and self._same_devices(theirs, fits)
         return exact, differences(theirs, self.hardware)
 
