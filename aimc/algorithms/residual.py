@@ -40,7 +40,8 @@ class WarmStart(Config):
         rule: when to go on to the next tile.
         signal: what the rule sees, once per epoch: ``loss``, the training loss, so that all layers go together; or
             ``pulses``, those of the layer's own tile 0, which follow its gradient, so that each layer decides.
-        self_transfer: whether a tile that is its own source is transferred onto itself, as in the published GPU code.
+        self_transfer: whether a tile that is its own source is transferred onto itself, as in the published GPU code;
+            otherwise ``cuda`` goes straight on to its chain, and ``cpu`` rests there until the next plateau.
     """
 
     source: Literal[0, 1] | None = None
@@ -357,8 +358,9 @@ class Residual(Transferring):
             if active > source or warm.self_transfer:
                 if is_due[min(of, n - 2)]:
                     found.append((source, active))
-            elif active <= source:
+            elif active < source or self.order != "cpu":
                 counters[ACTIVE] = active = -1
+            # The published program for processors finds that a tile is its own source, and waits for the next plateau.
         if self.order == "paper" or active < 0:
             first = 1 if self.order == "cuda" else 0
             found += [(t, t + 1) for t in range(first, n - 1) if is_due[t]]

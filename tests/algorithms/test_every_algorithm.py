@@ -7,6 +7,7 @@ import io
 import math
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from aimc.algorithms import (
     AnalogSGD,
     MixedPrecision,
     Residual,
+    SlowProgress,
     TikiTakaV1,
     TikiTakaV2,
     TikiTakaV3,
@@ -59,6 +61,17 @@ def test_the_list_of_the_tests_is_complete():
 
 # Fixed point ----------------------------------------------------------------------------------------------------------
 
+ALWAYS = SlowProgress(window=1, count=1, difference=-1e9)
+"""The warm start goes on after every second epoch, and is over after half of the steps."""
+
+
+def _published(order: Literal["paper", "cpu", "cuda"], warm: WarmStart | None) -> Residual:
+    return Residual(
+        order=order, tiles=3, columns="all", fast_lr=0.2, scale_fast_lr=False, ratio=0.5, period=1, period_growth=2,
+        transfer_lrs=(0.05, 0.02), warm_start=warm,
+    )  # fmt: skip
+
+
 FITS = {  # algorithm, states, tolerance of the relative error, steps
     "sgd": (AnalogSGD(), 200, 0.05, 1000),
     "ttv1": (TikiTakaV1(**RELATIVE, columns="all"), 200, 0.2, 1500),
@@ -71,6 +84,12 @@ FITS = {  # algorithm, states, tolerance of the relative error, steps
     "residual pulsed": (Residual(tiles=6, gradient="pulsed", columns="all", fast_lr=0.1, ratio=0.5), 10, 0.05, 1200),
     "residual paper": (Residual(order="paper", tiles=3, columns=4, fast_lr=0.2, scale_fast_lr=False, ratio=0.5,
                                 transfer_lrs=(0.05, 0.02)), 10, 0.3, 1200),
+    "residual published": (_published("cpu", None), 10, 0.25, 1200),  # without a warm start all three are one
+    **{
+        f"residual {order}, warm start": (_published(order, WarmStart(rule=ALWAYS)), 10, 0.25, 1200)
+        for order in ("paper", "cpu", "cuda")
+    },
+    "residual cuda, onto itself": (_published("cuda", WarmStart(rule=ALWAYS, self_transfer=True)), 10, 0.25, 1200),
 }  # fmt: skip
 
 
@@ -78,6 +97,7 @@ FITS = {  # algorithm, states, tolerance of the relative error, steps
 def test_the_weight_becomes_the_one_that_made_the_targets(name):
     algorithm, states, tolerance, steps = FITS[name]
     mean, state = fit(algorithm, soft(states), 0.1, steps)
+    assert algorithm.active_tile(state) is None
     assert distance(mean) < tolerance
     p = state["parameters"]
     assert bool(((state["held"] <= p[..., 2]) & (state["held"] >= p[..., 3])).all())
