@@ -26,6 +26,7 @@ from aimc.algorithms import (
     Transfers,
     WarmStart,
 )
+from aimc.cells import ConstantStep
 from aimc.errors import AimcError
 from aimc.ops.pulsed_update import Patches, PulseTrain, Vectors
 from tests.algorithms.helpers import (
@@ -41,7 +42,7 @@ from tests.algorithms.helpers import (
     soft,
 )
 from tests.helpers import assert_close
-from tests.nn.pulsed_helpers import assert_same_cells, batch, cells_of, loss_of, sgd, small_net
+from tests.nn.pulsed_helpers import NO_SPREAD, assert_same_cells, batch, cells_of, loss_of, sgd, small_net
 from tests.pulsed_cells import PULSED
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
@@ -185,6 +186,56 @@ def test_an_empty_batch_has_no_gradient(algorithm):
     before = algorithm.weight(array, fresh).clone()
     algorithm.step(array, fresh, Vectors(torch.zeros(0, 4), torch.zeros(0, 6)), 0.1)
     assert_close("weight", algorithm.weight(array, fresh), before, atol=1e-7)
+
+
+UNTURNED = {"columns": 2, "pulses": PulseTrain(), "transfer_lr": 0.5}
+FIRST = {  # what the gradient reaches first: a tile, what is written and waits, or the composite
+    "sgd": (AnalogSGD(), "tile"),
+    "ttv1": (TikiTakaV1(**RELATIVE, columns=2), "tile"),
+    "ttv2": (TikiTakaV2(**RELATIVE, columns=2), "tile"),
+    "ttv2 vectors": (TikiTakaV2(**RELATIVE, unit="vectors", period=3), "tile"),
+    "ttv3": (TikiTakaV3(fast_lr=0.6 / 31, chop=0.0, **UNTURNED), "tile"),
+    "ttv4": (TikiTakaV4(fast_lr=0.6 / 31, chop=1e-3, unit="vectors", period=4, **UNTURNED), "tile"),
+    "mp": (MixedPrecision(period=2, most_pulses=1024), "written and waiting"),
+    "residual": (Residual(tiles=3, ratio=0.4, rounding=0.0, tries=200), "composite"),
+    "residual pulsed": (
+        Residual(tiles=3, gradient="pulsed", ratio=0.4, tries=200, last_tries=1000),
+        "composite",
+    ),
+    **{
+        f"residual {order}": (Residual(tiles=3, order=order, columns=2), "tile")
+        for order in ("paper", "cpu", "cuda")
+    },
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", FIRST)
+def test_the_mean_update_follows_the_batch_size_in_any_order(name, backend):
+    """One output of 8 inputs: n vectors of ones move the mean n times as far as one, after whatever batch before, and
+    as far as in a new layer."""
+    algorithm, what = FIRST[name]
+    cell, kappa = ConstantStep(dw_min=1e-4, w_max=10.0, w_min=-10.0, **NO_SPREAD), 0.6
+    array = array_of(cell, (1, 8), backend=backend)
+    share = algorithm.shares(array)[0] if what == "composite" else 1.0
+    lr, size = kappa * 1e-4 * share, 1e-4 * share
+
+    def content(state) -> float:
+        if what == "composite":
+            return float(algorithm.weight(array, state).double().mean())
+        waits = state["chi"].double().mean() if "chi" in state else 0.0
+        return float(state["held"][0].double().mean() + waits)
+
+    state = algorithm.init(array, torch.zeros(1, 8))
+    p = kappa**0.5  # of rows and of columns, in one slot
+    spread = (8 * p**2 * (1 - p**2) + 56 * p * (1 - p) * p**2) ** 0.5 / 8  # of the mean count of the devices
+    for n in (1, 30, 1, 7) if backend == "reference" else (1, 256, 1, 7, 1000):
+        for now in (state, algorithm.init(array, torch.zeros(1, 8))):
+            before = content(now)
+            algorithm.step(array, now, Vectors(torch.ones(n, 8), torch.full((n, 1), -1.0)), lr)
+            off = (content(now) - before) / size - n * kappa
+            # A composite is written anew, and may miss by a step of its finest tile.
+            assert abs(off) < 4 * spread * n**0.5 + (what == "composite"), (n, off)
 
 
 @every_algorithm
