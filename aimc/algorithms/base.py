@@ -95,6 +95,15 @@ class Algorithm(Config):
         """How many arrays of cells a layer has."""
         return 1
 
+    @property
+    def one_way(self) -> bool:
+        """Whether the cells take up pulses alone, so that one at its lower bound is empty and not at an end."""
+        return False
+
+    def reach(self, array: Array) -> float:
+        """Largest weight of both signs that the tiles hold nominally, in units of the cells."""
+        return min(array.cell.w_max, -array.cell.w_min) * self.shares(array)[-1]
+
     def shares(self, array: Array) -> tuple[float, ...]:
         """Factor of each tile in the composite weight."""
         return (0.0,) * (self.tile_count - 1) + (1.0,)
@@ -231,12 +240,11 @@ class Algorithm(Config):
             step and those ``passing`` within one, and multiplications a vector (``products``); ``lost`` and
             ``waiting``, see the methods; and ``tiles``, one dict per tile: ``pulses`` of all devices since the start;
             ``pulses_mean``, ``pulses_p999``, ``pulses_max`` per device; ``clipped``: share of the rows' pulse
-            probabilities that were
-            above 1 (with update management, rows are clipped before columns); ``beyond_budget``:
-            share of vectors that would need more pulses than a train has; ``saturated``: share of devices within 1 % of
-            a bound; ``share``: what the tile carries of the composite weight, as a share of the summed norms;
-            ``reads``: columns read; ``unanswered``: share of the devices that had pulses and did not move, or None
-            where nobody has looked.
+            probabilities that were above 1 (with update management, rows are clipped before columns);
+            ``beyond_budget``: share of vectors that would need more pulses than a train has; ``saturated``: share of
+            devices within 1 % of a bound, of pairs of their upper one; ``share``: what the tile carries of the
+            composite weight, as a share of the summed norms; ``reads``: columns read; ``unanswered``: share of the
+            devices that had pulses and did not move, or None where nobody has looked.
         """
         shares, read, tiles = self.shares(array), visible(state), []
         norms = [abs(share) * float(read[t].norm()) for t, share in enumerate(shares)]
@@ -247,7 +255,9 @@ class Algorithm(Config):
             found = dict(zip(STATISTICS, state["statistics"][t].tolist(), strict=True))
             low, high = p[..., 3], p[..., 2]
             near = 0.01 * (high - low)
-            outside = (state["held"][t] >= high - near) | (state["held"][t] <= low + near)
+            outside = state["held"][t] >= high - near
+            if not self.one_way:
+                outside |= state["held"][t] <= low + near
             rank = max(math.ceil(0.999 * counts.numel()), 1)
             pulsed, still = state["answers"][t].tolist() if "answers" in state else (0, 0)
             tiles.append({

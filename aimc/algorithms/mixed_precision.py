@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aimc.algorithms.base import UPDATES, Algorithm, Array, State, numbers, tile_of
+from aimc.algorithms.base import UPDATES, Array, State, numbers, tile_of
 from aimc.algorithms.losses import Before, counts_of, places
+from aimc.algorithms.pairs import Paired, whole_steps_of_pair
 from aimc.ops.pulsed_update import Vectors, check_vectors
 from aimc.ops.transfer import whole_steps
 
 
-class MixedPrecision(Algorithm):
-    """One tile, and one digital number for each of its cells.
+class MixedPrecision(Paired):
+    """One tile, or one of pairs, and one digital number for each weight.
 
     Every whole multiple of the step becomes as many pulses, counted out, not random. ``pulses`` does not matter to it.
     Source: S. R. Nandakumar et al., Front. Neurosci. 14, 406 (2020).
 
-    Fields:
+    Fields (see :class:`aimc.algorithms.Paired` for pairs):
         period: mini-batches between transfers.
         threshold: digital content that makes a pulse, in steps of the cell.
         most_pulses: pulses per cell and transfer, at most; the rest waits.
@@ -39,7 +40,10 @@ class MixedPrecision(Algorithm):
         self.require(1 <= self.most_pulses <= 1024, "most_pulses", "is between 1 and 1024")
 
     def extra(self, array: Array, device: torch.device) -> State:
-        return {"chi": torch.zeros(array.shape, device=device), **counts_of(1, device, content=False)}
+        return {
+            "chi": torch.zeros(array.shape, device=device),
+            **counts_of(self.tile_count, device, content=False),
+        }
 
     def program(self, array: Array, state: State, weight: Tensor) -> None:
         super().program(array, state, weight)
@@ -52,11 +56,20 @@ class MixedPrecision(Algorithm):
         if (updates + 1) % self.period == 0:
             looked = places(array, updates // self.period, array.shape[1])
             before = Before(array, state, looked) if looked is not None else None
-            found = whole_steps(
-                tile_of(array, state, 0), state["chi"], self.threshold * array.cell.granularity, updates, array.key,
-                self.most_pulses, array.backend,
-            )  # fmt: skip
-            numbers(state, "statistics")[0] += found.numpy()
+            size = self.threshold * array.cell.granularity
+            if self.pair is not None:
+                whole_steps_of_pair(array, state, state["chi"], size, self.most_pulses, updates, array.key)
+            else:
+                found = whole_steps(
+                    tile_of(array, state, 0),
+                    state["chi"],
+                    size,
+                    updates,
+                    array.key,
+                    self.most_pulses,
+                    array.backend,
+                )
+                numbers(state, "statistics")[0] += found.numpy()
             if before is not None:
                 before.count_answers()
         self.finish(array, state, vectors)

@@ -194,11 +194,11 @@ class PulsedLayer(nn.Module):
         cell, algorithm, mapping = hardware.cell, hardware.algorithm, hardware.mapping
         may_fail = mapping.overflow in ("grow", "error")
         before = {name: value.clone() for name, value in state.items()} if may_fail else {}
-        bound = min(cell.w_max, -cell.w_min) * algorithm.shares(array)[-1]
+        bound = algorithm.reach(array)
         largest = float(target.abs().max()) if target.numel() else 0.0
         first = scale = mapping.scale_of(self.shape[1], bound, largest)
         # Written values are exact up to rounding, or up to half a step where a cell has discrete levels.
-        probe = torch.full((1, 1), 0.3 * bound, device=target.device)
+        probe = torch.full((1, 1), 0.3 * cell.w_max, device=target.device)
         nominal = cell.replace(**{n: 0.0 for n in cell.field_names() if n.endswith("_dtod")})
         exact = torch.allclose(nominal.snap(probe, nominal.draw((1, 1), self.key, target.device)), probe)
         slack = 1e-4 * bound if exact else cell.granularity
