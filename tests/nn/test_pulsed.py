@@ -282,11 +282,11 @@ def test_all_uses_of_a_layer_count_in_order():
     assert_close("weight", shared[0].weight, plain[0].weight, atol=1e-5)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_one_step_over_images_of_several_sizes(groups):
+@pytest.mark.parametrize(("groups", "analog_bias"), [(1, False), (2, False), (1, True)])
+def test_one_step_over_images_of_several_sizes(groups, analog_bias):
     torch.manual_seed(0)
     digital = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=groups)
-    layer = aimc.convert(digital, EXACT)
+    layer = aimc.convert(digital, EXACT.replace(**{"mapping.analog_bias": analog_bias}))
     optimizer, reference = sgd(layer), torch.optim.SGD(digital.parameters(), lr=0.1)
     images = [torch.randn(2, 2, *s) for s in ((6, 9), (9, 5), (6, 9))]
     for net, opt in ((layer, optimizer), (digital, reference)):
@@ -294,6 +294,17 @@ def test_one_step_over_images_of_several_sizes(groups):
             net(x).square().mean().backward()
         opt.step()
     assert_close("weight", layer.weight, digital.weight, atol=1e-5)
+    assert_close("bias", layer.bias, digital.bias, atol=1e-5)
+
+
+def test_an_analog_bias_unfolds_nothing():
+    """One more channel waits with the input, not the patches of all channels."""
+    layer = aimc.convert(nn.Conv2d(6, 4, 5, padding=2), EXACT.replace(**{"mapping.analog_bias": True}))
+    x = torch.randn(3, 6, 9, 9)
+    layer(x).sum().backward()
+    vectors = layer.pending.take()
+    assert vectors.columns == 6 * 25 + 1 and vectors.count == 3 * 81
+    assert vectors.x.numel() == 3 * 7 * 13 * 13
 
 
 def test_a_buffer_that_is_filled_again_does_not_change_the_recorded_input():

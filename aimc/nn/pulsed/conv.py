@@ -28,14 +28,14 @@ class ConvForm:
     Args:
         layer: the digital convolution.
         padding: symmetric zero padding per dimension; any other is applied before.
-        analog_bias: the vectors have a last input that is 1.
+        analog_bias: the vectors have a last input that is 1, from a channel of ones.
     """
 
     def __init__(self, layer, padding: tuple[int, ...], analog_bias: bool):
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.groups, self.padding, self.analog_bias = layer.groups, padding, analog_bias
         self.channels = layer.in_channels // layer.groups
-        self._patches: dict[tuple[int, ...], Patches] = {}
+        self._patches: dict[tuple[tuple[int, ...], bool], Patches] = {}
         self._rest: dict[tuple[int, ...], list[int]] = {}
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -72,27 +72,24 @@ class ConvForm:
 
     def vectors(self, x: Tensor, d: Tensor) -> Vectors:
         amounts = [p for n in reversed(self.padding) for p in (n, n)]
-        return self._vectors(padded(x.detach().float(), amounts), d.float())
+        x = padded(x.detach().float(), amounts)
+        if self.analog_bias:
+            x = torch.cat([x, x.new_ones(len(x), 1, *x.shape[2:])], 1)
+        return self._vectors(x, d.float())
 
-    def _geometry(self, size: tuple[int, ...]) -> Patches:
+    def _geometry(self, size: tuple[int, ...], with_one: bool = False) -> Patches:
         """Of a padded input."""
-        patches = self._patches.get(size)
+        patches = self._patches.get((size, with_one))
         if patches is None:
-            patches = Patches.of(size, self.channels, self.kernel, self.stride, self.dilation)
-            self._patches[size] = patches
+            patches = Patches.of(size, self.channels, self.kernel, self.stride, self.dilation, with_one)
+            self._patches[size, with_one] = patches
         return patches
 
     def _vectors(self, x: Tensor, d: Tensor) -> Vectors:
-        patches = self._geometry(tuple(x.shape[2:]))
-        vectors = Vectors(x, d.flatten(2).contiguous(), self.groups, patches)
-        if self.analog_bias:
-            unfolded, gradients = vectors.unfolded()
-            vectors = Vectors(F.pad(unfolded[0], (0, 1), value=1.0), gradients[0].contiguous())
-        return vectors
+        patches = self._geometry(tuple(x.shape[2:]), self.analog_bias)
+        return Vectors(x, d.flatten(2).contiguous(), self.groups, patches)
 
     def merged(self, parts: list[Vectors]) -> Vectors:
-        if self.analog_bias:
-            return Vectors(torch.cat([p.x for p in parts]), torch.cat([p.d for p in parts]))
         largest = tuple(max(sizes) for sizes in zip(*(p.x.shape[2:] for p in parts), strict=True))
         fitted = [self._enlarged(p, largest) for p in parts]
         return dataclasses.replace(
