@@ -305,6 +305,7 @@ def test_an_analog_bias_unfolds_nothing():
     vectors = layer.pending.take()
     assert vectors.columns == 6 * 25 + 1 and vectors.count == 3 * 81
     assert vectors.x.numel() == 3 * 7 * 13 * 13
+    assert_close("input of the bias", vectors.unfolded()[0][0, :, -1], torch.ones(3 * 81))
 
 
 def test_a_buffer_that_is_filled_again_does_not_change_the_recorded_input():

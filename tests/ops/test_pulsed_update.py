@@ -99,7 +99,9 @@ def convolution(
     x = padded(draws(images, groups * channels, *size, seed=seed), [padding] * 2 * dims)
     patches = Patches.of(tuple(x.shape[2:]), channels, kernel, (stride,) * dims, (dilation,) * dims, with_one)
     if with_one:
-        x = torch.cat([x, torch.ones(images, 1, *x.shape[2:])], 1)
+        x = torch.cat(
+            [0.1 * x, torch.ones(images, 1, *x.shape[2:])], 1
+        )  # the 1 is the largest input of a patch
     d = draws(images, groups * rows, len(patches.starts), seed=seed + 1)
     d[:, :, ::3] = 0
     return Vectors(x, d, groups, patches)
