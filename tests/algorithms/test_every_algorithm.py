@@ -433,6 +433,8 @@ WRONG = [
     (TikiTakaV1, {"transfer_pulses": PulseTrain(kind="none")}, "transfer_pulses.kind"),
     *[(TikiTakaV2, {name: 0}, name) for name in ("period", "columns", "fast_lr", "transfer_lr", "threshold")],
     (TikiTakaV2, {"auto_granularity": -1.0}, "auto_granularity"),
+    (TikiTakaV2, {"auto_period": -1.0}, "auto_period"),
+    (TikiTakaV2, {"auto_period": 1.0, "period": 2}, "period"),
     *[(TikiTakaV2, {"most_pulses": n}, "most_pulses") for n in (0, 1025)],
     *[(TikiTakaV2, {name: 1.5}, name) for name in ("momentum", "auto_momentum")],
     (TikiTakaV2, {"unit": "epochs"}, "unit"),
