@@ -444,6 +444,7 @@ WRONG = [
     (TikiTakaV4, {"tail_weighting": 0}, "tail_weighting"),
     (TikiTakaV4, {"chop": 0.0}, "chop"),
     *[(MixedPrecision, {name: 0}, name) for name in ("period", "threshold", "most_pulses")],
+    *[(MixedPrecision, {name: 1}, name) for name in ("x_bins", "d_bins")],
     *[(Residual, {"tiles": n}, "tiles") for n in (1, 33)],
     *[
         (Residual, {name: 0}, name)
