@@ -192,9 +192,14 @@ def misfit(value: Any, shape: Any, place: str = "it") -> str | None:
 _TILE = dict.fromkeys(
     ("pulses_mean", "pulses_p999", "pulses_max", "clipped", "beyond_budget", "saturated", "share", "reads"), NUMBER
 )  # fmt: skip
-_LAYERS = {str: {"active_tile": (int, type(None)), "tiles": [_TILE]}}
+_MAYBE = (int, float, type(None))
+_TILE |= {"pulses?": int, "unanswered?": _MAYBE}
+_LAYERS = {str: {
+    "active_tile": (int, type(None)), "tiles": [_TILE], "updates?": int, "vectors?": int, "lost?": _MAYBE,
+    "waiting?": _MAYBE, "digital?": dict.fromkeys(("kept", "passing", "products"), int),
+}}  # fmt: skip
 _RECORDS: dict[str, Any] = {
-    "epoch": {"stage": str, "epoch": int, "seconds": NUMBER},
+    "epoch": {"stage": str, "epoch": int, "seconds": NUMBER, "samples?": int},
     "digital": {"name": str, "value": NUMBER},
     "again": {"name": str, "value": NUMBER, "seconds": NUMBER},
     "evaluation": {"name": str, "result": {str: (*ATOM, list, dict)}, "seconds": NUMBER},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from aimc.algorithms import Algorithm, AnalogSGD
+from aimc.algorithms import Algorithm, AnalogSGD, Paired
 from aimc.cells import PCM, Cell, Ladder, PulsedCell, SoftBounds
 from aimc.config import Config
 from aimc.crossbar import Mapping, TileSize
@@ -134,11 +134,17 @@ class PulsedHardware(Config):
     mapping: PulsedMapping = PulsedMapping()
 
     def validate(self):
+        paired = isinstance(self.algorithm, Paired) and self.algorithm.pair is not None
         self.require(
-            self.cell.w_max > 0 > self.cell.w_min,
+            paired or self.cell.w_max > 0 > self.cell.w_min,
             "cell",
-            "must hold weights of both signs: w_max > 0 > w_min. Cells of one sign, such as pcm_pulsed, work in pairs, "
-            "which is not modelled; take another cell",
+            "must hold weights of both signs: w_max > 0 > w_min. Cells of one sign, such as pcm_pulsed, work in pairs: "
+            "take algorithm MixedPrecision(pair=Pair()) or AnalogSGD(pair=Pair()), or another cell",
+        )
+        self.require(
+            not paired or self.cell.w_min >= 0,
+            "algorithm.pair",
+            "is for cells of one sign, w_min >= 0; null pulses these cells both ways",
         )
         self.require(
             not isinstance(self.cell, Ladder) or self.algorithm.pulses.kind not in ("none", "none_bounded"),

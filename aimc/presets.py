@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from aimc.algorithms import Algorithm, AnalogSGD
+from aimc.algorithms import Algorithm, AnalogSGD, MixedPrecision, Pair, Paired
 from aimc.cells import Hermes, Ideal, PulsedCell, SingleExponentPCM, SoftBounds, TabulatedPCM, measured
 from aimc.crossbar import Mapping, TileSize
 from aimc.errors import AimcError
@@ -143,6 +143,22 @@ def ecram_mo(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any
     return _in_place(measured.ecram_mo(**cell), algorithm, io)
 
 
+def pcm_pulsed(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
+    """Pairs of cells of :func:`aimc.cells.measured.pcm_pulsed`, which take up pulses alone.
+
+    Trained with mixed precision unless told otherwise; an algorithm that can have pairs gets them. Arguments as for
+    :func:`reram`.
+
+    Example:
+        >>> pcm_pulsed().algorithm.tile_count
+        2
+    """
+    algorithm = algorithm if algorithm is not None else MixedPrecision()
+    if isinstance(algorithm, Paired) and algorithm.pair is None:
+        algorithm = algorithm.replace(pair=Pair())
+    return _in_place(measured.pcm_pulsed(**cell), algorithm, io)
+
+
 def idealized(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:
     """Cells of :func:`aimc.cells.measured.idealized`; arguments as for :func:`reram`."""
     return _in_place(measured.idealized(**cell), algorithm, io)
@@ -158,7 +174,7 @@ PRESETS = {"pcm": pcm, "hermes": hermes, "single_exponent_pcm": single_exponent_
 
 PULSED_PRESETS = {
     "reram": reram, "reram_om": reram_om, "reram_hfo2": reram_hfo2, "reram_es": reram_es, "reram_sb": reram_sb,
-    "capacitor": capacitor, "ecram": ecram, "ecram_mo": ecram_mo, "idealized": idealized,
-    "gokmen_vlasov": gokmen_vlasov,
+    "capacitor": capacitor, "ecram": ecram, "ecram_mo": ecram_mo, "pcm_pulsed": pcm_pulsed,
+    "idealized": idealized, "gokmen_vlasov": gokmen_vlasov,
 }  # fmt: skip
 """Presets of the training half, by name."""

@@ -298,7 +298,7 @@ def test_weights_trained_in_memory_go_to_digital_and_to_a_file_and_onto_a_chip(t
 def test_every_preset_of_the_training_half_builds_and_survives_a_file():
     measured = {name: make() for name, make in aimc.cells.PULSED_CELLS.items() if name.islower()}
     of_both_signs = {name for name, cell in measured.items() if cell.w_min < 0} - {"soft_bounds_pmax"}
-    assert of_both_signs | {"reram"} == set(aimc.presets.PULSED_PRESETS)
+    assert of_both_signs | {"reram", "pcm_pulsed"} == set(aimc.presets.PULSED_PRESETS)
     for make in aimc.presets.PULSED_PRESETS.values():
         for io in ("perfect", "noisy"):
             hardware = make(io=io)
@@ -315,8 +315,14 @@ def test_every_preset_of_the_training_half_builds_and_survives_a_file():
             )
     with pytest.raises(aimc.AimcError, match="field 'cell': must hold weights of both signs"):
         aimc.presets.reram(w_min=0.0)
-    with pytest.raises(aimc.AimcError, match="'cell': .*work in pairs, which is not modelled"):
+    with pytest.raises(
+        aimc.AimcError, match=r"'cell': .*work in pairs: take algorithm MixedPrecision\(pair=Pair"
+    ):
         aimc.PulsedHardware(cell=aimc.cells.measured.pcm_pulsed())
+    with pytest.raises(aimc.AimcError, match="'cell': .*work in pairs"):
+        aimc.presets.pcm_pulsed(algorithm=aimc.algorithms.TikiTakaV1())
+    with pytest.raises(aimc.AimcError, match=r"'algorithm\.pair': is for cells of one sign"):
+        aimc.presets.reram(algorithm=aimc.algorithms.AnalogSGD(pair=aimc.algorithms.Pair()))
     with pytest.raises(aimc.AimcError, match="field 'scale'"):
         aimc.PulsedMapping(scale=-1.0)
 

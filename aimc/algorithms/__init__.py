@@ -5,6 +5,7 @@ To add one, copy the nearest sibling, list it here, in ``tests/algorithms/helper
 
 from aimc.algorithms.base import Algorithm, Array, State, Transfers
 from aimc.algorithms.mixed_precision import MixedPrecision
+from aimc.algorithms.pairs import Pair, Paired
 from aimc.algorithms.plateau import FirstThen, LossRise, PlateauRule, SlopeTest, SlowProgress
 from aimc.algorithms.residual import Residual, WarmStart
 from aimc.algorithms.sgd import AnalogSGD
@@ -22,6 +23,8 @@ __all__ = [
     "FirstThen",
     "LossRise",
     "MixedPrecision",
+    "Pair",
+    "Paired",
     "PlateauRule",
     "Residual",
     "SlopeTest",

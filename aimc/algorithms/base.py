@@ -85,11 +85,24 @@ class Algorithm(Config):
     pulses: PulseTrain = PulseTrain()
 
     COUNTERS = 2
+    DIGITAL = ()
+    """Tensors of the state that the scheme keeps in digital memory from step to step."""
+    COUNTS = ("answers", "content")
+    """Tensors that count alone; states of earlier versions may lack them."""
 
     @property
     def tile_count(self) -> int:
         """How many arrays of cells a layer has."""
         return 1
+
+    @property
+    def one_way(self) -> bool:
+        """Whether the cells take up pulses alone, so that one at its lower bound is empty and not at an end."""
+        return False
+
+    def reach(self, array: Array) -> float:
+        """Largest weight of both signs that the tiles hold nominally, in units of the cells."""
+        return min(array.cell.w_max, -array.cell.w_min) * self.shares(array)[-1]
 
     def shares(self, array: Array) -> tuple[float, ...]:
         """Factor of each tile in the composite weight."""
@@ -125,7 +138,7 @@ class Algorithm(Config):
 
     def bounds(self, name: str) -> tuple[float | Tensor | None, float | Tensor | None]:
         """Smallest and largest numbers that a tensor of a state can hold, where there are any; files are held to it."""
-        counting = ("counts", "counters", "statistics", "reads")
+        counting = ("counts", "counters", "statistics", "reads", *self.COUNTS)
         return (0 if name in counting else None), None
 
     def extra(self, array: Array, device: torch.device) -> State:
@@ -202,16 +215,36 @@ class Algorithm(Config):
         """The tile that a warm start is filling, or None."""
         return None
 
+    def passing(self, array: Array) -> int:
+        """Digital numbers that the scheme needs within a step, at most, beside the vectors and what it keeps."""
+        return 0
+
+    def products(self, array: Array) -> int:
+        """Digital multiplications of a vector, beside those that scale it."""
+        return 0
+
+    def waiting(self, array: Array, state: State) -> float | None:
+        """Share of cells whose digital content is worth a pulse that has not been sent; None without a buffer."""
+        return None
+
+    def lost(self, state: State) -> float | None:
+        """What was dropped or could not be written, as a share of the content that was to be; None if not known."""
+        asked, lost = state["content"].tolist() if "content" in state else (0.0, 0.0)
+        return lost / asked if asked > 0 else None
+
     def telemetry(self, array: Array, state: State) -> dict[str, Any]:
         """How the cells fare, as plain numbers.
 
         Returns:
-            ``active_tile``, and ``tiles``, one dict per tile: ``pulses_mean``, ``pulses_p999``, ``pulses_max`` per
-            device since the start; ``clipped``: share of the rows' pulse probabilities that were
-            above 1 (with update management, rows are clipped before columns); ``beyond_budget``:
-            share of vectors that would need more pulses than a train has; ``saturated``: share of devices within 1 % of
-            a bound; ``share``: what the tile carries of the composite weight, as a share of the summed norms;
-            ``reads``: columns read.
+            ``active_tile``; ``updates`` and ``vectors`` so far; ``digital``: numbers that are ``kept`` from step to
+            step and those ``passing`` within one, and multiplications a vector (``products``); ``lost`` and
+            ``waiting``, see the methods; and ``tiles``, one dict per tile: ``pulses`` of all devices since the start;
+            ``pulses_mean``, ``pulses_p999``, ``pulses_max`` per device; ``clipped``: share of the rows' pulse
+            probabilities that were above 1 (with update management, rows are clipped before columns);
+            ``beyond_budget``: share of vectors that would need more pulses than a train has; ``saturated``: share of
+            devices within 1 % of a bound, of pairs of their upper one; ``share``: what the tile carries of the
+            composite weight, as a share of the summed norms; ``reads``: columns read; ``unanswered``: share of the
+            devices that had pulses and did not move, or None where nobody has looked.
         """
         shares, read, tiles = self.shares(array), visible(state), []
         norms = [abs(share) * float(read[t].norm()) for t, share in enumerate(shares)]
@@ -222,9 +255,13 @@ class Algorithm(Config):
             found = dict(zip(STATISTICS, state["statistics"][t].tolist(), strict=True))
             low, high = p[..., 3], p[..., 2]
             near = 0.01 * (high - low)
-            outside = (state["held"][t] >= high - near) | (state["held"][t] <= low + near)
+            outside = state["held"][t] >= high - near
+            if not self.one_way:
+                outside |= state["held"][t] <= low + near
             rank = max(math.ceil(0.999 * counts.numel()), 1)
+            pulsed, still = state["answers"][t].tolist() if "answers" in state else (0, 0)
             tiles.append({
+                "pulses": found["pulses"],
                 "pulses_mean": float(counts.double().mean()),
                 "pulses_p999": int(counts.kthvalue(rank).values),
                 "pulses_max": int(counts.max()),
@@ -233,8 +270,20 @@ class Algorithm(Config):
                 "saturated": float(outside.double().sum()) / max(outside.numel(), 1),
                 "share": norms[t] / total if total > 0 else 0.0,
                 "reads": int(state["reads"][t]),
+                "unanswered": still / pulsed if pulsed else None,
             })  # fmt: skip
-        return {"active_tile": self.active_tile(state), "tiles": tiles}
+        kept = sum(state[name].numel() for name in self.DIGITAL if name in state)
+        return {
+            "active_tile": self.active_tile(state),
+            "updates": int(state["counters"][UPDATES]),
+            "vectors": int(state["counters"][VECTORS]),
+            "digital": {
+                "kept": kept, "passing": self.passing(array), "products": self.products(array),
+            },
+            "lost": self.lost(state),
+            "waiting": self.waiting(array, state),
+            "tiles": tiles,
+        }  # fmt: skip
 
     # Helpers -------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from aimc.algorithms.base import (
     show,
     visible,
 )  # fmt: skip
+from aimc.algorithms.losses import Before, counts_of, places
 from aimc.algorithms.plateau import FirstThen, PlateauRule
 from aimc.algorithms.transferring import Transferring, transfer_columns, transfers
 from aimc.config import Config
@@ -39,7 +40,8 @@ class WarmStart(Config):
         rule: when to go on to the next tile.
         signal: what the rule sees, once per epoch: ``loss``, the training loss, so that all layers go together; or
             ``pulses``, those of the layer's own tile 0, which follow its gradient, so that each layer decides.
-        self_transfer: whether a tile that is its own source is transferred onto itself, as in the published GPU code.
+        self_transfer: whether a tile that is its own source is transferred onto itself, as in the published GPU code;
+            otherwise ``cuda`` goes straight on to its chain, and ``cpu`` rests there until the next plateau.
     """
 
     source: Literal[0, 1] | None = None
@@ -236,7 +238,19 @@ class Residual(Transferring):
         return least, most
 
     def extra(self, array: Array, device: torch.device) -> State:
-        return {"values": torch.zeros(_HISTORY, dtype=torch.float64)}
+        found = {"values": torch.zeros(_HISTORY, dtype=torch.float64)}
+        return found | counts_of(self.tiles, device, content=True) if self.order == "reencode" else found
+
+    def passing(self, array: Array) -> int:
+        rows = array.shape[0]
+        if self.order != "reencode":
+            return rows
+        visit = rows * self.columns_of(array) if self.gradient == "digital" else 0
+        return visit + rows * (self.tiles + 2)
+
+    def products(self, array: Array) -> int:
+        digital = self.order == "reencode" and self.gradient == "digital"
+        return array.shape[0] * self.columns_of(array) if digital else 0
 
     def init(self, array: Array, weight: Tensor) -> State:
         state = super().init(array, weight)
@@ -293,14 +307,17 @@ class Residual(Transferring):
         number = int(numbers(state)[VISITS])
         first = number % width
         gradient, rate, last = None, 0.0, 0
+        # Also with all columns at once: the settings may have changed between two visits.
+        visited = torch.arange(first, first + columns) % width if columns < width or first else None
         if self.gradient == "digital":
             check_vectors(vectors, state["held"][0], lr)
             # What is not visited now is visited later: the visited columns stand for the others in the mean.
-            visited = torch.arange(first, first + columns) % width if columns < width else None
             gradient, rate = vectors.gradient(visited), lr / array.scale * (width / columns)
             last = self.finest(array, gradient, rate, shares)
         else:
             self.pulse(array, state, 0, vectors, self.fast_rate(array, lr) / shares[0])
+        looked = places(array, int(numbers(state)[UPDATES]), columns)
+        before = Before(array, state, (first + looked) % width, last) if looked is not None else None
         held, w, parameters, counts = state["held"], visible(state), state["parameters"], state["counts"]
         factors = share_tensor(shares, state["held"].device)
         if last:  # the tiles below rest
@@ -316,6 +333,9 @@ class Residual(Transferring):
         numbers(state, "statistics")[last:] += found.numpy()
         numbers(state, "reads")[last:] += reads.numpy()
         numbers(state)[VISITS] = number + columns
+        if before is not None and looked is not None:
+            before.count_answers(once=True)
+            before.count_unwritten(shares, None if gradient is None else gradient[:, looked] * -rate)
 
     def finest(self, array: Array, gradient: Tensor, rate: float, shares: tuple[float, ...]) -> int:
         """The tile that rounds: the most significant one whose step is at most ``rounding`` times the usual change.
@@ -347,8 +367,9 @@ class Residual(Transferring):
             if active > source or warm.self_transfer:
                 if is_due[min(of, n - 2)]:
                     found.append((source, active))
-            elif active <= source:
+            elif active < source or self.order != "cpu":
                 counters[ACTIVE] = active = -1
+            # The published program for processors finds that a tile is its own source, and waits for the next plateau.
         if self.order == "paper" or active < 0:
             first = 1 if self.order == "cuda" else 0
             found += [(t, t + 1) for t in range(first, n - 1) if is_due[t]]

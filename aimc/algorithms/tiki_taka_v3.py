@@ -36,6 +36,8 @@ class TikiTakaV3(TikiTakaV2):
     fast_lr: float = 0.1
     pulses: PulseTrain = PulseTrain(length=5)
 
+    DIGITAL = ("buffer", "means", "chopper_x", "chopper_d")
+
     def validate(self):
         super().validate()
         for name in ("chop", "row_chop"):

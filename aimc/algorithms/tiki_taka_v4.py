@@ -30,6 +30,8 @@ class TikiTakaV4(TikiTakaV3):
     random_chop: bool = False
     tail_weighting: float = 5.0
 
+    DIGITAL = ("buffer", "means", "chopper_x", "chopper_d", "mean", "reference")
+
     def validate(self):
         super().validate()
         self.require(self.tail_weighting > 0, "tail_weighting", "must be positive")

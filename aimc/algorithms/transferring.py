@@ -53,6 +53,9 @@ class Transferring(Algorithm):
     def fixed_rates(self) -> tuple[str, ...]:
         return ("fast_lr",) * (not self.scale_fast_lr) + ("transfer_lr",) * (not self.scale_transfer_lr)
 
+    def passing(self, array: Array) -> int:
+        return array.shape[0]  # a column that was read
+
     def columns_of(self, array: Array) -> int:
         return array.shape[1] if self.columns == "all" else min(self.columns, array.shape[1])
 

@@ -99,7 +99,8 @@ def ecram_mo(**fields: Any) -> LinearStep:
 def pcm_pulsed(**fields: Any) -> ExpStep:
     """Phase-change memory, Ge2Sb2Te5, pulsed upwards. S. R. Nandakumar et al., Front. Neurosci. 14, 406 (2020).
 
-    Only up pulses are meant to be used, on pairs of cells that are reset now and then; the range begins at 0.
+    Only up pulses are meant to be used, on pairs of cells that are reset now and then
+    (:class:`aimc.algorithms.Pair`, :func:`aimc.presets.pcm_pulsed`); the range begins at 0.
     """
     constants = dict(
         dw_min=0.01, w_max=2.0, w_min=0.0, a=-1.0, b=0.0, gamma_up=2.5, gamma_down=2.5, A_up=-27.235, A_down=-2.235,

@@ -9,8 +9,9 @@ from aimc.periphery.converter import ADC, DAC
 class ArrayIO(Config):
     """Converters and noise of one direction of an in-memory trained array.
 
-    Inputs are divided by their largest magnitude first (per vector; per image for a convolution) and the result is
-    multiplied with it again. Column reads of a transfer are one-hot and need no such scale.
+    Inputs are divided by their largest magnitude first, vector by vector (of a convolution every patch is one), and the
+    result is multiplied with it again; a vector of zeros is not read and gives zero. Column reads of a transfer are
+    one-hot and need no such scale.
 
     Fields:
         dac: input converter, or null for exact inputs.

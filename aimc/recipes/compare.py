@@ -27,6 +27,7 @@ from aimc.recipes.overrides import configure, configured
 from aimc.recipes.recipe import Recipe
 from aimc.recipes.running import run_experiment
 from aimc.report import draw_comparison, load_run
+from aimc.report.budget import budgets, pulses_so_far, total
 from aimc.train import Progress
 from aimc.train.progress import Advance
 
@@ -375,7 +376,8 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Write ``comparison.json`` of a directory from its finished runs, and return its content.
 
     Each entry has the algorithm and its settings, the hardware, states, tiles, seed, the checksum of the configuration,
-    the accuracy of every epoch and of the last one, the time, and the code and machine that it ran with.
+    the accuracy of every epoch and of the last one, what it used of pulses, column reads and digital numbers, the time,
+    and the code and machine that it ran with.
     """
     runs = []
     for place in sorted(p for p in pathlib.Path(folder).iterdir() if _finished(p)):
@@ -384,6 +386,7 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
         assert isinstance(config, InSituExperiment)
         hardware, stage = config.hardware, DIGITAL if config.hardware is None else "analog"
         rows = run.curves[stage]
+        used, pulses = budgets(rows), pulses_so_far(rows)
         runs.append({
             "name": place.name,
             "algorithm": DIGITAL if hardware is None else _NAMES[type(hardware.algorithm)],
@@ -401,7 +404,9 @@ def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
             "validation": rows[-1]["validation"],
             "test": rows[-1]["test"],
-            "curve": {key: [row[key] for row in rows] for key in ("loss", "accuracy", "validation", "test")},
+            "budget": None if used is None else total(used.values()),
+            "curve": {key: [row[key] for row in rows] for key in ("loss", "accuracy", "validation", "test")}
+            | ({} if used is None else {"pulses": pulses}),
             "seconds": sum(row["seconds"] for row in rows),
             "environment": {key: run.environment.get(key) for key in _ENVIRONMENT},
         })  # fmt: skip

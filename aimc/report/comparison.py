@@ -20,8 +20,9 @@ Group = tuple[str, float | None, int | None]
 _ENTRY = {
     "algorithm": str, "states": (int, float, type(None)), "tiles": (int, type(None)), "seed": int, "dataset": str,
     "epochs": int, "batch_size": int, "lr": NUMBER, "validation": NUMBER, "test": NUMBER, "seconds": NUMBER,
-    "io?": (str, type(None)), "curve": {"test": [NUMBER]},
+    "io?": (str, type(None)), "curve": {"test": [NUMBER], "pulses?": [NUMBER]},
 }  # fmt: skip
+_BUDGET = {"pulses": NUMBER, "reads": NUMBER, "products": NUMBER, "kept": int, "passing": int}
 
 
 def load_comparison(folder: str | os.PathLike[str]) -> list[Entry]:
@@ -33,6 +34,9 @@ def load_comparison(folder: str | os.PathLike[str]) -> list[Entry]:
     place = pathlib.Path(folder) / "comparison.json"
     content = read_json(place)
     wrong = misfit(content, {"runs": [_ENTRY]})
+    if wrong is None:  # a baseline has none, and nor have older comparisons
+        used = [entry["budget"] for entry in content["runs"] if entry.get("budget") is not None]
+        wrong = misfit({"budgets": used}, {"budgets": [_BUDGET]})
     if wrong:
         raise AimcError(
             f"{place} is damaged: {wrong}; delete it, and aimc compare makes it again", field="run"
@@ -57,7 +61,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def comparison_table(entries: Sequence[Entry]) -> Table:
-    """Mean and spread over the seeds of the accuracy after the last epoch.
+    """Mean and spread over the seeds of the accuracy after the last epoch, and what a run used, where it is known.
 
     Example:
         >>> one = {"algorithm": "mp", "states": 4.0, "tiles": 1, "seed": 0, "validation": 0.5, "test": 0.5,
@@ -66,12 +70,22 @@ def comparison_table(entries: Sequence[Entry]) -> Table:
         (('mp', '4', '1', '0.1', '2', '50.00 ± 0.00', '55.00 ± 7.07', '3 s'),)
     """
     head = ("algorithm", "states", "tiles", "lr", "seeds", "validation, %", "test, %", "time a run")
+    used = any(e.get("budget") is not None for e in entries)
+    if used:
+        head += (
+            "pulses a sample",
+            "column reads",
+            "digital products",
+            "digital numbers",
+            "and within a step",
+        )
     rows = tuple(
         (
             algorithm, "-" if states is None else f"{states:g}", "-" if tiles is None else str(tiles),
             "/".join(dict.fromkeys(f"{e['lr']:g}" for e in held)), str(len(held)),
             *(_mean([e[key] for e in held]) for key in ("validation", "test")),
             f"{np.mean([e['seconds'] for e in held]):.0f} s",
+            *(_used(held) if used else ()),
         )
         for (algorithm, states, tiles), held in groups(entries).items()
     )  # fmt: skip
@@ -84,9 +98,17 @@ def comparison_table(entries: Sequence[Entry]) -> Table:
     return Table(title, head, rows)
 
 
+def _used(held: Sequence[Entry]) -> tuple[str, ...]:
+    """Pulses, column reads and digital multiplications a sample, and digital numbers, as means over the seeds."""
+    found = [e["budget"] for e in held if e.get("budget") is not None]
+    if not found:
+        return ("-",) * len(_BUDGET)
+    return tuple(f"{np.mean([b[name] for b in found]):.4g}" for name in _BUDGET)
+
+
 def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> None:
-    """Draw the test accuracy over the epochs, and over states and tiles where there are several; bands and bars are one
-    standard deviation over the seeds.
+    """Draw the test accuracy over the epochs, over the pulses that were sent, and over states and tiles where there are
+    several; bands and bars are one standard deviation over the seeds.
 
     Raises:
         AimcError: nothing to draw, or the path cannot be written.
@@ -101,7 +123,8 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
     analog = {group: held for group, held in found.items() if group[1] is not None}
     several_states = sorted({states for _, states, _ in analog if states is not None})
     open_counts = {a for a, _, _ in analog if len({t for b, _, t in analog if b == a}) > 1}
-    panels = max(len(several_states), 1) + (len(several_states) > 1) + bool(open_counts)
+    counted = {g: held for g, held in analog.items() if all("pulses" in e["curve"] for e in held)}
+    panels = max(len(several_states), 1) + bool(counted) + (len(several_states) > 1) + bool(open_counts)
     figure = Figure(figsize=(5.2 * panels, 4.2), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for states in several_states or [None]:
@@ -112,6 +135,18 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
             if s == states:
                 _curve(panel, held, f"{algorithm}, {tiles} tiles" if algorithm in open_counts else algorithm)
         panel.set(title="" if states is None else f"{states:g} states", xlabel="epoch")
+    if counted:
+        panel = axes.pop(0)
+        for (algorithm, states, tiles), held in counted.items():
+            parts = [algorithm, f"{tiles} tiles" * (algorithm in open_counts)]
+            parts += [f"{states:g} states"] * (len(several_states) > 1)
+            length = min(len(e["curve"]["pulses"]) for e in held)
+            sent = np.mean([e["curve"]["pulses"][:length] for e in held], axis=0)
+            tests = 100 * np.mean([e["curve"]["test"][:length] for e in held], axis=0)
+            panel.plot(sent, tests, "o-", ms=3, label=", ".join(filter(None, parts)))
+        panel.set(title="at equal pulses", xlabel="pulses of all cells so far")
+        if any(max(line.get_xdata()) > 0 for line in panel.lines):
+            panel.set_xscale("log")
     if len(several_states) > 1:
         lines: dict[str, list[tuple[float, list[Entry]]]] = {}
         for (algorithm, s, tiles), held in analog.items():

@@ -42,8 +42,10 @@ _MOST_CURVES = 6
 """Layers up to which each has curves of its own."""
 
 _ROWS = (
-    "pulses per device", "saturated devices, %", "share of the weight, %", "beyond the trains, %", "tile being filled",
+    "pulses per device", "saturated devices, %", "share of the weight, %", "beyond the trains, %",
+    "no answer (black: lost), %", "tile being filled",
 )  # fmt: skip
+_ANSWERS, _FILLING = 4, 5
 
 
 def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
@@ -51,7 +53,8 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
 
     Pulses since the start: mean, dashed the 99.9th percentile and dotted the maximum; devices within 1 % of a bound;
     what a tile carries of the composite weight; what pulse trains could not hold: clipped probabilities, and dashed the
-    vectors that asked for more pulses than a train has; the tile that a warm start fills, where there is one. With many
+    vectors that asked for more pulses than a train has; devices that were pulsed and did not move, and in black what
+    was lost of the content, where the algorithm looks; the tile that a warm start fills, where there is one. With many
     layers the same is a map: a line of it is a tile, and the colour is the value (of the pulses the mean, of the
     last the clipped probabilities).
 
@@ -70,7 +73,15 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
         _draw_maps(run, rows, path)
         return
     warm = any(held["active_tile"] is not None for row in rows for held in row["layers"].values())
-    shown = _ROWS if warm else _ROWS[:4]
+    looked = any(
+        tile.get("unanswered") is not None
+        for row in rows
+        for h in row["layers"].values()
+        for tile in h["tiles"]
+    )
+    wanted = (True, True, True, True, looked, warm)
+    place = {row: sum(wanted[:row]) for row, there in enumerate(wanted) if there}
+    shown = [_ROWS[row] for row in place]
     figure = Figure(figsize=(3.6 * len(layers) + 1, 2.3 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), len(layers), squeeze=False, sharex=True)
     for column, layer in enumerate(layers):
@@ -78,7 +89,7 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
         count = len(held[0]["tiles"])
         for tile in range(count):
             colour = colormaps["viridis"](tile / max(count - 1, 1) * 0.9)
-            found = {key: [h["tiles"][tile][key] for h in held] for key in held[0]["tiles"][tile]}
+            found = {key: [h["tiles"][tile].get(key) for h in held] for key in held[-1]["tiles"][tile]}
             grid[0, column].plot(epochs, found["pulses_mean"], color=colour, label=f"tile {tile}")
             grid[0, column].plot(epochs, found["pulses_p999"], "--", color=colour)
             grid[0, column].plot(epochs, found["pulses_max"], ":", color=colour)
@@ -86,12 +97,17 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
             grid[2, column].plot(epochs, [100 * v for v in found["share"]], color=colour)
             grid[3, column].plot(epochs, [100 * v for v in found["clipped"]], color=colour)
             grid[3, column].plot(epochs, [100 * v for v in found["beyond_budget"]], "--", color=colour)
+            if looked:
+                grid[place[_ANSWERS], column].plot(epochs, _shares(found["unanswered"]), color=colour)
         grid[0, column].set_yscale("symlog", linthresh=1)
+        if looked:
+            grid[place[_ANSWERS], column].plot(epochs, _shares([h["lost"] for h in held]), color="black")
         if warm:
+            panel = grid[place[_FILLING], column]
             # No tile any more is drawn below all of them.
             active = [h["active_tile"] if h["active_tile"] is not None else -1 for h in held]
-            grid[4, column].step(epochs, active, where="mid", color="black")
-            grid[4, column].yaxis.set_major_locator(MaxNLocator(integer=True))
+            panel.step(epochs, active, where="mid", color="black")
+            panel.yaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0, column].set_title(layer or "layer", fontsize="medium")
         grid[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[-1, column].set_xlabel("epoch")
@@ -100,6 +116,11 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
     grid[0, 0].legend(fontsize="x-small")
     figure.suptitle(f"{run.path.name}: cells over the training", fontsize="medium")
     write_figure(figure, path, dpi=110)
+
+
+def _shares(values: Sequence[float | None]) -> list[float]:
+    """Per cent; what is not known is left out of a line."""
+    return [float("nan") if v is None else 100 * v for v in values]
 
 
 def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -132,7 +153,7 @@ def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.Pa
         drawn = axes.imshow(image, norm=norm, aspect="auto", interpolation="nearest", extent=extent)
         axes.hlines(ends[:-1], *extent[:2], color="white", lw=0.8)
         if filling:
-            axes.plot(*zip(*filling), ".", color="red", ms=3, label=_ROWS[4])
+            axes.plot(*zip(*filling), ".", color="red", ms=3, label=_ROWS[_FILLING])
             axes.legend(fontsize="x-small")
         axes.set_yticks(ends - np.array(counts) / 2, layers, fontsize="x-small")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -11,6 +11,7 @@ from typing import Any
 from aimc.algorithms import Transfers
 from aimc.chip import DriftResult
 from aimc.errors import AimcError
+from aimc.report.budget import Budget, budgets, share, total
 from aimc.report.reading import Evaluated, RunReport
 from aimc.units import readable
 
@@ -181,7 +182,42 @@ def _training(run: RunReport) -> list[Table]:
         for layer, held in layers.items()
         for tile, t in enumerate(held["tiles"])
     )  # fmt: skip
-    return [*found, Table("cells after the last epoch", head, rows)] if rows else found
+    if rows:
+        found.append(Table("cells after the last epoch", head, rows))
+    return found + _used(run)
+
+
+def _used(run: RunReport) -> list[Table]:
+    """What each layer in cells has used and lost, where the records are new enough to tell."""
+    held = next((rows for rows in run.curves.values() if rows[-1]["layers"]), [])
+    parts = budgets(held)
+    if parts is None:
+        return []
+    layers = held[-1]["layers"]
+
+    def row(name: str, used: Budget, *rest: str) -> tuple[str, ...]:
+        counts = (f"{used[key]:.4g}" for key in ("pulses", "reads", "products"))
+        return name, *counts, f"{used['kept']}", f"{used['passing']}", *rest
+
+    def unanswered(tiles: Sequence[dict[str, Any]]) -> str:
+        return "/".join(share(tile["unanswered"]) for tile in tiles)
+
+    rows = [
+        row(
+            name,
+            used,
+            *(share(layers[name][key]) for key in ("lost", "waiting")),
+            unanswered(layers[name]["tiles"]),
+        )
+        for name, used in parts.items()
+    ]
+    if len(rows) > 1:
+        rows.append(row("all layers", total(parts.values()), "", "", ""))
+    head = (
+        "layer", "pulses", "column reads", "digital products", "digital numbers", "and within a step", "lost, %",
+        "waiting, %", "unanswered by tile, %",
+    )  # fmt: skip
+    return [Table("what the training in cells used, a sample", head, tuple(rows))]
 
 
 def _rows(group: Sequence[Evaluated], cell: Callable[[DriftResult, int], str]) -> tuple[tuple[str, ...], ...]:

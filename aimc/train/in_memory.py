@@ -195,7 +195,7 @@ class _Training:
                 advance(current.batches, count)
         row = {
             "epoch": epoch + 1, "epochs": self.epochs, "lr": rate, "loss": current.total / current.seen,
-            "accuracy": (current.right or 0) / current.seen,
+            "accuracy": (current.right or 0) / current.seen, "samples": current.seen,
         }  # fmt: skip
         if pulsed_layers(self.net):
             observe(self.net, row["loss"])

@@ -70,11 +70,17 @@ def array_of(cell: PulsedCell = PLAIN, shape=(6, 4), **options) -> Array:
 
 
 def fit(
-    algorithm: Algorithm, cell: PulsedCell, lr: float, steps: int, noise: float = 0.0, decay: float = 0.1
+    algorithm: Algorithm,
+    cell: PulsedCell,
+    lr: float,
+    steps: int,
+    noise: float = 0.0,
+    decay: float = 0.1,
+    epoch: int = 100,
 ) -> tuple[Tensor, State]:
     """Least squares on outputs of :data:`TARGET`, plus noise; the mean weight of the last quarter, and the state.
 
-    The learning rate falls by ``decay`` after 60 % of the steps.
+    The learning rate falls by ``decay`` after 60 % of the steps; the algorithm is told of a loss after every ``epoch``.
     """
     array, g = array_of(cell), torch.Generator().manual_seed(1)
     state, mean = algorithm.init(array, torch.zeros(6, 4)), torch.zeros(6, 4)
@@ -82,6 +88,8 @@ def fit(
         x = torch.randn(8, 4, generator=g)
         error = x @ (algorithm.weight(array, state) - TARGET).t() + noise * torch.randn(8, 6, generator=g)
         algorithm.step(array, state, Vectors(x, error / 8), lr * (decay if k > 0.6 * steps else 1.0))
+        if (k + 1) % epoch == 0:
+            algorithm.observe(array, state, 1.0)
         if k >= steps - steps // 4:
             mean += algorithm.weight(array, state) / (steps // 4)
     return mean, state

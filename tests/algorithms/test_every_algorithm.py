@@ -7,6 +7,7 @@ import io
 import math
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from aimc.algorithms import (
     AnalogSGD,
     MixedPrecision,
     Residual,
+    SlowProgress,
     TikiTakaV1,
     TikiTakaV2,
     TikiTakaV3,
@@ -24,6 +26,7 @@ from aimc.algorithms import (
     Transfers,
     WarmStart,
 )
+from aimc.cells import ConstantStep
 from aimc.errors import AimcError
 from aimc.ops.pulsed_update import Patches, PulseTrain, Vectors
 from tests.algorithms.helpers import (
@@ -39,7 +42,7 @@ from tests.algorithms.helpers import (
     soft,
 )
 from tests.helpers import assert_close
-from tests.nn.pulsed_helpers import assert_same_cells, batch, cells_of, loss_of, sgd, small_net
+from tests.nn.pulsed_helpers import NO_SPREAD, assert_same_cells, batch, cells_of, loss_of, sgd, small_net
 from tests.pulsed_cells import PULSED
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
@@ -59,6 +62,17 @@ def test_the_list_of_the_tests_is_complete():
 
 # Fixed point ----------------------------------------------------------------------------------------------------------
 
+ALWAYS = SlowProgress(window=1, count=1, difference=-1e9)
+"""The warm start goes on after every second epoch, and is over after half of the steps."""
+
+
+def _published(order: Literal["paper", "cpu", "cuda"], warm: WarmStart | None) -> Residual:
+    return Residual(
+        order=order, tiles=3, columns="all", fast_lr=0.2, scale_fast_lr=False, ratio=0.5, period=1, period_growth=2,
+        transfer_lrs=(0.05, 0.02), warm_start=warm,
+    )  # fmt: skip
+
+
 FITS = {  # algorithm, states, tolerance of the relative error, steps
     "sgd": (AnalogSGD(), 200, 0.05, 1000),
     "ttv1": (TikiTakaV1(**RELATIVE, columns="all"), 200, 0.2, 1500),
@@ -71,6 +85,12 @@ FITS = {  # algorithm, states, tolerance of the relative error, steps
     "residual pulsed": (Residual(tiles=6, gradient="pulsed", columns="all", fast_lr=0.1, ratio=0.5), 10, 0.05, 1200),
     "residual paper": (Residual(order="paper", tiles=3, columns=4, fast_lr=0.2, scale_fast_lr=False, ratio=0.5,
                                 transfer_lrs=(0.05, 0.02)), 10, 0.3, 1200),
+    "residual published": (_published("cpu", None), 10, 0.25, 1200),  # without a warm start all three are one
+    **{
+        f"residual {order}, warm start": (_published(order, WarmStart(rule=ALWAYS)), 10, 0.25, 1200)
+        for order in ("paper", "cpu", "cuda")
+    },
+    "residual cuda, onto itself": (_published("cuda", WarmStart(rule=ALWAYS, self_transfer=True)), 10, 0.25, 1200),
 }  # fmt: skip
 
 
@@ -78,6 +98,7 @@ FITS = {  # algorithm, states, tolerance of the relative error, steps
 def test_the_weight_becomes_the_one_that_made_the_targets(name):
     algorithm, states, tolerance, steps = FITS[name]
     mean, state = fit(algorithm, soft(states), 0.1, steps)
+    assert algorithm.active_tile(state) is None
     assert distance(mean) < tolerance
     p = state["parameters"]
     assert bool(((state["held"] <= p[..., 2]) & (state["held"] >= p[..., 3])).all())
@@ -167,6 +188,56 @@ def test_an_empty_batch_has_no_gradient(algorithm):
     assert_close("weight", algorithm.weight(array, fresh), before, atol=1e-7)
 
 
+UNTURNED = {"columns": 2, "pulses": PulseTrain(), "transfer_lr": 0.5}
+FIRST = {  # what the gradient reaches first: a tile, what is written and waits, or the composite
+    "sgd": (AnalogSGD(), "tile"),
+    "ttv1": (TikiTakaV1(**RELATIVE, columns=2), "tile"),
+    "ttv2": (TikiTakaV2(**RELATIVE, columns=2), "tile"),
+    "ttv2 vectors": (TikiTakaV2(**RELATIVE, unit="vectors", period=3), "tile"),
+    "ttv3": (TikiTakaV3(fast_lr=0.6 / 31, chop=0.0, **UNTURNED), "tile"),
+    "ttv4": (TikiTakaV4(fast_lr=0.6 / 31, chop=1e-3, unit="vectors", period=4, **UNTURNED), "tile"),
+    "mp": (MixedPrecision(period=2, most_pulses=1024), "written and waiting"),
+    "residual": (Residual(tiles=3, ratio=0.4, rounding=0.0, tries=200), "composite"),
+    "residual pulsed": (
+        Residual(tiles=3, gradient="pulsed", ratio=0.4, tries=200, last_tries=1000),
+        "composite",
+    ),
+    **{
+        f"residual {order}": (Residual(tiles=3, order=order, columns=2), "tile")
+        for order in ("paper", "cpu", "cuda")
+    },
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", FIRST)
+def test_the_mean_update_follows_the_batch_size_in_any_order(name, backend):
+    """One output of 8 inputs: n vectors of ones move the mean n times as far as one, after whatever batch before, and
+    as far as in a new layer."""
+    algorithm, what = FIRST[name]
+    cell, kappa = ConstantStep(dw_min=1e-4, w_max=10.0, w_min=-10.0, **NO_SPREAD), 0.6
+    array = array_of(cell, (1, 8), backend=backend)
+    share = algorithm.shares(array)[0] if what == "composite" else 1.0
+    lr, size = kappa * 1e-4 * share, 1e-4 * share
+
+    def content(state) -> float:
+        if what == "composite":
+            return float(algorithm.weight(array, state).double().mean())
+        waits = state["chi"].double().mean() if "chi" in state else 0.0
+        return float(state["held"][0].double().mean() + waits)
+
+    state = algorithm.init(array, torch.zeros(1, 8))
+    p = kappa**0.5  # of rows and of columns, in one slot
+    spread = (8 * p**2 * (1 - p**2) + 56 * p * (1 - p) * p**2) ** 0.5 / 8  # of the mean count of the devices
+    for n in (1, 30, 1, 7) if backend == "reference" else (1, 256, 1, 7, 1000):
+        for now in (state, algorithm.init(array, torch.zeros(1, 8))):
+            before = content(now)
+            algorithm.step(array, now, Vectors(torch.ones(n, 8), torch.full((n, 1), -1.0)), lr)
+            off = (content(now) - before) / size - n * kappa
+            # A composite is written anew, and may miss by a step of its finest tile.
+            assert abs(off) < 4 * spread * n**0.5 + (what == "composite"), (n, off)
+
+
 @every_algorithm
 def test_convolutions_take_batches_of_any_size(algorithm):
     patches = Patches.of((4, 4), 1, (2, 2), (1, 1), (1, 1))
@@ -217,7 +288,8 @@ def test_telemetry_is_recounted(algorithm):
         counts = sorted(state["counts"][t].flatten().tolist())
         p, held = state["parameters"][t].double(), state["held"][t].double()
         at = (held - p[..., 3]) / (p[..., 2] - p[..., 3])
-        assert tile == pytest.approx({
+        assert {name: value for name, value in tile.items() if name != "unanswered"} == pytest.approx({
+            "pulses": sum(counts),
             "pulses_mean": sum(counts) / n,
             "pulses_p999": counts[math.ceil(0.999 * n) - 1],
             "pulses_max": counts[-1],
@@ -229,6 +301,7 @@ def test_telemetry_is_recounted(algorithm):
         }, rel=1e-6, abs=1.01 / n)  # fmt: skip
         assert sum(counts) == state["statistics"][t, 2]
     assert found["active_tile"] == algorithm.active_tile(state)
+    assert (found["updates"], found["vectors"]) == (5, sum(SIZES[:5]))
     assert sum(sum(state["counts"][t].flatten().tolist()) for t in range(len(shares))) > 0
 
 
@@ -360,6 +433,8 @@ WRONG = [
     (TikiTakaV1, {"transfer_pulses": PulseTrain(kind="none")}, "transfer_pulses.kind"),
     *[(TikiTakaV2, {name: 0}, name) for name in ("period", "columns", "fast_lr", "transfer_lr", "threshold")],
     (TikiTakaV2, {"auto_granularity": -1.0}, "auto_granularity"),
+    (TikiTakaV2, {"auto_period": -1.0}, "auto_period"),
+    (TikiTakaV2, {"auto_period": 1.0, "period": 2}, "period"),
     *[(TikiTakaV2, {"most_pulses": n}, "most_pulses") for n in (0, 1025)],
     *[(TikiTakaV2, {name: 1.5}, name) for name in ("momentum", "auto_momentum")],
     (TikiTakaV2, {"unit": "epochs"}, "unit"),
@@ -369,6 +444,7 @@ WRONG = [
     (TikiTakaV4, {"tail_weighting": 0}, "tail_weighting"),
     (TikiTakaV4, {"chop": 0.0}, "chop"),
     *[(MixedPrecision, {name: 0}, name) for name in ("period", "threshold", "most_pulses")],
+    *[(MixedPrecision, {name: 1}, name) for name in ("x_bins", "d_bins")],
     *[(Residual, {"tiles": n}, "tiles") for n in (1, 33)],
     *[
         (Residual, {name: 0}, name)

@@ -46,9 +46,55 @@ def test_the_order_of_the_paper():
 
 def test_the_order_of_the_processor_program():
     """Tile 0 into the active one with the period of tile 1, and nothing else before the chain begins."""
-    found = transfers("cpu", 16)
+    found = transfers("cpu", 20)
     assert found[:12] == [[], [(0, 3)], [], [(0, 3)], [], [(0, 2)], [], [(0, 2)], [], [(0, 1)], [], [(0, 1)]]
-    assert found[12:] == [[(0, 1)], [(0, 1), (1, 2)], [(0, 1)], [(0, 1), (1, 2), (2, 3)]]
+    assert found[12:16] == [[]] * 4  # the tile is its own source, and nothing moves until the next rise
+    assert found[16:] == [[(0, 1)], [(0, 1), (1, 2)], [(0, 1)], [(0, 1), (1, 2), (2, 3)]]
+
+
+def published(n: int, periods: tuple[int, ...], flags: list[bool]) -> list[list[tuple[int, int]]]:
+    """The processor program as it was published, line by line, with one vector a mini-batch."""
+    current, rounds, found = n - 1, 0, []
+    for u, flag in enumerate(flags, 1):
+        moved = []
+        if flag and current >= 0:
+            current -= 1
+            if current < 0:
+                rounds = 1
+        if rounds < 1 and current >= 0 and u % periods[1] == 0:
+            moved.append((0, current))
+        if rounds >= 1:
+            moved += [(j, min(j + 1, n - 1)) for j in range(n) if periods[j] > 0 and u % periods[j] == 0]
+        found.append([(a, b) for a, b in moved if a != b])  # a tile onto itself: the program returns at once
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_processor_program_is_that_of_its_lines(seed):
+    g = torch.Generator().manual_seed(seed)
+    flags = (torch.rand(60, generator=g) < 0.12).tolist()
+    algorithm = Residual(
+        order="cpu", tiles=4, periods=(2, 3, 7), warm_start=WarmStart(rule=SlowProgress(window=1, count=1))
+    )
+    array, found = array_of(), []
+    state = algorithm.init(array, torch.zeros(6, 4))
+    for flag in flags:
+        if flag:  # two equal values are a plateau
+            algorithm.observe(array, state, 1.0)
+            algorithm.observe(array, state, 1.0)
+        found.append(algorithm.due(state))
+        state["counters"][UPDATES] += 1
+    assert found == published(4, (2, 3, 7, 0), flags) and algorithm.active_tile(state) is None
+
+
+def test_without_a_warm_start_the_published_orders_are_one():
+    weights = []
+    for order in ("paper", "cpu", "cuda"):
+        algorithm = Residual(order=order, fast_lr=0.2, scale_fast_lr=False, transfer_lr=1.0, **CHAIN)
+        mean, state = fit(algorithm, soft(10), 0.1, 40)
+        weights.append(mean)
+        assert bool((state["counts"].sum((1, 2)) > 0).all())
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
 
 
 def test_the_order_of_the_graphics_program():
@@ -81,9 +127,9 @@ def test_source_and_period_of_a_warm_start_can_be_chosen():
 
 
 def test_the_first_target_of_a_warm_start_can_be_chosen():
-    found = transfers("cpu", 12, target=2)
-    assert found[:8] == [[], [(0, 2)], [], [(0, 2)], [], [(0, 1)], [], [(0, 1)]]
-    assert found[8:] == [[(0, 1)], [(0, 1), (1, 2)], [(0, 1)], [(0, 1), (1, 2), (2, 3)]]
+    found = transfers("cpu", 16, target=2)
+    assert found[:12] == [[], [(0, 2)], [], [(0, 2)], [], [(0, 1)], [], [(0, 1)], [], [], [], []]
+    assert found[12:] == [[(0, 1)], [(0, 1), (1, 2)], [(0, 1)], [(0, 1), (1, 2), (2, 3)]]
     assert transfers("cpu", 12, target=3) == transfers("cpu", 12)
 
 
@@ -155,7 +201,7 @@ def test_the_layers_of_a_network_decide_each_for_itself_or_together(signal):
         values, expected = values if signal == "pulses" else losses, []
         active, since, hits = 3, [], 0
         for value in values:
-            expected.append(max(active - hits, 0) or None)  # the next step moves on
+            expected.append(active - hits if active >= hits else None)  # the next step moves on
             since.append(value)
             if rule.hit(since, 0):
                 hits, since = hits + 1, []

@@ -189,6 +189,49 @@ def test_a_buffer_grows_by_rate_times_read_over_the_granularity():
         assert_close("buffer", state["buffer"], torch.full((6, 4), expected), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("fast_lr", "lr", "scaled"), [(0.05, 0.4, False), (0.5, 0.4, True), (0.1, 0.1, False)]
+)
+@pytest.mark.parametrize("auto", [False, True])
+def test_with_corrected_magnitudes_the_buffer_holds_the_step_of_plain_descent(fast_lr, lr, scaled, auto):
+    """``lr d x / (scale g)`` pulses, whatever the fast tile's rate; exact where the fast tile moves exactly."""
+    algorithm = TikiTakaV2(
+        fast_lr=fast_lr, scale_fast_lr=scaled, columns="all", threshold=1e5, correct_gradient_magnitudes=True,
+        auto_scale=auto, pulses=PulseTrain(length=1024, kind="deterministic", length_management=False),
+    )  # fmt: skip
+    if auto:
+        algorithm = algorithm.replace(fast_lr=0.25)
+    cell = PLAIN.replace(dw_min=1e-4)
+    array = array_of(cell, scale=2.0)
+    state = algorithm.init(array, torch.zeros(6, 4))
+    x, d = torch.tensor([[2.0, 1.0, 2.0, 1.0]]), torch.full((1, 6), 0.2)
+    for _ in range(2):  # the second time with means
+        before = state["buffer"].clone()
+        held = state["held"][0].clone()
+        algorithm.step(array, state, Vectors(x, d), lr)
+        moved = state["held"][0] - held
+        expected = -lr * 0.2 * x.expand(6, 4) / 2.0 / 1e-4 / 1e5
+        share = held / torch.where(moved != 0, moved, 1.0)  # what A held before is read, too
+        assert_close("buffer", (state["buffer"] - before) / (1 + share), expected, rtol=1e-3)
+
+
+def test_an_automatic_period_follows_states_and_width():
+    """200 states and 4 or 100 columns."""
+    cell = soft(200)
+    for columns, auto, expected in ((4, 0.1, 5), (4, 0.11, 6), (100, 0.1, 1), (100, 10.0, 20)):
+        algorithm, array = TikiTakaV2(auto_period=auto), array_of(cell, (2, columns))
+        assert algorithm.period_of(array) == expected
+        assert algorithm.schedule(array, 100, 8, 0.1)[0].columns_per_epoch == pytest.approx(100 / expected)
+    algorithm, array = TikiTakaV3(auto_period=0.1, auto_granularity=7.0), array_of(cell)
+    state, reads = algorithm.init(array, torch.zeros(6, 4)), []
+    for _ in range(10):
+        algorithm.step(array, state, Vectors(torch.ones(1, 4), torch.ones(1, 6)), 0.1)
+        reads.append(int(state["reads"][0]))
+    assert reads == [0] * 4 + [1] * 5 + [2]
+    size = cell.granularity * 7.0 / (4 * 5)
+    assert algorithm.buffer(array, state, 5, 0.1).gain == pytest.approx(0.1 / size)
+
+
 def test_with_auto_scale_the_average_vector_asks_for_its_share_of_a_train():
     """Whatever the scale of inputs, gradients and rate: kappa = fast_lr * length, here 0.4 * 5 = 2 pulses."""
     for factor, lr in ((1.0, 0.1), (1e-3, 7.0)):

@@ -282,11 +282,11 @@ def test_all_uses_of_a_layer_count_in_order():
     assert_close("weight", shared[0].weight, plain[0].weight, atol=1e-5)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_one_step_over_images_of_several_sizes(groups):
+@pytest.mark.parametrize(("groups", "analog_bias"), [(1, False), (2, False), (1, True)])
+def test_one_step_over_images_of_several_sizes(groups, analog_bias):
     torch.manual_seed(0)
     digital = nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=groups)
-    layer = aimc.convert(digital, EXACT)
+    layer = aimc.convert(digital, EXACT.replace(**{"mapping.analog_bias": analog_bias}))
     optimizer, reference = sgd(layer), torch.optim.SGD(digital.parameters(), lr=0.1)
     images = [torch.randn(2, 2, *s) for s in ((6, 9), (9, 5), (6, 9))]
     for net, opt in ((layer, optimizer), (digital, reference)):
@@ -294,6 +294,18 @@ def test_one_step_over_images_of_several_sizes(groups):
             net(x).square().mean().backward()
         opt.step()
     assert_close("weight", layer.weight, digital.weight, atol=1e-5)
+    assert_close("bias", layer.bias, digital.bias, atol=1e-5)
+
+
+def test_an_analog_bias_unfolds_nothing():
+    """One more channel waits with the input, not the patches of all channels."""
+    layer = aimc.convert(nn.Conv2d(6, 4, 5, padding=2), EXACT.replace(**{"mapping.analog_bias": True}))
+    x = torch.randn(3, 6, 9, 9)
+    layer(x).sum().backward()
+    vectors = layer.pending.take()
+    assert vectors.columns == 6 * 25 + 1 and vectors.count == 3 * 81
+    assert vectors.x.numel() == 3 * 7 * 13 * 13
+    assert_close("input of the bias", vectors.unfolded()[0][0, :, -1], torch.ones(3 * 81))
 
 
 def test_a_buffer_that_is_filled_again_does_not_change_the_recorded_input():
@@ -388,14 +400,106 @@ def test_a_noiseless_read_is_the_formula():
     assert_close("output", layer(x), expected + layer.bias, atol=1e-6)
 
 
-def test_the_range_of_a_convolution_is_an_images():
-    io = ArrayIO(dac=DAC(bits=4), adc=None, output_noise=0.0)
-    layer = aimc.convert(nn.Conv2d(2, 3, 3), EXACT.replace(forward=io), seed=0)
-    x = torch.randn(4, 2, 6, 6)
-    r = x.abs().amax((1, 2, 3), keepdim=True)
-    assert_close(
-        "output", layer(x), F.conv2d(quantised(x / r, 1.0, 7) * r, layer.weight, layer.bias), atol=1e-5
+def patches_of(x, **options):
+    """``[images, positions, C]``."""
+    return F.unfold(x, 3, **options).transpose(1, 2)
+
+
+def test_every_patch_of_a_convolution_has_its_own_range():
+    io = ArrayIO(dac=DAC(bits=4), adc=ADC(bits=5, bound=2.0), output_noise=0.0, bound_management=False)
+    cell = STEP.replace(w_max=1.0, w_min=-1.0)
+    layer = aimc.convert(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1), EXACT.replace(forward=io, cell=cell), seed=0
     )
+    x = torch.randn(4, 2, 7, 6)
+    x[1, :, :4, :4] = 0.0  # whole patches of zeros: they are not read
+    patches = patches_of(x, stride=2, padding=1)
+    r = patches.abs().amax(2, keepdim=True)
+    read = quantised(
+        quantised(torch.where(r > 0, patches / r, 0.0), 1.0, 7) @ layer.cells.held[0].t(), 2.0, 15
+    )
+    expected = (layer.scale * r * read).transpose(1, 2).reshape(4, 3, 4, 3) + layer.bias[:, None, None]
+    assert bool((r == 0).any())
+    assert_close("output", layer(x), expected, atol=1e-6)
+
+
+def test_every_position_of_an_output_gradient_has_its_own_range():
+    io = ArrayIO(dac=DAC(bits=4), adc=ADC(bits=5, bound=2.0), output_noise=0.0, bound_management=False)
+    cell = STEP.replace(w_max=1.0, w_min=-1.0)
+    layer = aimc.convert(nn.Conv2d(2, 3, 3), EXACT.replace(backward=io, cell=cell), seed=0)
+    x, d = torch.randn(4, 2, 6, 5, requires_grad=True), torch.randn(4, 3, 4, 3)
+    d[2, :, 1:] = 0.0
+    layer(x).backward(d)
+    vectors = d.flatten(2).transpose(1, 2)
+    r = vectors.abs().amax(2, keepdim=True)
+    read = quantised(quantised(torch.where(r > 0, vectors / r, 0.0), 1.0, 7) @ layer.cells.held[0], 2.0, 15)
+    expected = F.fold((layer.scale * r * read).transpose(1, 2), (6, 5), 3)
+    assert_close("input gradient", x.grad, expected, atol=1e-6)
+
+
+NOISY = ArrayIO(dac=DAC(bits=5), adc=ADC(bits=8, bound=4.0), output_noise=0.1)
+
+
+def test_a_convolution_is_the_linear_layer_of_its_patches_noise_included():
+    hardware = EXACT.replace(forward=NOISY, cell=STEP.replace(w_max=1.0, w_min=-1.0))
+    conv = nn.Conv2d(2, 3, 3)
+    linear = nn.Linear(18, 3)
+    linear.load_state_dict({"weight": conv.weight.flatten(1), "bias": conv.bias})
+    x = torch.randn(4, 2, 6, 6)
+    found = aimc.convert(conv, hardware, seed=0)(x).flatten(2).transpose(1, 2)
+    assert_close("output", found, aimc.convert(linear, hardware, seed=0)(patches_of(x)), atol=1e-5)
+
+
+def test_what_is_zero_is_not_read():
+    """No noise where no line is driven: zero vectors, patches and positions of a gradient."""
+    hardware = EXACT.replace(forward=NOISY, backward=NOISY)
+    for make, shape in (
+        (nn.Linear(4, 3, bias=False), (5, 4)),
+        (nn.Conv2d(1, 3, 3, bias=False), (2, 1, 8, 8)),
+    ):
+        layer = aimc.convert(make, hardware, seed=0)
+        x = torch.zeros(shape, requires_grad=True)
+        y = layer(x)
+        assert bool((y == 0).all())
+        d = torch.zeros_like(y)
+        d[0] = 1.0
+        y.backward(d)
+        assert x.grad is not None and bool((x.grad[1:] == 0).all()) and bool((x.grad[0] != 0).any())
+
+
+def exact_convolution(groups: int, analog_bias: bool):
+    """Sums that float32 holds exactly, so that no order of them matters."""
+    hardware = EXACT.replace(
+        forward=NOISY, backward=NOISY, tile=aimc.crossbar.TileSize(rows=9),
+        mapping=aimc.PulsedMapping(scale=1.0, analog_bias=analog_bias),
+    )  # fmt: skip
+    layer = aimc.convert(nn.Conv2d(4, 4, 3, padding=1, groups=groups), hardware, seed=0)
+    g = torch.Generator().manual_seed(0)
+    bias = torch.randint(-8, 9, (4,), generator=g) / 16 if analog_bias else None
+    layer.program(torch.randint(-8, 9, layer.weight.shape, generator=g) / 16, bias)
+    if not analog_bias:
+        nn.init.constant_(layer.bias, 0.5)
+    return layer, g
+
+
+@pytest.mark.parametrize(("groups", "analog_bias"), [(1, False), (1, True), (2, False)])
+def test_a_read_of_many_images_is_the_same_bits_in_parts(monkeypatch, groups, analog_bias):
+    found = []
+    for most in (1 << 22, 1, 8 * 5 * 36):
+        monkeypatch.setattr("aimc.nn.pulsed.conv._MOST_UNFOLDED", most)
+        layer, g = exact_convolution(groups, analog_bias)
+        x = torch.randint(-1, 2, (5, 4, 5, 4), generator=g).float().requires_grad_()
+        y = layer(x)
+        y.backward(torch.randint(-1, 2, y.shape, generator=g).float())
+        assert x.grad is not None
+        with torch.no_grad():
+            evaluated = layer.eval()(x)
+            found.append((y.detach(), x.grad, evaluated))
+            # The rest of the images goes on where the first ones ended.
+            layer.reads.evaluated = 0
+            assert torch.equal(torch.cat([layer(x[:2]), layer(x[2:])]), evaluated)
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
 
 
 def test_the_transposed_read_is_the_formula():
@@ -415,6 +519,7 @@ def test_the_transposed_read_is_the_formula():
 
 def test_output_noise_is_that_of_the_array_in_both_directions():
     io = ArrayIO(dac=None, adc=None, output_noise=0.06)
+    torch.manual_seed(0)
     layer = aimc.convert(nn.Linear(50, 40), EXACT.replace(forward=io, backward=io), seed=0)
     x = torch.full((400, 50), 2.0, requires_grad=True)
     y = layer(x)

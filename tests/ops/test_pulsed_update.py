@@ -92,12 +92,16 @@ def repeated(n: int, x: Tensor = TOP, d: Tensor = SIDE) -> Vectors:
 
 def convolution(
     images: int, groups: int, channels: int, rows: int, size: tuple[int, ...], kernel: tuple[int, ...],
-    stride: int = 1, dilation: int = 1, padding: int = 0, seed: int = 0,
+    stride: int = 1, dilation: int = 1, padding: int = 0, seed: int = 0, with_one: bool = False,
 ) -> Vectors:  # fmt: skip
     """Vectors of a convolution; ``channels`` and ``rows`` per group."""
     dims = len(size)
     x = padded(draws(images, groups * channels, *size, seed=seed), [padding] * 2 * dims)
-    patches = Patches.of(tuple(x.shape[2:]), channels, kernel, (stride,) * dims, (dilation,) * dims)
+    patches = Patches.of(tuple(x.shape[2:]), channels, kernel, (stride,) * dims, (dilation,) * dims, with_one)
+    if with_one:
+        x = torch.cat(
+            [0.1 * x, torch.ones(images, 1, *x.shape[2:])], 1
+        )  # the 1 is the largest input of a patch
     d = draws(images, groups * rows, len(patches.starts), seed=seed + 1)
     d[:, :, ::3] = 0
     return Vectors(x, d, groups, patches)
@@ -114,6 +118,8 @@ LAYERS = {
     "conv2d": lambda: convolution(2, 1, 3, 2, (4, 3), (3, 2), stride=2, padding=1),
     "conv2d depthwise": lambda: convolution(1, 3, 1, 1, (4, 4), (2, 3), dilation=1),
     "conv2d no images": lambda: convolution(0, 1, 2, 2, (4, 4), (2, 2)),
+    "conv1d with ones": lambda: convolution(2, 1, 1, 3, (9,), (1,), with_one=True),
+    "conv2d with ones": lambda: convolution(2, 1, 3, 2, (5, 4), (3, 2), stride=2, padding=1, with_one=True),
     "conv3d": lambda: convolution(1, 1, 2, 2, (3, 4, 3), (2, 1, 2), stride=2),
     "conv3d groups": lambda: convolution(1, 2, 1, 2, (3, 3, 2), (2, 2, 2), padding=0),
 }
@@ -401,12 +407,15 @@ def test_lines_do_not_see_what_others_fire():
     assert int(whole.counts[keep].sum()) > 0 and not bool(thin.counts[~keep].any())
 
 
-@pytest.mark.parametrize("layer", ["conv1d", "conv2d", "conv3d"])
+@pytest.mark.parametrize("layer", ["conv1d", "conv2d", "conv3d", "conv1d with ones", "conv2d with ones"])
 def test_a_convolution_is_the_linear_layer_of_its_patches(layer):
     vectors = LAYERS[layer]()
     x, d = vectors.unfolded()
     linear = Vectors(x[0].contiguous(), d[0].contiguous())
     assert_same(update(NOISY, vectors, STEP), update(NOISY, linear, STEP))
+    assert_close("gradient", vectors.gradient(), linear.gradient(), atol=1e-5)
+    if "ones" in layer:
+        assert bool((linear.x[:, -1] == 1).all()) and not bool((linear.x[:, :-1] == 1).any())
 
 
 @pytest.mark.parametrize("layer", ["conv1d", "conv2d", "conv3d groups"])

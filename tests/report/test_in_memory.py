@@ -1,6 +1,7 @@
 """Reports of training in memory show what the records hold."""
 
 import json
+import math
 import re
 
 import pytest
@@ -24,6 +25,43 @@ TILE = {
     "pulses_mean": 1.25, "pulses_p999": 8, "pulses_max": 9, "clipped": 0.25, "beyond_budget": 0.75, "saturated": 0.125,
     "share": 0.5, "reads": 77,
 }  # fmt: skip
+
+
+USED = TILE | {"pulses": 400, "unanswered": 0.25}
+LAYER = {
+    "active_tile": None, "updates": 4, "vectors": 80, "digital": {"kept": 6, "passing": 2, "products": 6},
+    "lost": 0.125, "waiting": None, "tiles": [USED, USED | {"reads": 3, "unanswered": None}],
+}  # fmt: skip
+
+
+def _newer_run(path, names=("fc",), **more):
+    """With what the records hold since they tell the budget: 20 samples an epoch."""
+    with Run(path, Schedule(), tensorboard=False) as run:
+        for epoch in (1, 2):
+            run.record(
+                "epoch", stage="analog", epoch=epoch, epochs=2, loss=1.0, accuracy=0.5, samples=20, validation=0.6,
+                test=0.7, lr=0.1, seconds=2.0, layers=dict.fromkeys(names, LAYER | more),
+            )  # fmt: skip
+    return load_run(path)
+
+
+def test_what_was_used_is_told_for_each_layer_and_a_sample(tmp_path):
+    """80 vectors, 800 pulses and 80 reads of 40 samples."""
+    *_, used = tables(_newer_run(tmp_path))
+    assert used.rows == (("fc", "20", "2", "12", "6", "2", "12.5", "-", "25.0/-"),)
+    *_, used = tables(_newer_run(tmp_path / "two", names=("a", "b")))
+    assert [row[0] for row in used.rows] == ["a", "b", "all layers"]
+    assert used.rows[2][1:6] == ("40", "4", "24", "12", "4")
+
+
+def test_devices_without_an_answer_have_a_panel(tmp_path, monkeypatch):
+    panels = _drawn(
+        monkeypatch, draw_telemetry, _newer_run(tmp_path / "a", active_tile=1), tmp_path / "x.png"
+    )
+    assert len(panels) == 6 and panels[5][1][0][1] == [1.0, 1.0]  # the one being filled comes last
+    lines = [values for _, values in panels[4][1]]
+    assert lines[0] == [25.0, 25.0] and lines[2] == [12.5, 12.5]
+    assert all(math.isnan(v) for v in lines[1])
 
 
 def _run(path, active=None, epochs=2, names=("fc",)):
@@ -154,6 +192,28 @@ def test_seeds_are_averaged_and_nothing_else():
     assert "| residual | 4 | 6 | 0.1 | 2 | 75.00 ± 7.07 | 75.00 ± 7.07 | 3 s |" in markdown_table(table)
 
 
+def test_what_the_runs_used_is_beside_their_accuracy():
+    """Means over the seeds; dashes where it is not known, and no such columns where it never is."""
+    used = {"pulses": 20.0, "reads": 4.0, "products": 12.0, "kept": 6, "passing": 2}
+    table = comparison_table([
+        _entry(budget=used), _entry(seed=1, budget=used | {"pulses": 30.0}), _entry("residual", budget=None),
+    ])  # fmt: skip
+    assert table.head[8:] == (
+        "pulses a sample", "column reads", "digital products", "digital numbers", "and within a step",
+    )  # fmt: skip
+    assert [row[8:] for row in table.rows] == [("25", "4", "12", "6", "2"), ("-",) * 5]
+    assert len(comparison_table(ENTRIES).head) == 8
+
+
+def test_accuracy_at_equal_pulses(tmp_path, monkeypatch):
+    curve = {"test": [0.1, 0.4], "pulses": [100, 300]}
+    entries = [_entry("digital", None, None, test=0.9), _entry(curve=curve), _entry("residual", curve=curve)]
+    panels = _drawn(monkeypatch, draw_comparison, entries, tmp_path / "x.png")
+    axes, lines = panels[1]
+    assert axes.get_title() == "at equal pulses" and dict(lines)["residual"] == pytest.approx([10.0, 40.0])
+    assert axes.lines[0].get_xdata().tolist() == [100, 300] and len(lines) == 2
+
+
 def test_the_figure_of_a_comparison(tmp_path, monkeypatch):
     panels = _drawn(monkeypatch, draw_comparison, ENTRIES, tmp_path / "x.png")
     assert [axes.get_title() for axes, _ in panels] == [
@@ -183,6 +243,7 @@ def test_the_figure_of_a_comparison(tmp_path, monkeypatch):
             r"runs\[0\].test must be a whole number or a number",
         ),
         (json.dumps({"runs": [ENTRIES[0] | {"curve": {}}]}), r"runs\[0\].curve.test is missing"),
+        (json.dumps({"runs": [ENTRIES[0] | {"budget": {}}]}), r"budgets\[0\].pulses is missing"),
         ('{"runs": []}', "has no finished run"),
         ("[" * 200000, "comparison.json is not readable"),
         ("{", "comparison.json is not readable"),

@@ -201,11 +201,11 @@ class PulsedLayer(nn.Module):
         cell, algorithm, mapping = hardware.cell, hardware.algorithm, hardware.mapping
         may_fail = mapping.overflow in ("grow", "error")
         before = {name: value.clone() for name, value in state.items()} if may_fail else {}
-        bound = min(cell.w_max, -cell.w_min) * algorithm.shares(array)[-1]
+        bound = algorithm.reach(array)
         largest = float(target.abs().max()) if target.numel() else 0.0
         first = scale = mapping.scale_of(self.shape[1], bound, largest)
         # Written values are exact up to rounding, or up to half a step where a cell has discrete levels.
-        probe = torch.full((1, 1), 0.3 * bound, device=target.device)
+        probe = torch.full((1, 1), 0.3 * cell.w_max, device=target.device)
         nominal = cell.replace(**{n: 0.0 for n in cell.field_names() if n.endswith("_dtod")})
         exact = torch.allclose(nominal.snap(probe, nominal.draw((1, 1), self.key, target.device)), probe)
         slack = 1e-4 * bound if exact else cell.granularity
@@ -320,6 +320,9 @@ class PulsedLayer(nn.Module):
     def _hold(self, state: State, analog_state: Tensor | None) -> None:
         """Take over the cells of a layer like this one, and its seed and counters."""
         own = self.cells.state
+        for name in self.hardware.algorithm.COUNTS:
+            if name in own and name not in state:
+                own[name].zero_()
         for name, value in state.items():
             if name in own:
                 own[name].copy_(value)
@@ -454,7 +457,7 @@ class PulsedLayer(nn.Module):
     def _odd_cells(self, saved: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Saved cells that cannot be this layer's: name, and why."""
         own = self.cells.state
-        odd = [n for n, v in own.items() if n not in saved or getattr(saved[n], "shape", None) != v.shape]
+        odd = [n for n, v in self._needed(saved) if getattr(saved.get(n), "shape", None) != v.shape]
         if odd:
             yield "cells", f"{', '.join(odd)} missing or of another shape"
         for name, value in saved.items():
@@ -473,6 +476,11 @@ class PulsedLayer(nn.Module):
             if not bool(torch.isfinite(composite.to(self.weight.dtype)).all()):
                 yield "cells.digital_scale", "brings cells.held to NaN or infinite weights"
 
+    def _needed(self, saved: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+        """The own cells that a saved state has to have: counts were added later."""
+        counts = self.hardware.algorithm.COUNTS
+        return [(n, v) for n, v in self.cells.state.items() if n in saved or n not in counts]
+
     @staticmethod
     def _saved_cells(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         start = prefix + "cells."
@@ -485,8 +493,7 @@ class PulsedLayer(nn.Module):
         if prefix + "analog_hardware" not in state:
             return bool(saved), []
         theirs = saved_hardware(state, prefix[:-1])
-        own = self.cells.state
-        fits = all(getattr(saved.get(n), "shape", None) == v.shape for n, v in own.items())
+        fits = all(getattr(saved.get(n), "shape", None) == v.shape for n, v in self._needed(saved))
         exact = bool(saved) and isinstance(theirs, PulsedHardware) and self._same_devices(theirs, fits)
         return exact, differences(theirs, self.hardware)
 

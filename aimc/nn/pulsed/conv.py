@@ -17,6 +17,8 @@ from aimc.ops.pulsed_update import Patches, Vectors, channels_last, padded
 from aimc.random import Key
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_MOST_UNFOLDED = 1 << 22
+"""Numbers of the patches that are laid out at a time where they are read through converters."""
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -26,14 +28,14 @@ class ConvForm:
     Args:
         layer: the digital convolution.
         padding: symmetric zero padding per dimension; any other is applied before.
-        analog_bias: the vectors have a last input that is 1.
+        analog_bias: the vectors have a last input that is 1, from a channel of ones.
     """
 
     def __init__(self, layer, padding: tuple[int, ...], analog_bias: bool):
         self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.groups, self.padding, self.analog_bias = layer.groups, padding, analog_bias
         self.channels = layer.in_channels // layer.groups
-        self._patches: dict[tuple[int, ...], Patches] = {}
+        self._patches: dict[tuple[tuple[int, ...], bool], Patches] = {}
         self._rest: dict[tuple[int, ...], list[int]] = {}
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -70,24 +72,25 @@ class ConvForm:
 
     def vectors(self, x: Tensor, d: Tensor) -> Vectors:
         amounts = [p for n in reversed(self.padding) for p in (n, n)]
-        return self._vectors(padded(x.detach().float(), amounts), d.float())
+        x = padded(x.detach().float(), amounts)
+        if self.analog_bias:
+            x = torch.cat([x, x.new_ones(len(x), 1, *x.shape[2:])], 1)
+        return self._vectors(x, d.float())
+
+    def _geometry(self, size: tuple[int, ...], with_one: bool = False) -> Patches:
+        """Of a padded input."""
+        patches = self._patches.get((size, with_one))
+        if patches is None:
+            patches = Patches.of(size, self.channels, self.kernel, self.stride, self.dilation, with_one)
+            self._patches[size, with_one] = patches
+        return patches
 
     def _vectors(self, x: Tensor, d: Tensor) -> Vectors:
-        size = tuple(x.shape[2:])
-        patches = self._patches.get(size)
-        if patches is None:
-            patches = Patches.of(size, self.channels, self.kernel, self.stride, self.dilation)
-            self._patches[size] = patches
+        patches = self._geometry(tuple(x.shape[2:]), self.analog_bias)
         d = d.flatten(2)
-        vectors = Vectors(x, d if channels_last(d) else d.contiguous(), self.groups, patches)
-        if self.analog_bias:
-            unfolded, gradients = vectors.unfolded()
-            vectors = Vectors(F.pad(unfolded[0], (0, 1), value=1.0), gradients[0].contiguous())
-        return vectors
+        return Vectors(x, d if channels_last(d) else d.contiguous(), self.groups, patches)
 
     def merged(self, parts: list[Vectors]) -> Vectors:
-        if self.analog_bias:
-            return Vectors(torch.cat([p.x for p in parts]), torch.cat([p.d for p in parts]))
         largest = tuple(max(sizes) for sizes in zip(*(p.x.shape[2:] for p in parts), strict=True))
         fitted = [self._enlarged(p, largest) for p in parts]
         return dataclasses.replace(
@@ -113,44 +116,53 @@ class ConvForm:
             for n, k, s, d in zip(size, self.kernel, self.stride, self.dilation, strict=True)
         )
 
-    # For reads through converters: [images, groups, channels, positions], see aimc.nn.pulsed.read.
+    # For reads through converters: [vectors, groups, columns, 1], see aimc.nn.pulsed.read.
+
+    def parts(self, x: Tensor) -> list[slice]:
+        each = self._positions(x) * self.groups * self.channels * math.prod(self.kernel)
+        images = max(_MOST_UNFOLDED // max(each, 1), 1)
+        return [slice(i, i + images) for i in range(0, len(x), images)] or [slice(0, 0)]
 
     def flat(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], self.groups, self.channels, math.prod(x.shape[2:]))
+        amounts = [p for n in reversed(self.padding) for p in (n, n)]
+        x = padded(x, amounts)
+        index = self._index(tuple(x.shape[2:]), x.device)
+        return x.flatten(1)[:, index].flatten(0, 1)[..., None]
 
-    def tile(self, part: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        image = part.reshape(part.shape[0], part.shape[1] * part.shape[2], *x.shape[2:])
-        filters = weight.reshape(weight.shape[0], part.shape[2], *self.kernel)
-        return self.product(image, filters, None).flatten(2)
+    def _index(self, size: tuple[int, ...], device: torch.device) -> Tensor:
+        """Where the inputs of every position lie in a padded image, ``[positions, groups, C]``."""
+        p = self._geometry(size)
+        group = torch.arange(self.groups) * p.group_stride
+        return (p.starts[:, None, None] + group[None, :, None] + p.offsets[None, None]).to(device)
+
+    def tile(self, part: Tensor, weight: Tensor) -> Tensor:
+        filters = weight.view(self.groups, len(weight) // self.groups, weight.shape[1])
+        found = torch.matmul(part[..., 0].transpose(0, 1), filters.transpose(1, 2))
+        return found.transpose(0, 1).flatten(1)[..., None]
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
-        size = [n + 2 * p for n, p in zip(x.shape[2:], self.padding, strict=True)]
-        return y.view(*y.shape[:2], *self._out(size))
+        y = y.view(len(x), self._positions(x), y.shape[1]).transpose(1, 2)
+        return y.reshape(*y.shape[:2], *self._out(self._padded_size(x)))
 
     def flat_gradient(self, grad: Tensor) -> Tensor:
-        return grad.reshape(
-            grad.shape[0], self.groups, grad.shape[1] // self.groups, math.prod(grad.shape[2:])
-        )
+        grouped = grad.flatten(2).unflatten(1, (self.groups, grad.shape[1] // self.groups))
+        return grouped.permute(0, 3, 1, 2).flatten(0, 1)[..., None]
+
+    def transposed(self, part: Tensor, matrix: Tensor) -> Tensor:
+        return torch.matmul(part[..., 0].transpose(0, 1), matrix).transpose(0, 1).flatten(1)[..., None]
+
+    def _padded_size(self, x: Tensor) -> list[int]:
+        return [n + 2 * p for n, p in zip(x.shape[2:], self.padding, strict=True)]
+
+    def _positions(self, x: Tensor) -> int:
+        return math.prod(self._out(self._padded_size(x)))
 
     def gathered(self, found: Tensor, x: Tensor) -> Tensor:
         """Add up what the transposed array gave for every input of every patch: the inverse of unfolding."""
-        images, channels, taps = x.shape[0], x.shape[1], math.prod(self.kernel)
-        size = [n + 2 * p for n, p in zip(x.shape[2:], self.padding, strict=True)]
-        columns = found.view(images, channels * taps, *self._out(size))
-        pick = torch.eye(taps, dtype=found.dtype, device=found.device).view(taps, 1, *self.kernel)
-        image = _TRANSPOSED[len(size)](
-            columns,
-            pick.repeat(channels, *(1,) * (len(size) + 1)),
-            None,
-            self.stride,
-            0,
-            0,
-            channels,
-            self.dilation,
-        )
-        # A stride may leave a rest on the far side that no patch has seen.
-        rest = [amount for n, m in zip(reversed(size), reversed(image.shape[2:])) for amount in (0, n - m)]
-        image = F.pad(image, rest)
+        size, images = self._padded_size(x), len(x)
+        index = self._index(tuple(size), found.device).flatten().expand(images, -1)
+        image = found.new_zeros(images, x.shape[1] * math.prod(size))
+        image = image.scatter_add_(1, index, found.reshape(index.shape)).view(images, x.shape[1], *size)
         for axis, (n, p) in enumerate(zip(x.shape[2:], self.padding, strict=True)):
             image = image.narrow(axis + 2, p, n)
         return image.contiguous()

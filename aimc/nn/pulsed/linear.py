@@ -41,12 +41,15 @@ class LinearForm:
     def merged(self, parts: list[Vectors]) -> Vectors:
         return Vectors(torch.cat([p.x for p in parts]), torch.cat([p.d for p in parts]))
 
-    # For reads through converters: [vectors, groups, channels, positions], see aimc.nn.pulsed.read.
+    # For reads through converters: [vectors, groups, columns, 1], see aimc.nn.pulsed.read.
+
+    def parts(self, x: Tensor) -> list[slice]:
+        return [slice(None)]
 
     def flat(self, x: Tensor) -> Tensor:
         return x.reshape(math.prod(x.shape[:-1]), 1, x.shape[-1], 1)
 
-    def tile(self, part: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def tile(self, part: Tensor, weight: Tensor) -> Tensor:
         return (part[:, 0, :, 0] @ weight.t())[:, :, None]
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
@@ -54,6 +57,9 @@ class LinearForm:
 
     def flat_gradient(self, grad: Tensor) -> Tensor:
         return grad.reshape(math.prod(grad.shape[:-1]), 1, grad.shape[-1], 1)
+
+    def transposed(self, part: Tensor, matrix: Tensor) -> Tensor:
+        return (matrix.transpose(1, 2) @ part).flatten(1, 2)
 
     def gathered(self, found: Tensor, x: Tensor) -> Tensor:
         return found.view(x.shape)

@@ -57,7 +57,7 @@ class Reads:
 
         def product(k: int, part: Tensor, one: Tensor | None) -> Tensor:
             a, b = rows[k]
-            y = form.tile(part, x, matrix[:, a:b])
+            y = form.tile(part, matrix[:, a:b])
             return y if one is None else y.addcmul_(one[:, None, None], bias[None, :, None])  # type: ignore[index]
 
         if layer.training:
@@ -65,34 +65,50 @@ class Reads:
             self.forwards += 1
         else:
             key, offset = self.key.fold("evaluation"), self.evaluated
-        flat = form.flat(x.contiguous())
-        offset = processes.rank() * flat.shape[0] if offset is None else offset
-        y = _read(
-            flat, self.layout.splits, product, matrix, layer.scale, io, key, offset, layer.backend, analog
-        )
+        x = x.contiguous()
+        images, outputs, seen = form.parts(x), [], 0
+        for part in images:
+            flat = form.flat(x[part])
+            offset = _first_vector(flat, x, part) if offset is None else offset
+            y = _read(flat, rows, product, matrix, layer.scale, io, key, offset + seen, layer.backend, analog)
+            seen += len(flat)
+            if bias is not None and not analog:
+                y += bias[None, :, None]
+            outputs.append(form.output(y, x[part]))
         if not layer.training:
-            self.evaluated += flat.shape[0]
-        if bias is not None and not analog:
-            y += bias[None, :, None]
-        return form.output(y, x)
+            self.evaluated += seen
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def backward(self, layer: PulsedLayer, grad: Tensor, x: Tensor, weight: Tensor, number: int) -> Tensor:
         """The gradient of the inputs, through the transposed array: outputs of at most a tile's columns at a time."""
         io = layer.hardware.backward
         assert io is not None
-        flat = layer.form.flat_gradient(grad.to(weight.dtype)).contiguous()
-        groups, rows = flat.shape[1], flat.shape[2]
-        matrix = weight.view(groups, rows, weight.shape[1:].numel())
+        form, groups = layer.form, self.layout.groups
+        matrix = weight.view(groups, len(weight) // groups, weight.shape[1:].numel())
 
         def product(k: int, part: Tensor, one: Tensor | None) -> Tensor:
             a, b = self.columns[k]
-            return (matrix[:, a:b].transpose(1, 2) @ part).flatten(1, 2)
+            return form.transposed(part, matrix[:, a:b])
 
         key = self.key.fold("backward").at(step=number % (1 << 32))
         columns = weight.new_empty(groups * matrix.shape[2], 0)
-        offset = processes.rank() * flat.shape[0]
-        y = _read(flat, self.columns, product, columns, layer.scale, io, key, offset, layer.backend)
-        return layer.form.gathered(y, x).to(x.dtype)
+        found, offset, seen = [], None, 0
+        for images in form.parts(x):
+            flat = form.flat_gradient(grad[images].to(weight.dtype)).contiguous()
+            offset = _first_vector(flat, x, images) if offset is None else offset
+            y = _read(
+                flat, self.columns, product, columns, layer.scale, io, key, offset + seen, layer.backend
+            )
+            seen += len(flat)
+            found.append(form.gathered(y, x[images]).to(x.dtype))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _first_vector(flat: Tensor, x: Tensor, part: slice) -> int:
+    """Number of this process's first vector, from those of some of its images; every process has as many."""
+    images = len(x[part])
+    count = len(flat) if images == len(x) else len(flat) // images * len(x)
+    return processes.rank() * count
 
 
 def _read(
@@ -107,11 +123,11 @@ def _read(
     backend: str,
     with_one: bool = False,
 ) -> Tensor:
-    """All tiles of one direction, added up: ``[vectors, outputs, positions]``.
+    """All tiles of one direction, added up: ``[vectors, outputs, 1]``.
 
     Args:
-        x: ``[vectors, groups, channels, positions]``, contiguous.
-        splits: channels of each tile.
+        x: ``[vectors, groups, lines, 1]``, contiguous.
+        splits: lines of each tile.
         product: of tile k, its converted inputs, and for an analog bias the converted 1 of each vector.
         outputs: anything with as many rows as there are outputs, for type and device.
         scale: the digital scale; ``product`` is in units of the weight.
@@ -129,9 +145,12 @@ def _read(
         ranges = part.abs().amax((1, 2, 3)) if part.numel() else part.new_ones(part.shape[0])
         if last:
             ranges = ranges.clamp_min(1.0)
-        ranges = torch.where(ranges > 0, ranges, 1)  # a vector of zeros has no range of its own
+        empty: Tensor = ranges <= 0  # nothing is sent, and nothing is read
+        ranges = torch.where(empty, 1, ranges)
 
-        def read(part: Tensor, ranges: Tensor, key: Key, k: int = k, last: bool = last):
+        def read(
+            part: Tensor, ranges: Tensor, key: Key, k: int = k, last: bool = last
+        ) -> tuple[Tensor, Tensor | None, int]:
             one = part.new_ones(part.shape[0], 1, 1, 1) if last else None
             if io.dac is not None:
                 part = _converted(part, ranges, io.dac.half, backend)
@@ -153,6 +172,8 @@ def _read(
                 part[vectors], ranges[vectors] * 2.0**halving, tile_key.fold("halved", halving)
             )
             y[vectors] = again
+        if bool(empty.any()):
+            y[empty] = 0
         total = y if total is None else total.add_(y)
     assert total is not None
     return total

@@ -41,24 +41,32 @@ class Form(Protocol):
 
     # For reads through converters, see aimc.nn.pulsed.read.
 
-    def flat(self, x: Tensor) -> Tensor:
-        """Inputs as ``[vectors, groups, channels, positions]``; an image is one vector."""
+    def parts(self, x: Tensor) -> list[slice]:
+        """Along the first dimension of ``x``, what is laid out as vectors at a time, so that memory stays bounded."""
         ...
 
-    def tile(self, part: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The product of some channels of ``x`` with their columns: ``[vectors, outputs, positions]``."""
+    def flat(self, x: Tensor) -> Tensor:
+        """Inputs as ``[vectors, groups, columns, 1]``; of a convolution every output position of every image."""
+        ...
+
+    def tile(self, part: Tensor, weight: Tensor) -> Tensor:
+        """The product of some columns of such inputs with theirs of the matrix: ``[vectors, outputs, 1]``."""
         ...
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
-        """``[vectors, outputs, positions]`` in the shape of the layer's output."""
+        """``[vectors, outputs, 1]`` in the shape of the layer's output for ``x``."""
         ...
 
     def flat_gradient(self, grad: Tensor) -> Tensor:
-        """Output gradients as ``[vectors, groups, outputs of a group, positions]``."""
+        """Output gradients as ``[vectors, groups, outputs of a group, 1]``."""
+        ...
+
+    def transposed(self, part: Tensor, matrix: Tensor) -> Tensor:
+        """Such gradients through a matrix ``[groups, outputs, columns]``: ``[vectors, groups * columns, 1]``."""
         ...
 
     def gathered(self, found: Tensor, x: Tensor) -> Tensor:
-        """What the transposed array gave, ``[vectors, groups * columns, positions]``, added up in the shape of x."""
+        """What the transposed array gave, ``[vectors, groups * columns, 1]``, added up in the shape of x."""
         ...
 
 

@@ -30,6 +30,7 @@ class Patches:
         group_stride: elements between the first channels of two groups.
         stride, dilation: of the convolution.
         kernel: spatial size of the filter.
+        with_one: the input has a last channel of ones, and every patch a last input there: that of an analog bias.
     """
 
     starts: Tensor
@@ -38,6 +39,7 @@ class Patches:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     kernel: tuple[int, ...]
+    with_one: bool = False
 
     @classmethod
     def of(
@@ -47,8 +49,14 @@ class Patches:
         kernel: tuple[int, ...],
         stride: tuple[int, ...],
         dilation: tuple[int, ...],
+        with_one: bool = False,
     ) -> Patches:
-        """Of an input with spatial ``size`` (padding included) and ``channels`` per group."""
+        """Of an input with spatial ``size`` (padding included) and ``channels`` per group, the one of ones not counted.
+
+        Example:
+            >>> Patches.of((3,), 2, (2,), (1,), (1,), with_one=True).offsets
+            tensor([0, 1, 3, 4, 6])
+        """
         strides = [math.prod(size[i + 1 :]) for i in range(len(size))]
         out = [
             (n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
@@ -65,7 +73,9 @@ class Patches:
         offsets = grid(
             (channels, *kernel), (plane, *(d * st for d, st in zip(dilation, strides, strict=True)))
         )
-        return cls(starts, offsets, channels * plane, stride, dilation, kernel)
+        if with_one:
+            offsets = torch.cat([offsets, torch.tensor([channels * plane])])
+        return cls(starts, offsets, (channels + with_one) * plane, stride, dilation, kernel, with_one)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +152,11 @@ class Vectors:
             starts = np.arange(count) * columns  # one image, of which each vector is a position
             return x, 0, starts, _range(columns), columns, 0, 0, 1, d, 0, 1, rows, 1, count
         images, rows, positions = self.d.shape
+        # The channel of ones has a single input in a patch, so that all inputs are looked at one by one.
+        taps = len(p.offsets) if p.with_one else math.prod(p.kernel)
         steps = (positions, 1) if self.d.is_contiguous() else (1, rows)
         return (
-            x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), math.prod(p.kernel),
+            x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), taps,
             math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, *steps, images,
             positions,
         )  # fmt: skip
@@ -158,12 +170,15 @@ class Vectors:
             (n - d * (k - 1) - 1) // s + 1
             for n, k, s, d in zip(self.x.shape[2:], p.kernel, p.stride, p.dilation, strict=True)
         ]
-        filters = self.x.new_empty(self.rows, self.x.shape[1] // self.groups, *p.kernel)
+        x = self.x[:, :-1] if p.with_one else self.x
+        filters = x.new_empty(self.rows, x.shape[1] // self.groups, *p.kernel)
         grad = torch.ops.aten.convolution_backward(
-            self.d.view(self.d.shape[0], self.rows, *out), self.x, filters, None, p.stride, [0] * dims, p.dilation,
+            self.d.view(self.d.shape[0], self.rows, *out), x, filters, None, p.stride, [0] * dims, p.dilation,
             False, [0] * dims, self.groups, [False, True, False],
         )[1]  # fmt: skip
         grad = grad.reshape(self.rows, -1)
+        if p.with_one:
+            grad = torch.cat([grad, self.d.sum((0, 2))[:, None]], 1)
         return grad if columns is None else grad[:, columns]
 
     def unfolded(self) -> tuple[Tensor, Tensor]:
