@@ -109,6 +109,12 @@ class PulsedOptimizer(torch.optim.Optimizer):
             lr = float(group["lr"])
             if not (lr >= 0 and math.isfinite(lr)):
                 raise AimcError(f"must not be negative, got {lr}", layer=layer.name, field="lr")
+            if not max(lr, lr / layer.scale) <= torch.finfo(torch.float32).max:
+                raise AimcError(
+                    f"{lr:g}, or {lr / layer.scale:.2g} in units of the cells, is beyond float32",
+                    layer=layer.name,
+                    field="lr",
+                )
             if layer.hardware.algorithm.fixed_rates() and self._rates.setdefault(layer, lr) not in (lr, None):
                 self._rates[layer] = None
                 missed.append(layer)

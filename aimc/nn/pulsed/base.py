@@ -159,7 +159,10 @@ class PulsedLayer(nn.Module):
             assert bias is not None
             matrix = torch.cat([matrix, bias.detach().float()[:, None]], 1)
         if not bool(torch.isfinite(matrix).all()):
-            raise AimcError("the weights hold NaN or infinite values", layer=self.name, shape=weight.shape)
+            raise AimcError(
+                "the weights hold NaN or infinite values, which cells cannot; write finite ones",
+                layer=self.name, shape=weight.shape,
+            )  # fmt: skip
         return matrix
 
     @torch.no_grad()
