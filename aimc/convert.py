@@ -263,7 +263,13 @@ def convert(
 
 
 def _refuse_rubbish(module: nn.Module, name: str) -> None:
-    """Raise where a parameter that goes onto tiles or into cells is no number."""
+    """Raise where a parameter that goes onto tiles or into cells is no number, or a kernel is empty."""
+    if isinstance(module, nn.modules.conv._ConvNd) and 0 in module.weight.shape:
+        raise AimcError(
+            f"a {type(module).__name__} with a weight of {list(module.weight.shape)} has nothing that a tile or a "
+            "cell could hold; take the layer out, or leave it digital with digital=(...)",
+            layer=name or type(module).__name__,
+        )
     for field, parameter in module.named_parameters():
         if not parameter.is_meta and not bool(torch.isfinite(parameter.detach()).all()):
             raise AimcError(

@@ -388,6 +388,8 @@ class AnalogLayer(nn.Module):
             values = self.present_range()
             assert values is not None
             return torch.where(values > 0, values, 1).unsqueeze(1)  # for zeros any range will do
+        if unset and x.numel() == 0:
+            return torch.ones_like(values).unsqueeze(1)
         if unset:
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "
