@@ -282,8 +282,8 @@ class PulsedLayer(nn.Module):
 
         Costs one look at every weight; what is equal again counts as not written.
         """
-        if not isinstance(self.weight, CellWeight):  # somebody else's for a while; forward passes refuse it
-            return False
+        if not isinstance(self._parameters["weight"], CellWeight):
+            return False  # somebody else's for a while; forward passes refuse it
         for held, own, shown in zip(self._held(), self._own, self._shown):
             here = held.detach()
             if here.shape != own.shape or here.dtype != own.dtype or here.device != own.device:
