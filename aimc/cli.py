@@ -415,7 +415,7 @@ def _demo_in_situ(asked: argparse.Namespace, overrides: list[tuple[str, str]]) -
 
 
 def _carry_out(wanted: Sequence[Case], output: str, data: str | None, jobs: int, progress: Progress) -> int:
-    """Compare, show and say what was written; 1 where a run failed."""
+    """Compare, show and say what was written; 1 where a run failed or is not finished."""
     from aimc.recipes.compare import compare
     from aimc.report import comparison_table, show_table
 
@@ -423,8 +423,10 @@ def _carry_out(wanted: Sequence[Case], output: str, data: str | None, jobs: int,
     show_table(comparison_table(found["runs"]))
     for name, error in found["failed"].items():
         print(f"failed: {name}: {error}")
+    for name, said in found["busy"].items():
+        print(f"left to another process: {name}: {said}")
     print(f"written: {output}/ with comparison.png, comparison.json and a directory for each run")
-    return 1 if found["failed"] else 0
+    return 1 if found["failed"] or found["busy"] else 0
 
 
 def _written(folder: str) -> list[str]:

@@ -158,7 +158,7 @@ def convert(
 
     Raises:
         AimcError: names every parameter of a matrix product that would stay digital; or nothing is left to convert; or
-            a weight that is to train in memory is shared by two modules.
+            a weight that is to train in memory is shared by two modules; or a parameter is not finite.
 
     Example:
         >>> from aimc import presets
@@ -201,11 +201,14 @@ def convert(
             "aimc.to_digital(net)",
             field="net",
         )
+    chosen = {row.name for row in rows if row.where == "analog"}
+    for name, module in net.named_modules():
+        if name in chosen:
+            _refuse_rubbish(module, name)
     if seed is None:
         seed = processes.agreed(int(torch.randint(0, 2**63 - 1, ())))
     if not inplace:
         net = copy.deepcopy(net)
-    chosen = {row.name for row in rows if row.where == "analog"}
     first_name = {module: name for name, module in net.named_modules()}  # a shared module has several names
     if isinstance(hardware, PulsedHardware):
         handed = [(m, find_handler(m, type(hardware))) for m, name in first_name.items() if name in chosen]
@@ -257,6 +260,23 @@ def convert(
         _run(net, example)
         _refuse_products(net)
     return net
+
+
+def _refuse_rubbish(module: nn.Module, name: str) -> None:
+    """Raise where a parameter that goes onto tiles or into cells is no number, or a kernel is empty."""
+    if isinstance(module, nn.modules.conv._ConvNd) and 0 in module.weight.shape:
+        raise AimcError(
+            f"a {type(module).__name__} with a weight of {list(module.weight.shape)} has nothing that a tile or a "
+            "cell could hold; take the layer out, or leave it digital with digital=(...)",
+            layer=name or type(module).__name__,
+        )
+    for field, parameter in module.named_parameters():
+        if not parameter.is_meta and not bool(torch.isfinite(parameter.detach()).all()):
+            raise AimcError(
+                "holds NaN or infinite values, which no cell can hold; load or initialise finite ones before "
+                "aimc.convert, or leave the layer digital with digital=(...)",
+                layer=name or type(module).__name__, field=field, shape=parameter.shape,
+            )  # fmt: skip
 
 
 # Products beside the tiles ------------------------------------------------------------------------------------------

@@ -65,6 +65,15 @@ class AimcError(ValueError):
         return _rebuild, (type(self), self.message, self.layer, self.field, self.shape)
 
 
+class BusyError(AimcError):
+    """Another process is at work where one wants to write; it is left alone.
+
+    Example:
+        >>> isinstance(BusyError("process 12 is at work in runs/a"), AimcError)
+        True
+    """
+
+
 def _rebuild(cls, message, layer, field, shape):
     return cls(message, layer=layer, field=field, shape=shape)
 

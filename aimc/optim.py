@@ -96,7 +96,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
         """One step of all parameters.
 
         Raises:
-            AimcError: a pending input or gradient is not finite or was changed; nothing has been written then.
+            AimcError: a pending input or gradient is not finite or was changed, or a weight was written directly;
+                nothing has been written then.
         """
         loss = None
         if closure is not None:
@@ -108,6 +109,12 @@ class PulsedOptimizer(torch.optim.Optimizer):
             lr = float(group["lr"])
             if not (lr >= 0 and math.isfinite(lr)):
                 raise AimcError(f"must not be negative, got {lr}", layer=layer.name, field="lr")
+            if not max(lr, lr / layer.scale) <= torch.finfo(torch.float32).max:
+                raise AimcError(
+                    f"{lr:g}, or {lr / layer.scale:.2g} in units of the cells, is beyond float32",
+                    layer=layer.name,
+                    field="lr",
+                )
             if layer.hardware.algorithm.fixed_rates() and self._rates.setdefault(layer, lr) not in (lr, None):
                 self._rates[layer] = None
                 missed.append(layer)
@@ -124,16 +131,30 @@ class PulsedOptimizer(torch.optim.Optimizer):
             self._warn_of_fixed_rates(missed)
         self._step_digital()
         for layer, lr, maximize in work:
-            layer.step(lr, maximize)
+            layer.pulse(lr, maximize)
         for layer in idle:
             layer.rest()
         return loss
 
     def agree(self) -> None:
-        """Give cells of process 0 to all processes, where any may differ. Every process has to call it."""
+        """Give cells of process 0 to all processes, where any may differ. Every process has to call it.
+
+        Raises:
+            AimcError: a weight was written directly, in every process.
+        """
         if processes.count() == 1:
+            for layer in self._layers:
+                layer.refuse_edits()
             return
-        doubts = processes.largest(torch.tensor([float(not layer._agreed) for layer in self._layers]))
+        # What is written in another process than the first goes with its cells, where these are given up anyway.
+        found = [
+            (float(not m._agreed), float((m._agreed or processes.rank() == 0) and m.edited()))
+            for m in self._layers
+        ]
+        doubts, edits = processes.largest(torch.tensor(found)).unbind(1)
+        for layer, edited in zip(self._layers, edits.tolist()):
+            if edited:
+                layer.refuse_edits(elsewhere=True)
         doubtful = [layer for layer, doubt in zip(self._layers, doubts.tolist()) if doubt]
         stale = [layer.name for layer in doubtful if layer.agree() and layer.pending]
         if stale:

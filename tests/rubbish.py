@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import math
 import random
 import shutil
 import signal
+import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -249,6 +252,91 @@ def try_chip(seed: int, net: nn.Module, file: Path) -> bool:
             require(same, f"a spoilt chip was taken, seed {seed}")
 
         return accepted(f"chip, seed {seed}", attempt)
+
+
+def data_files(folder: Path) -> list[Path]:
+    """A data set of ten images as npz, parquet and IDX files, each in a folder of its own."""
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (10, 28, 28), dtype=np.uint8), np.arange(10)
+    encoded = []
+    for image in x:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "png")
+        encoded.append({"bytes": buffer.getvalue(), "path": None})
+    places = {kind: folder / kind / "mnist" for kind in ("npz", "parquet", "idx")}
+    for place in places.values():
+        place.mkdir(parents=True)
+    np.savez(places["npz"] / "test.npz", x=x, y=y)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": encoded, "label": y}), places["parquet"] / "test-00000-of-00001.parquet"
+    )
+    for name, head, body in (
+        ("t10k-images-idx3-ubyte", struct.pack(">4I", 2051, 10, 28, 28), x),
+        ("t10k-labels-idx1-ubyte", struct.pack(">2I", 2049, 10), y.astype(np.uint8)),
+    ):
+        (places["idx"] / name).write_bytes(head + body.tobytes())
+    return sorted(p for place in places.values() for p in place.iterdir())
+
+
+def try_data(seed: int, file: Path) -> bool:
+    """A file of a data set, spoilt: refused by its name, or read as images with labels."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "mnist"
+        shutil.copytree(file.parent, place)
+        (place / file.name).write_bytes(spoilt_bytes(rng, file.read_bytes()))
+
+        def attempt() -> None:
+            try:
+                data = aimc.data.load("mnist", "test", root=folder)
+            except AimcError as error:
+                require(file.name in str(error), f"{error} does not name {file.name}, seed {seed}")
+                raise
+            require(
+                data.inputs.shape[1:] == (1, 28, 28) and len(data.inputs) == len(data.targets) > 0,
+                f"{list(data.inputs.shape)} images and {list(data.targets.shape)} labels of {file.name}, seed {seed}",
+            )
+            require(bool(torch.isfinite(data.inputs).all()), f"pixels of {file.name}, seed {seed}")
+            require(
+                bool(((data.targets >= 0) & (data.targets < 10)).all()), f"labels of {file.name}, seed {seed}"
+            )
+
+        return accepted(f"{file.name} of data, seed {seed}", attempt)
+
+
+def saved_result(folder: Path, net: nn.Module) -> Path:
+    """The file of an evaluation over time."""
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    metric = lambda net: float(net(x).detach().mean())
+    result = aimc.evaluate_over_time(net, metric, times=("1h", "1y"), chips=3, seed=0)
+    result.save(folder / "result.json")
+    return folder / "result.json"
+
+
+def try_result(seed: int, file: Path) -> bool:
+    """A saved result, spoilt: refused by its name, or it is shown and comes back from another file as it is."""
+    rng = random.Random(seed)
+    data = file.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "spoilt.json"
+        place.write_bytes(spoilt_json(rng, data) if rng.random() < 0.6 else spoilt_bytes(rng, data))
+
+        def attempt() -> None:
+            try:
+                result = aimc.DriftResult.load(place)
+            except AimcError as error:
+                require("spoilt.json" in str(error), f"{error} does not name the file, seed {seed}")
+                raise
+            require(len(str(result)) > 10, f"nothing is shown of a result, seed {seed}")
+            result.save(Path(folder) / "again.json")
+            again = aimc.DriftResult.load(Path(folder) / "again.json")
+            require(str(again) == str(result), f"a result changes on its way through a file, seed {seed}")
+
+        return accepted(f"a result, seed {seed}", attempt)
 
 
 # States ---------------------------------------------------------------------------------------------------------------

@@ -245,6 +245,11 @@ def unequally_started(
             found[name] = stepped(net, optimizer, part)
         said += [f"{name}: {w.message}" for w in caught]
     found["warnings"] = {line: torch.zeros(()) for line in said}
+    net = unequal(rank)
+    optimizer = aimc.optim.wrap(sgd(net), net)
+    if rank == 1:
+        net[3].weight.data.add_(1.0)
+    found["edited in one"] = {refused(lambda: stepped(net, optimizer, part)): torch.zeros(())}
     net = aimc.convert(nn.Linear(2, 2), aimc.presets.reram(states=10 + rank))
     try:
         aimc.optim.wrap(sgd(net), net)
@@ -332,6 +337,13 @@ def test_cells_that_start_differently_become_those_of_the_first_process(ranks, h
 def test_gradients_of_cells_that_were_replaced_are_spoken_of_where_they_were_made(ranks):
     said = [[m for m in rank["unequal"]["warnings"] if "not those of process 0" in m] for rank in ranks]
     assert not said[0] and [m.split(":")[0] for m in said[1]] == ["written in one", "loaded in one"]
+
+
+def test_a_weight_written_past_the_cells_of_one_process_is_refused_in_every_process(ranks):
+    for rank in ranks:
+        assert "layer '3', field 'weight': the weight was written" in next(
+            iter(rank["unequal"]["edited in one"])
+        )
 
 
 def test_cells_of_other_hardware_are_refused_in_every_process(ranks):

@@ -39,6 +39,21 @@ def test_checkpoints_and_chips(runs, tmp_path):
         rubbish.try_chip(seed, net, chip)
 
 
+def test_data_sets(tmp_path):
+    files = rubbish.data_files(tmp_path)
+    assert len(files) == 4
+    taken = [rubbish.try_data(seed, files[seed % 4]) for seed in range(160)]
+    assert any(taken) and not all(taken)
+
+
+def test_results(tmp_path):
+    net, _ = rubbish.programmed(tmp_path)
+    aimc.calibrate(net, [torch.randn(32, 6)])
+    file = rubbish.saved_result(tmp_path, net)
+    taken = [rubbish.try_result(seed, file) for seed in range(150)]
+    assert any(taken) and not all(taken)
+
+
 @pytest.mark.parametrize("start", range(0, 100, 25))
 def test_states(start):
     taken = [rubbish.try_state(seed) for seed in range(start, start + 25)]
@@ -110,5 +125,5 @@ def test_a_short_soak():
         [sys.executable, str(ROOT / "tools" / "soak.py"), *words], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 kills survived" in done.stdout and "6 bad inputs tried" in done.stdout
+    assert "4 kills survived" in done.stdout and "8 bad inputs tried" in done.stdout
     assert "0 wrong" in done.stdout and "\n0 bytes differ" in done.stdout

@@ -5,7 +5,9 @@ Prints kills survived, bad inputs tried, seeds compared and bytes differing, and
 - runs of both halves, one of every algorithm, are killed with SIGKILL at random moments and in the middle of
   checkpoints, gone on with, and compared to the bit with a run left alone;
 - configurations, files and layers of :mod:`tests.rubbish` are tried, as many as the time allows;
-- runs of the same seed are made on one core and on all of them, and compared to the bit.
+- runs of the same seed are made on one core and on all of them, in memory with one thread and with two and by the
+  compiled and the plain body as well, and trainings of both halves on data of this process and of worker processes; all
+  are compared to the bit.
 """
 
 from __future__ import annotations
@@ -30,12 +32,15 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+import aimc  # noqa: E402
+from aimc import presets  # noqa: E402
 from aimc.algorithms import ALGORITHMS  # noqa: E402
 from aimc.config import Config  # noqa: E402
 from aimc.files import read_records  # noqa: E402
 from aimc.recipes import MLP, RECIPES, hwa, in_memory, run_experiment  # noqa: E402
 from aimc.train import Progress, fit, fit_in_memory, load_checkpoint  # noqa: E402
 from tests import rubbish  # noqa: E402
+from tests.train.test_loader_workers import Drawn, trained  # noqa: E402
 
 SMALL = {
     "dataset.train_images": 160, "dataset.validation_images": 20, "dataset.test_images": 20,
@@ -145,6 +150,7 @@ class Count:
     accepted: int = 0
     refused: int = 0
     seeds: int = 0
+    ways: dict[str, int] = dataclasses.field(default_factory=dict)
     bytes: int = 0
     wrong: list[str] = dataclasses.field(default_factory=list)
 
@@ -208,6 +214,9 @@ def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, mos
     """Try rubbish of every kind in turn until the time is up, or so many of each."""
     runs = rubbish.finished_runs(folder)
     net, chip = rubbish.programmed(folder)
+    files = rubbish.data_files(folder / "data")
+    aimc.calibrate(net, [torch.randn(32, 6)])
+    result = rubbish.saved_result(folder, net)
     checkpoints = [file for run in runs for file in sorted((run / "checkpoints").iterdir())]
     kinds: list[Callable[[int], bool]] = [
         rubbish.try_configuration,
@@ -216,6 +225,8 @@ def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, mos
         lambda seed: rubbish.try_checkpoint(seed, checkpoints[seed % len(checkpoints)]),
         lambda seed: rubbish.try_chip(seed, net, chip),
         lambda seed: rubbish.try_run_directory(seed, runs[seed % len(runs)]),
+        lambda seed: rubbish.try_data(seed, files[seed % len(files)]),
+        lambda seed: rubbish.try_result(seed, result),
     ]
     tried = 0
     while time.perf_counter() < until and (most is None or tried < most):
@@ -231,20 +242,46 @@ def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, mos
 
 
 def seeds(count: Count, until: float, rng: random.Random, folder: Path, most: int | None = None) -> None:
-    """Make every run twice with one seed: on one core, and on all, where chips are evaluated side by side."""
-    kinds = list(experiments().items())
+    """Make every run twice with one seed, in two ways that have to come to the same."""
+    kinds = [(way, config) for config in experiments().values() for way in ways(config)]
+    kinds += [("loader workers", hardware) for hardware in (presets.pcm(), presets.reram(20, io="noisy"))]
+    rng.shuffle(kinds)
     while time.perf_counter() < until and (most is None or count.seeds < most):
-        name, config = kinds[count.seeds % len(kinds)]
+        way, config = kinds[count.seeds % len(kinds)]
         seed = rng.randrange(1 << 31)
         found = []
-        for core in (min(os.sched_getaffinity(0)), None):
-            place = folder / f"seed {seed} {core}"
-            other = config.replace(seed=seed)
+        for second in (False, True):
+            if way == "loader workers":
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of weights beyond what devices hold
+                    state = trained(config, 2 * second, Drawn(), seed)
+                found.append({n: t.reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in state.items()})
+                continue
+            place = folder / f"seed {seed} {second}"
+            other = config.replace(seed=seed, **ways(config)[way][second])
+            core = min(os.sched_getaffinity(0)) if way == "cores" and not second else None
             finish(child(lambda c=other, p=place: train(c, p), core))
             found.append(contents(place))
             shutil.rmtree(place)
-        count.bytes += differing(*found)
+        differ = differing(*found)
+        if differ:
+            count.wrong.append(f"{differ} bytes differ between {way}, seed {seed}, of {config}")
+        count.bytes += differ
         count.seeds += 1
+        count.ways[way] = count.ways.get(way, 0) + 1
+
+
+def ways(config: Config) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs of settings that change nothing: on one core and on all of them, where chips are evaluated side by side,
+    and others. Torch's own sums, of which a hardware-aware network has many, are other ones with other threads."""
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"cores": ({}, {})}
+    if isinstance(config, in_memory.InSituExperiment):
+        found["threads"] = {"threads": 1}, {"threads": 2}
+        # Reads through converters round a sum to one level or the next; the plain body is slow.
+        small = {"hardware.forward": None, "hardware.backward": None, "hardware.transfer": None, "epochs": 1,
+                 "dataset.train_images": 40}  # fmt: skip
+        found["backends"] = {"backend": "cpu", **small}, {"backend": "reference", **small}
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -271,7 +308,8 @@ def main(argv: list[str] | None = None) -> int:
               f"in {count.ended} runs that ended", flush=True)  # fmt: skip
         left = max(0.0, 60 * asked.minutes - (time.perf_counter() - began))
         seeds(count, time.perf_counter() + 0.4 * left, rng, folder, asked.most)
-        print(f"{count.seeds} seeds compared between one core and {os.cpu_count()}", flush=True)
+        among = ", ".join(f"{n} {way}" for way, n in sorted(count.ways.items()))
+        print(f"{count.seeds} seeds compared: {among or 'none'}", flush=True)
         bad_inputs(count, began + 60 * asked.minutes, rng, folder, asked.most)
     tried = count.accepted + count.refused + len(count.wrong)
     print(f"{tried} bad inputs tried: {count.refused} refused with a reason, {count.accepted} taken, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -345,7 +346,10 @@ class Residual(Transferring):
         total = float(gradient.abs().sum())
         if total == 0:
             return 0
-        usual = rate * float(gradient.square().sum()) / total
+        square = float(gradient.square().sum())
+        if square == 0 or not math.isfinite(square):  # beyond single precision, which the gradient is not
+            square = float(gradient.double().square().sum())
+        usual = rate * square / total
         steps = [share * array.cell.granularity for share in shares]
         return max([t for t, step in enumerate(steps) if step <= self.rounding * usual], default=0)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aimc.config import Config
 from aimc.nn.linear import LinearGeometry
+from aimc.nn.extremes import exponents, far_scales, times
 from aimc.nn.product import Periphery, read_tile
 from aimc.ops import convert_input
 from aimc.ops.read_out import ReadOut
@@ -60,12 +61,16 @@ class TileReader:
             output_noise=self.periphery.output_noise,
             short_term=self.periphery.short_term_noise,
         )
+        scale = self.scale
+        if far_scales(scale):  # the result has no units of the weight
+            away = -exponents(scale)
+            weight, scale = times(weight, away[:, None]), times(scale, away)
         y, _, _ = read_tile(
-            part, weight, self.scale, ranges[0], _GEOMETRY, self.periphery, setting, key.at("output_noise"),
+            part, weight, scale, ranges[0], _GEOMETRY, self.periphery, setting, key.at("output_noise"),
             backend=self.backend,
         )  # fmt: skip
         y = y[:, :, 0]
-        return torch.where(self.scale > 0, y / self.scale, 0)
+        return torch.where(scale > 0, y / scale, 0)
 
 
 class Compensation(Config):

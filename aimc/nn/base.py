@@ -368,7 +368,8 @@ class AnalogLayer(nn.Module):
                 return torch.ones(self.layout.row_tiles, x.shape[0], dtype=x.dtype, device=x.device)
             largest = [x[:, :, a:b].abs().amax((1, 2, 3)) for a, b in self.layout.splits]
             found = torch.stack(largest)
-            return torch.where(found > 0, found, 1)  # a vector of zeros has no range of its own
+            # A vector of zeros has no range of its own.
+            return torch.where(found > 0, found.clamp_min(_smallest(x.dtype)), 1)
         setting = self.hardware.input_range
         starts = self.training and setting.mode == "learned" and setting.value is None
         starting = starts and self._range_batches < setting.init_batches
@@ -387,6 +388,8 @@ class AnalogLayer(nn.Module):
             values = self.present_range()
             assert values is not None
             return torch.where(values > 0, values, 1).unsqueeze(1)  # for zeros any range will do
+        if unset and x.numel() == 0:
+            return torch.ones_like(values).unsqueeze(1)
         if unset:
             raise AimcError(
                 "the input range is not set; train the network, measure it with aimc.calibrate(net, batches), or give "

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.crossbar import Layout
-from aimc.errors import AimcError
 from aimc.hardware import Hardware
 from aimc.nn.base import AnalogLayer
+from aimc.nn.images import batched, check_kernel, pad_images
 from aimc.nn.linear import export
 from aimc.ops import sampled_convolution_gradient
 from aimc.random import Key
@@ -170,17 +170,7 @@ class AnalogConv(AnalogLayer):
 
     def _batched(self, input: Tensor) -> tuple[Tensor, bool]:
         """The input with a dimension of images, and whether that was added."""
-        if input.dim() not in (self.spatial + 1, self.spatial + 2):
-            raise AimcError(
-                f"expects {self.spatial + 1} or {self.spatial + 2} dimensions",
-                layer=self.name,
-                shape=input.shape,
-            )
-        channels = input.shape[-self.spatial - 1]
-        if channels != self.in_channels:
-            raise AimcError(f"expects {self.in_channels} channels", layer=self.name, shape=input.shape)
-        single = input.dim() == self.spatial + 1
-        return input[None] if single else input, single
+        return batched(input, self.spatial, self.in_channels, self.name)
 
     def digital(self, input: Tensor, weight: Tensor, *args: Any) -> Tensor:
         return self._conv_forward(input, weight, None)  # type: ignore[attr-defined]  (of torch's layer)
@@ -190,14 +180,13 @@ class AnalogConv(AnalogLayer):
         amounts = self._reversed_padding_repeated_twice
         symmetric = tuple(amounts[2 * i] for i in reversed(range(self.spatial)))
         if self.padding_mode != "zeros":
-            x, symmetric = F.pad(x, amounts, mode=self.padding_mode), (0,) * self.spatial
+            x, symmetric = pad_images(x, amounts, self.padding_mode, self.name), (0,) * self.spatial
         elif any(amounts[2 * i] != amounts[2 * i + 1] for i in range(self.spatial)):
             x, symmetric = F.pad(x, amounts), (0,) * self.spatial  # 'same' with an even kernel
         # A dynamic input range belongs to an image, so there an image has to stay one vector.
         channels_last = _is_channels_last(x) and self.hardware.input_range.mode != "dynamic"
         geometry = ConvGeometry(self, tuple(x.shape[2:]), symmetric, channels_last)
-        if any(n < 1 for n in geometry.out):
-            raise AimcError("the kernel is larger than the padded input", layer=self.name, shape=input.shape)
+        check_kernel(geometry.out, self.name, input.shape)
         images = x.shape[0]
 
         def finish(y: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
 from aimc.nn.composite import Composite, Piece
 from aimc.nn.conv import FIELDS, AnalogConv
+from aimc.nn.images import batched
 from aimc.nn.linear import export
 from aimc.nn.pulsed import PulsedConv1d, PulsedConv2d, PulsedConv3d
 from aimc.random import Key
@@ -232,12 +233,7 @@ class PulsedConvTranspose(Composite):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Arguments as for the torch layer."""
         layer: Any = self
-        single = input.dim() == len(layer.kernel_size) + 1
-        x = input[None] if single else input
-        if x.dim() != len(layer.kernel_size) + 2 or x.shape[1] != layer.in_channels:
-            raise AimcError(
-                f"expects {layer.in_channels} channels", layer=self.analog_name, shape=input.shape
-            )
+        x, single = batched(input, len(layer.kernel_size), layer.in_channels, self.analog_name)
         rest = output_padding(layer, input, output_size, self.analog_name)
         wide = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], layer.stride, strict=True)]
         spread = x.new_zeros(*x.shape[:2], *wide)
@@ -245,6 +241,11 @@ class PulsedConvTranspose(Composite):
         amounts = []
         for k, d, p, r in zip(layer.kernel_size, layer.dilation, layer.padding, rest, strict=True):
             amounts = [d * (k - 1) - p, d * (k - 1) - p + r, *amounts]
+        reach = zip(
+            reversed(wide), amounts[::2], amounts[1::2], reversed(layer.kernel_size), reversed(layer.dilation)
+        )
+        if any(n + a + b - d * (k - 1) < 1 for n, a, b, k, d in reach):
+            raise AimcError("the padding leaves no output", layer=self.analog_name, shape=input.shape)
         y = layer.conv(F.pad(spread, amounts))
         return y[0] if single else y
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
+from aimc.nn.extremes import exponents, far_ranges, far_scales, times
 from aimc.ops import convert_input, convert_input_backward, read_out, read_out_backward
 from aimc.ops.memory import empty
 from aimc.ops.read_out import ReadOut
@@ -94,11 +95,24 @@ def read_tile(
     gain: Tensor | None = None,
     bias: Tensor | None = None,
     backend: str = "auto",
+    far: bool = False,
 ) -> tuple[Tensor, Tensor | None, int]:
     """One row tile from converted inputs to the digital sum; see :func:`aimc.ops.read_out` for the result.
 
-    Order: product, IR drop, short-term noise and output noise, converter.
+    Order: product, IR drop, short-term noise and output noise, converter. ``far`` says that scales or ranges are far
+    from one, see :mod:`aimc.nn.extremes`.
     """
+    if far:
+        near, up = _near(part, scale, ranges, periphery)
+        columns = near[1]
+        y, saturated, count = read_tile(
+            times(part, -near[0].view(-1, 1, 1, 1)), times(weight, -columns[:, None]), times(scale, -columns),
+            times(ranges, -near[0]), geometry, periphery, setting, key, None, gain, None, backend,
+        )  # fmt: skip
+        y = times(y, up)
+        if total is not None:
+            return total.add_(y), saturated, count
+        return (y if bias is None else y + bias.view(1, -1, 1)), saturated, count
     y = geometry.product(part, weight)
     magnitude = lost = variance = None
     if periphery.ir_drop is not None and periphery.ir_drop.scale > 0:
@@ -109,6 +123,18 @@ def read_tile(
     if periphery.short_term_noise > 0:
         variance = geometry.product(part * part, weight.abs())
     return read_out(total, y, scale, ranges, setting, key, variance, magnitude, lost, gain, bias, backend)
+
+
+def _near(
+    part: Tensor, scale: Tensor, ranges: Tensor, periphery: Periphery
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Exponents of inputs ``[1 or vectors]`` and columns ``[outputs]``, and of outputs, all of which broadcast."""
+    rows, columns = exponents(ranges), exponents(scale)
+    if periphery.dac is None and part.numel():  # nothing bounds the inputs
+        rows = exponents(part.abs().amax()).view(1)
+        # Read-out noise is that of a range of one: inputs brought up far would leave it behind.
+        rows = rows.clamp_min(0 if periphery.output_noise > 0 else -100)
+    return (rows, columns), rows.view(-1, 1, 1) + columns.view(1, -1, 1)
 
 
 def _clipped(x: Tensor, ranges: Tensor, layout: Layout, k: int) -> tuple[Tensor, Tensor]:
@@ -139,6 +165,11 @@ class AnalogProduct(torch.autograd.Function):
             clipped, finite = [0] * len(parts), bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
         if call.check_finite and not finite:
             raise AimcError("the input holds NaN or infinite values", shape=x.shape)
+        far = far_scales(tiles.scale) or far_ranges(ranges)
+        if periphery.dac is None and periphery.short_term_noise > 0 and x.numel():
+            far = far or far_ranges(x.abs().amax())
+        if far and call.check_finite and not bool(torch.isfinite(tiles.scale).all()):
+            raise AimcError("the weights hold NaN or infinite values; load or initialise finite ones")
         total, masks, saturated = None, [], []
         adc = periphery.adc
         setting = ReadOut(
@@ -152,7 +183,7 @@ class AnalogProduct(torch.autograd.Function):
             total, mask, count = read_tile(
                 part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.keys[k], total,
                 tiles.compensation[k] if tiles.compensation is not None else None,
-                bias if gain is None else None, call.backend,
+                bias if gain is None else None, call.backend, far,
             )  # fmt: skip
             masks.append(mask)
             saturated.append(count / max(total.numel(), 1))
@@ -168,6 +199,12 @@ class AnalogProduct(torch.autograd.Function):
         if gain is not None:
             result = total * gain.view(1, -1, 1)
             result = result if bias is None else result.add_(bias.view(1, -1, 1))
+        if far and call.check_finite and not bool(torch.isfinite(result).all()):
+            raise AimcError(
+                f"the output is beyond what {str(result.dtype)[6:]} holds: weights up to "
+                f"{float(tiles.scale.max()):.2g} read by inputs up to {float(ranges.max()):.2g}; make one of them "
+                "smaller"
+            )
         # Without a DAC the tiles' inputs are views of x; saving x lets torch notice when it is changed.
         needs_x = periphery.dac is None or sum(clipped) > 0
         before_gain = total if gain is not None else None

@@ -18,7 +18,7 @@ from typing import Any
 
 from aimc.algorithms import ALGORITHMS
 from aimc.config import differences
-from aimc.errors import AimcError, suggest
+from aimc.errors import AimcError, BusyError, suggest
 from aimc.files import read_config, read_records, write_atomic
 from aimc.hardware import PulsedHardware
 from aimc.jobs import carried_out, stop_workers
@@ -171,7 +171,7 @@ def compare(
     """Carry out the runs of a comparison, or what is left of them, each in its own directory below ``output``.
 
     Finished runs are kept, interrupted ones go on. A run that fails is reported and tried again the next time; the
-    others are carried out. ``comparison.json`` and ``comparison.png`` hold every finished run in the directory, also
+    others are carried out. One that another process is at, of a second comparison in the same directory, is left to it. ``comparison.json`` and ``comparison.png`` hold every finished run in the directory, also
     those of earlier calls.
 
     Args:
@@ -185,7 +185,8 @@ def compare(
         progress: where lines and bars go.
 
     Returns:
-        The content of ``comparison.json``.
+        The content of ``comparison.json``, with the messages of runs that ``failed``, and of those that are ``busy``,
+        left to another process.
 
     Raises:
         AimcError: a directory holds a run with other settings (nothing is started then), or nothing was finished.
@@ -206,19 +207,23 @@ def compare(
     todo = [case for case in wanted if not _finished(folder / case.name)]
     progress.line(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them finished earlier")
     failed: dict[str, str] = {}
+    busy: dict[str, str] = {}
     outcomes = _side_by_side if jobs > 1 and todo else _one_by_one
     for number, (case, error) in enumerate(outcomes(todo, folder, data, jobs, tensorboard, progress), 1):
-        if error is not None:
+        if isinstance(error, Busy):
+            busy[case.name] = error
+        elif error is not None:
             failed[case.name] = error
         collect(folder)
-        progress.line(f"{case.name}: {f'failed: {error}' if error else 'done'} ({number} of {len(todo)})")
+        said = "done" if error is None else error if isinstance(error, Busy) else f"failed: {error}"
+        progress.line(f"{case.name}: {said} ({number} of {len(todo)})")
     found = collect(folder)
+    busy = {name: said for name, said in busy.items() if not _finished(folder / name)}
     if not found["runs"]:
-        raise AimcError(
-            "no run was finished: " + "; ".join(f"{n}: {e}" for n, e in failed.items()), field="output"
-        )
+        said = "; ".join(f"{n}: {e}" for n, e in (failed | busy).items())
+        raise AimcError(f"no run was finished: {said}", field="output")
     draw_comparison(found["runs"], folder / "comparison.png")
-    return found | {"failed": failed}
+    return found | {"failed": failed, "busy": busy}
 
 
 def _refuse_others(place: pathlib.Path, config: InSituExperiment) -> None:
@@ -261,11 +266,17 @@ def _finished(place: pathlib.Path) -> bool:
     return (place / "results.json").exists()
 
 
+class Busy(str):
+    """The message of a run that another process is at."""
+
+
 def _run(case: Case, folder: pathlib.Path, data: Any, tensorboard: bool, progress: Progress) -> str | None:
-    """Carry out one run; the message where it failed."""
+    """Carry out one run; the message where it failed or is another process's."""
     try:
         place = folder / case.name
         run_experiment(case.config, place, data=data, tensorboard=tensorboard, progress=progress)
+    except BusyError as error:
+        return Busy(error.message)
     except AimcError as error:
         return str(error)
     return None
@@ -297,7 +308,7 @@ def _side_by_side(
             advance(sum(seen.values()), sum(case.config.epochs for case in todo))
             if found is not None:
                 number, error = found
-                yield todo[number], str(error) if error is not None else None
+                yield todo[number], error if error is None or isinstance(error, str) else str(error)
 
 
 def _glancing(work: Any, todo: list[Case], jobs: int) -> Iterator[tuple[int, Any] | None]:

@@ -26,7 +26,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from aimc.config import Config, differences
-from aimc.errors import AimcError
+from aimc.errors import AimcError, BusyError
 from aimc.files import read_config, read_json, read_records, record_line, unfit_record, usable, write_atomic
 from aimc.train.checkpoint import load_checkpoint, save_checkpoint
 
@@ -185,12 +185,22 @@ class Run:
     def _take_lock(self) -> None:
         if fcntl is None:
             return
+        # The system lets go of the lock when the process that holds it ends, however it ends: what the file says of a
+        # process that is gone holds nobody up.
         try:
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115  (held until close)
+            self._lock = open(self.path / ".lock", "ab+")  # noqa: SIM115  (held until close)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError):  # only a note: a full disk is spoken of where it matters
+                os.ftruncate(self._lock.fileno(), 0)
+                os.write(self._lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         except BlockingIOError:
-            self._lock.close()  # type: ignore[union-attr]
-            raise AimcError(f"another process is at work in {self.path}", field="output") from None
+            assert self._lock is not None
+            who = os.pread(self._lock.fileno(), 200, 0).decode(errors="replace") or "it has not said which"
+            self._lock.close()
+            raise BusyError(
+                f"another process is at work in {self.path} ({who}); wait for it, stop it, or give another --output",
+                field="output",
+            ) from None
         except OSError as error:
             raise AimcError(f"cannot write to {self.path}: {error.strerror}", field="output") from None
 

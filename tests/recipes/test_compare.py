@@ -15,7 +15,7 @@ from aimc.recipes.compare import cases, compare
 from aimc.recipes.named import RATES, named_algorithm, named_hardware
 from aimc.recipes.parts import Images
 from aimc.report import load_run
-from aimc.train import Progress, load_checkpoint
+from aimc.train import Progress, Run, load_checkpoint
 
 
 def tiny(
@@ -235,6 +235,22 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
     assert list(compare(wanted, tmp_path)["failed"]) == ["digital-seed0"]
     with pytest.raises(AimcError, match="no run was finished: digital-seed0"):
         compare(wanted[:1], tmp_path / "b")
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_another_comparison_is_at_is_left_to_it(jobs, tmp_path):
+    pytest.importorskip("fcntl")
+    wanted, watch = cases(RECIPE, ["mp", "sgd"], baseline=False), Watch()
+    mine, theirs = (case.name for case in wanted)
+    with Run(tmp_path / theirs, wanted[1].config, tensorboard=False):
+        before = {p.name: p.read_bytes() for p in (tmp_path / theirs).iterdir() if p.is_file()}
+        found = compare(wanted, tmp_path, jobs=jobs, progress=watch)
+        after = {p.name: p.read_bytes() for p in (tmp_path / theirs).iterdir() if p.is_file()}
+    assert [r["name"] for r in found["runs"]] == [mine] and not found["failed"] and before == after
+    assert f"process {os.getpid()} on" in found["busy"][theirs]
+    assert any(line.startswith(f"{theirs}: another process is at work") for line in watch.lines)
+    found = compare(wanted, tmp_path)
+    assert len(found["runs"]) == 2 and not found["busy"]
 
 
 @pytest.mark.slow

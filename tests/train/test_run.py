@@ -1,14 +1,21 @@
 """Run directories: what they hold, and what they refuse."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from aimc.config import Config
-from aimc.errors import AimcError
+from aimc.errors import AimcError, BusyError
 from aimc.files import read_config, read_records, write_atomic
 from aimc.train import Run, Stage
 from aimc.train.run import code_hash, environment
+
+ROOT = Path(__file__).parents[2]
 
 
 def _open(path, config=None, **options):
@@ -67,6 +74,25 @@ def test_other_data_is_refused(tmp_path):
 def test_two_processes_do_not_share_a_directory(tmp_path):
     pytest.importorskip("fcntl")
     with _open(tmp_path), pytest.raises(AimcError, match="another process"):
+        _open(tmp_path)
+
+
+def test_the_process_at_work_is_named_and_one_that_was_killed_holds_nobody_up(tmp_path):
+    pytest.importorskip("fcntl")
+    code = f"""
+import sys, time
+from tests.train.test_run import _open
+with _open({str(tmp_path)!r}):
+    print("open", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"open\n"
+        said = rf"at work in {tmp_path} \(process {other.pid} on {platform.node()}\).*another --output"
+        with pytest.raises(BusyError, match=said):
+            _open(tmp_path)
+        other.kill()
+    with _open(tmp_path), pytest.raises(BusyError, match=f"process {os.getpid()} on"):
         _open(tmp_path)
 
 

@@ -131,10 +131,14 @@ class PulsedLayer(nn.Module):
             )
         weight.pending = self.pending
         # Same memory and version as the parameters, without a gradient: written in every step.
+        self._own: list[Tensor] = [weight.detach()]
         self._views: list[Tensor] = [weight.detach().view(len(weight), weight.shape[1:].numel())]
         if isinstance(bias, CellWeight):
             bias.pending, bias.bias = self.pending, True
+            self._own.append(bias.detach())
             self._views.append(bias.detach()[:, None])
+        # What the cells were last seen to amount to: some ways of writing a weight leave no other trace.
+        self._shown = [view.clone() for view in self._views]
 
     # Cells ---------------------------------------------------------------------------------------------------------
 
@@ -162,7 +166,10 @@ class PulsedLayer(nn.Module):
             assert bias is not None
             matrix = torch.cat([matrix, bias.detach().float()[:, None]], 1)
         if not bool(torch.isfinite(matrix).all()):
-            raise AimcError("the weights hold NaN or infinite values", layer=self.name, shape=weight.shape)
+            raise AimcError(
+                "the weights hold NaN or infinite values, which cells cannot; write finite ones",
+                layer=self.name, shape=weight.shape,
+            )  # fmt: skip
         return matrix
 
     @torch.no_grad()
@@ -183,9 +190,9 @@ class PulsedLayer(nn.Module):
             >>> layer.weight.detach()
             tensor([[ 0.2500, -0.5000]])
         """
-        if weight.shape != self.weight.shape:
+        if weight.shape != self._own[0].shape:
             raise AimcError(
-                f"expects a weight {list(self.weight.shape)}", layer=self.name, shape=weight.shape
+                f"expects a weight {list(self._own[0].shape)}", layer=self.name, shape=weight.shape
             )
         if bias is not None and (not isinstance(self.bias, CellWeight) or bias.shape != self.bias.shape):
             raise AimcError(
@@ -247,23 +254,93 @@ class PulsedLayer(nn.Module):
             self.cells.state[name].copy_(value)
 
     def refresh(self) -> None:
-        """Bring ``weight`` up to the cells."""
+        """Bring ``weight`` up to the cells; what else was written into it is gone."""
         composite = self.hardware.algorithm.weight(self.array, self.cells.state)
         parts = (composite,) if len(self._views) == 1 else composite.split((self.pending.columns, 1), 1)
-        for view, part in zip(self._views, parts, strict=True):
+        for view, shown, part in zip(self._views, self._shown, parts, strict=True):
             torch.mul(part, self._scale, out=view)
+            shown.copy_(view)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Let the parameters be where the cells write, and as they are."""
+        if self._moved():
+            for held, own in zip(self._held(), self._own):
+                held.data = own
         self._written = self._versions()
 
     def _versions(self) -> int:
         return sum([view._version for view in self._views])
 
+    def _held(self) -> list[Tensor]:
+        """The parameters that the cells amount to."""
+        held: Any = self._parameters
+        return [held["weight"]] if len(self._own) == 1 else [held["weight"], held["bias"]]
+
+    def _moved(self) -> bool:
+        """Whether a parameter was given another tensor's memory, as ``weight.data = ...`` does."""
+        for held, own in zip(self._held(), self._own):
+            if held.data_ptr() != own.data_ptr() or held.shape != own.shape:
+                return True
+        return False
+
+    def edited(self) -> bool:
+        """Whether the weight holds something else than the cells amount to, however it was written.
+
+        Costs one look at every weight; what is equal again counts as not written.
+        """
+        if not isinstance(self._parameters["weight"], CellWeight):
+            return False  # somebody else's for a while; forward passes refuse it
+        for held, own, shown in zip(self._held(), self._own, self._shown):
+            here = held.detach()
+            if here.shape != own.shape or here.dtype != own.dtype or here.device != own.device:
+                return True
+            if not _same_bits(here.reshape(shown.shape), shown):
+                return True
+        self._take_back()
+        return False
+
+    def refuse_edits(self, elsewhere: bool = False) -> None:
+        """Raise where something else was written into the weight than the cells amount to, before it is lost.
+
+        Args:
+            elsewhere: in one of the processes, whether here or not.
+
+        Raises:
+            AimcError: names the layer and the ways out.
+
+        Example:
+            >>> from aimc import convert, presets
+            >>> layer = convert(nn.Linear(2, 1), presets.reram(w_max_dtod=0.0, w_min_dtod=0.0))
+            >>> layer.refuse_edits()
+            >>> layer.weight.data.zero_()  # not seen by torch's own books
+            tensor([[0., 0.]])
+            >>> layer.refuse_edits()
+            Traceback (most recent call last):
+            ...
+            aimc.errors.AimcError: layer 'PulsedLinear', field 'weight': the weight was written directly, ...
+        """
+        if elsewhere or self.edited():
+            raise AimcError(
+                "the weight was written directly, but it lives in cells, which know nothing of that: "
+                "layer.program(layer.weight) writes it into them, layer.refresh() takes it back; or initialise the "
+                "network before aimc.convert. An average of weights (EMA, SWA) is one of aimc.to_digital(net), and so "
+                "are parameters made from a vector, see docs/torch.md",
+                layer=self.name or type(self).__name__, field="weight",
+            )  # fmt: skip
+
     def step(self, lr: float, maximize: bool = False) -> None:
-        """Make pulses of the pending vectors. Optimizers from :func:`aimc.optim.wrap` call it.
+        """Make pulses of the pending vectors, as optimizers from :func:`aimc.optim.wrap` do.
 
         Args:
             lr: learning rate in the units of the weight, > 0.
             maximize: climb instead of descend.
         """
+        self.refuse_edits()
+        self.pulse(lr, maximize)
+
+    def pulse(self, lr: float, maximize: bool = False) -> None:
+        """:meth:`step` of a layer whose weight is known to be that of its cells."""
         try:
             vectors = self.pending.take(-1.0 if maximize else 1.0)
             self.hardware.algorithm.step(self.array, self.cells.state, vectors, lr)
@@ -278,6 +355,7 @@ class PulsedLayer(nn.Module):
 
     def observe(self, loss: float) -> None:
         """Tell the algorithm the training loss of the last epoch; see :func:`aimc.optim.observe`."""
+        self.refuse_edits()
         self.hardware.algorithm.observe(self.array, self.cells.state, loss)
         self._agreed = False  # each process may have a loss of its own
         self.refresh()
@@ -361,13 +439,8 @@ class PulsedLayer(nn.Module):
                 "every module that is sharded, or take DistributedDataParallel",
                 layer=self.name, field="weight",
             )  # fmt: skip
-        if self._versions() != self._written:
-            raise AimcError(
-                "the weight was written directly, but it lives in cells; write it with layer.program(weight), or "
-                "initialise the network before aimc.convert. An average of weights (EMA, SWA) is one of "
-                "aimc.to_digital(net), see docs/torch.md",
-                layer=self.name, field="weight",
-            )  # fmt: skip
+        if self._versions() != self._written or self._moved():
+            self.refuse_edits()
         try:
             bias = self.bias
             if bias is not None and not isinstance(bias, CellWeight) and self._is_fsdp_managed_module:
@@ -381,6 +454,7 @@ class PulsedLayer(nn.Module):
     def _apply(self, fn, recurse=True):
         if self.pending:
             raise AimcError("step or zero_grad before the network is moved or cast", layer=self.name)
+        self.refuse_edits()
         super()._apply(fn, recurse)
         for name in ("weight", "bias"):
             held = self._parameters[name]
@@ -392,6 +466,7 @@ class PulsedLayer(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
+        self.refuse_edits()
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "analog_state"] = self.analog_state
         destination[prefix + "analog_hardware"] = self.analog_hardware
@@ -507,7 +582,8 @@ class PulsedLayer(nn.Module):
         )
 
     def __getstate__(self):
-        return {name: v for name, v in self.__dict__.items() if name != "_views"} | {
+        self.refuse_edits()
+        return {name: v for name, v in self.__dict__.items() if name not in ("_own", "_views", "_shown")} | {
             "_optimizer": None,
             "_network": None,
             "_agreed": False,
@@ -578,6 +654,14 @@ def _wanted(ctx, layer: PulsedLayer) -> bool:
             "cells have no dense gradient for autograd.grad; call backward() and read weight.grad",
             layer=layer.name,
         ) from None
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether numbers of one type and shape are the same; NaN is equal to itself."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    a, b = a.contiguous().view(kind), b.view(kind)
+    # Once a step for every layer: a fourth of the time of torch.equal.
+    return bool((a.numpy() == b.numpy()).all()) if a.is_cpu else torch.equal(a, b)
 
 
 def pulsed_layers(net: nn.Module) -> dict[str, PulsedLayer]:

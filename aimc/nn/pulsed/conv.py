@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
+from aimc.nn.images import batched, check_kernel, pad_images
 from aimc.nn.pulsed.base import PulsedLayer
 from aimc.ops.pulsed_update import Patches, Vectors, channels_last, padded
 from aimc.random import Key
@@ -203,23 +204,18 @@ class _PulsedConv(PulsedLayer):
         self._outside = (
             self.padding_mode != "zeros" or not symmetric
         )  # 'same' with an even kernel is not symmetric
-        inside = tuple(0 if self._outside else amounts[2 * i] for i in reversed(range(self.spatial)))
+        inside = self._inside = tuple(
+            0 if self._outside else amounts[2 * i] for i in reversed(range(self.spatial))
+        )
         self._set_up(digital, hardware, key, name, backend, layout, ConvForm(digital, inside, analog_bias))
 
     def forward(self, input: Tensor) -> Tensor:
-        single = input.dim() == self.spatial + 1
-        if not single and input.dim() != self.spatial + 2:
-            raise AimcError(
-                f"expects {self.spatial + 1} or {self.spatial + 2} dimensions",
-                layer=self.name,
-                shape=input.shape,
-            )
-        x = input[None] if single else input
-        if x.shape[1] != self.in_channels:
-            raise AimcError(f"expects {self.in_channels} channels", layer=self.name, shape=input.shape)
+        x, single = batched(input, self.spatial, self.in_channels, self.name)
         if self._outside:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+            x = pad_images(x, self._reversed_padding_repeated_twice, mode, self.name)
+        reach = zip(x.shape[2:], self._inside, self.dilation, self.kernel_size)
+        check_kernel((n + 2 * p - d * (k - 1) for n, p, d, k in reach), self.name, input.shape)
         y = self._product(x)
         return y[0] if single else y
 

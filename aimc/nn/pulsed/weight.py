@@ -234,7 +234,7 @@ class CellWeight(nn.Parameter):
 
     ``grad`` is made when it is asked for, from the vectors that wait; setting it to None cancels them, and scaling it
     in place scales them. It takes no other value. Anything that is written into the weight itself is an error at the
-    next use, unless it goes past torch's own books by ``weight.data``, and then is lost at the next step;
+    next use; what goes past torch's own books (``weight.data.add_()``), at the next step, copy or save.
     ``layer.program(weight)`` writes weights.
 
     Attributes:

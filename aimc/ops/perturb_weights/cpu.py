@@ -27,6 +27,7 @@ _CODES = {
 _MINIMUM_CHUNK = 1 << 17
 _EMPTY = np.zeros((0, 0), dtype=np.float32)
 _TANH_ONE = math.tanh(1.0)
+_LEAST, _MOST = np.float32(2.0**-126), np.float32(2.0**126)
 _BEYOND = np.float32(1 + 1e-6)  # as in the reference body
 
 
@@ -135,8 +136,12 @@ def _perturb(
                 continue
             w = buffer[:n]
             f = factor[o, a:b] if with_factor else buffer
-            for i in range(n):
-                w[i] = source[i] * inverse
+            if s < _LEAST or s > _MOST:  # the inverse is not an ordinary number
+                for i in range(n):
+                    w[i] = source[i] / s if s > zero else zero
+            else:
+                for i in range(n):
+                    w[i] = source[i] * inverse
             if with_factor:
                 for i in range(n):
                     f[i] = one

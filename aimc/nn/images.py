@@ -1,0 +1,58 @@
+"""What convolutions of both halves ask of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from aimc.errors import AimcError
+
+
+def batched(input: Tensor, spatial: int, channels: int, name: str) -> tuple[Tensor, bool]:
+    """The input with a dimension of images, and whether that was added.
+
+    Args:
+        input: an image, or several.
+        spatial: dimensions of an image beside its channels.
+        channels: how many the layer takes.
+        name: of the layer.
+
+    Raises:
+        AimcError: other dimensions or channels, or images without a pixel.
+
+    Example:
+        >>> import torch
+        >>> x, added = batched(torch.ones(3, 8), 1, 3, "first")
+        >>> x.shape, added
+        (torch.Size([1, 3, 8]), True)
+    """
+    if input.dim() not in (spatial + 1, spatial + 2):
+        raise AimcError(f"expects {spatial + 1} or {spatial + 2} dimensions", layer=name, shape=input.shape)
+    if input.shape[-spatial - 1] != channels:
+        raise AimcError(f"expects {channels} channels", layer=name, shape=input.shape)
+    if 0 in input.shape[-spatial:]:
+        raise AimcError("the images have no pixels", layer=name, shape=input.shape)
+    single = input.dim() == spatial + 1
+    return input[None] if single else input, single
+
+
+def pad_images(x: Tensor, amounts: Sequence[int], mode: str, name: str) -> Tensor:
+    """``F.pad``, whose refusals name the layer."""
+    try:
+        return F.pad(x, amounts, mode=mode)
+    except RuntimeError as error:
+        raise AimcError(f"its padding of mode {mode!r} does not fit: {error}", layer=name) from None
+
+
+def check_kernel(out: Iterable[int], name: str, shape: Sequence[int]) -> None:
+    """Raise where there is no output position.
+
+    Args:
+        out: output positions in every dimension, less than one where the kernel does not fit.
+        name: of the layer.
+        shape: of its input.
+    """
+    if any(n < 1 for n in out):
+        raise AimcError("the kernel is larger than the padded input", layer=name, shape=shape)
