@@ -75,8 +75,8 @@ class Residual(Transferring):
         cells_per_visit: see ``columns``.
         rounding: with ``digital``, how coarse tile 0 may round, relative to the usual change of a weight; where a more
             significant tile is fine enough, it takes tile 0's place for the moment. 0 always takes tile 0.
-        weight_decay: of ``reencode``: a step takes the share ``lr weight_decay`` off the weights, as an optimizer's does
-            off digital ones; it costs nothing, as the visit reads them anyway.
+        weight_decay: of ``reencode``: a step takes the share ``lr weight_decay`` off the weights, as an optimizer's
+            does off digital ones. A visit reads them anyway.
         threshold, tries, last_tries, floor: of ``reencode``, see :func:`aimc.ops.transfer.reencode`.
         period, period_growth: mini-batches between the transfers of tile 0, and the factor from tile to tile.
         periods: the periods themselves, in place of the two.

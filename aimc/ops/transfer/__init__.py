@@ -289,10 +289,11 @@ def reencode(
 ) -> tuple[Tensor, Tensor]:
     """Write what the visited columns of all tiles amount to anew, from the most significant tile down.
 
-    The columns are read on all T tiles; what the composite is to be is their sum, less ``decay`` times it and less ``rate * gradient``. From tile
-    T-1 down, a cell gets a pulse while what is missing, with everything below it counted as missing, exceeds
-    ``threshold`` of its nominal step there; after each pulse it is read again and the true change is taken off. Tile 0
-    rounds stochastically.
+    The columns are read on all T tiles; what the composite is to be is their sum, less ``decay`` times it and less
+    ``rate * gradient``. From tile T-1 down, a cell gets a pulse while what is missing, with everything below it counted
+    as missing, exceeds ``threshold`` of its nominal step there; after each pulse it is read again and the true change is
+    taken off. Tile 0 rounds stochastically. What it cannot do, because its device is at its bound, is carried: a more
+    significant tile steps, and those below take back what it did too much.
 
     Args:
         cell: of all tiles.
@@ -321,18 +322,19 @@ def reencode(
         raise AimcError(f"is between 1 and {width}, got {columns}", field="columns")
     statistics, reads = no_statistics(tiles), torch.from_numpy(np.zeros(tiles, np.int64))
     g = cell.granularity
-    least = 0.04 * g
+    least, unit = 0.04 * g, float(shares[0]) * g
     nominal = _nominal(cell).to(held.device)
     if choose_backend(backend, held) == "reference":
         reference.reencode(
             cell, held, w, parameters, counts, nominal, shares, gradient, rate, decay, column, columns, number,
-            threshold, tries, last_tries, floor * g, least, stochastic, how, key, statistics, reads,
+            threshold, tries, last_tries, floor * g, least, unit, stochastic, how, key, statistics, reads,
         )  # fmt: skip
         return statistics, reads
     cpu.reencode(
         *_cell(cell), held.numpy(), w.numpy(), parameters.numpy(), counts.numpy(), *_noise(cell), nominal.numpy(),
         shares.numpy(), gradient.contiguous().numpy() if gradient is not None else _NONE, _f(rate), _f(decay),
-        column, columns, number, _f(threshold), tries, last_tries, _f(floor * g), _f(least), stochastic, *_read(how),
-        *_words(key, "transfer", "algorithm", "pulse_noise"), statistics.numpy(), reads.numpy(),
+        column, columns, number, _f(threshold), tries, last_tries, _f(floor * g), _f(least), _f(unit), stochastic,
+        *_read(how), *_words(key, "transfer", "algorithm"), *_words(key.fold("carry"), "algorithm"),
+        *_words(key.fold("return"), "algorithm"), *_words(key, "pulse_noise"), statistics.numpy(), reads.numpy(),
     )  # fmt: skip
     return statistics, reads

@@ -22,6 +22,7 @@ from aimc.ops.pulsed_update.response import OPTIONS, step_sizes
 from aimc.random.cpu import _normal, fill_words
 
 _2M32 = 1.0 / 4294967296.0
+_f = np.float32
 
 
 @njit(inline="always", **OPTIONS)
@@ -201,10 +202,102 @@ _CELLS = 1024
 
 
 @njit(**OPTIONS)
+def _fire(
+    count, fired, ups, kind, constants, held, w, p, counts, noisy, write_noise, noise, half, bound, read_key, noise_key,
+    pulse_first, read_first, top, place, y, moved, share, change, memory, seen,
+):  # fmt: skip
+    """One pulse and one read of the cells ``fired[:count]`` of one tile; what they moved by goes to ``change``."""
+    row_of, visit_of, column_of, reads_from, pulses_from, at_row, at_column, places = place
+    xi, xi_write = memory
+    for f in range(count):
+        q = fired[f]
+        places[f] = pulse_first + pulses_from[q]
+        at_row[f], at_column[f] = top + row_of[q], column_of[q]
+    pulse_many(
+        kind, constants, held, w, p, counts, at_row[:count], at_column[:count], ups[:count], places[:count], xi,
+        xi_write, noise_key, noisy, write_noise,
+    )  # fmt: skip
+    exact = noise == 0 and half == 0
+    for f in range(count):
+        q = fired[f]
+        seen[visit_of[q]] = True
+        value = w[at_row[f], at_column[f]]
+        if not exact:
+            value = read(value, noise, half, bound, read_first + reads_from[q], read_key)
+        change[f] = value - y[q]
+        moved[q] -= share * change[f]
+        y[q] = value
+
+
+@njit(**OPTIONS)
+def _settle(
+    many, waiting, everyone, tries, rounds, uniforms, threshold_, floor, least, nominal, prefix, kind, constants, held,
+    w, p, counts, noisy, write_noise, noise, half, bound, read_key, noise_key, pulse_first, read_first, apart, top,
+    place, y, moved, share, work, memory, seen, stuck,
+):  # fmt: skip
+    """Pulses on one tile while what is missing asks for them; ``waiting[:many]`` are the cells, in order.
+
+    Returns:
+        How many cells still miss something that they cannot do, listed in ``stuck``; and how many pulses there were.
+    """
+    rest, now, size, change, up, ups, goes, fired, origin = work
+    left, pulses = 0, 0
+    for k in range(tries):
+        if everyone and k == 0:
+            for q in range(many):
+                rest[q], now[q] = prefix[q] + moved[q], y[q]
+        else:
+            for f in range(many):
+                q = waiting[f]
+                rest[f], now[f] = prefix[q] + moved[q], y[q]
+        for f in range(many):
+            rest[f] /= share
+            up[f] = rest[f] > 0
+        step_sizes(kind, size[:many], now, up, nominal, constants)
+        if not rounds:
+            for f in range(many):
+                goes[f] = (abs(rest[f]) > threshold_ * max(size[f], floor)) & (size[f] > least)
+        else:
+            for f in range(many):
+                goes[f] = (uniforms[waiting[f]] * size[f] < abs(rest[f])) & (size[f] > least)
+            for f in range(many):
+                stuck[left] = waiting[f]
+                left += (size[f] <= least) & (rest[f] != 0)
+        count = 0
+        for f in range(many):
+            origin[count] = f
+            count += goes[f]
+        many = 0
+        if count == 0:
+            break
+        pulses += count
+        for f in range(count):
+            fired[f], ups[f] = waiting[origin[f]], up[origin[f]]
+        _fire(
+            count, fired, ups, kind, constants, held, w, p, counts, noisy, write_noise, noise, half, bound, read_key,
+            noise_key, pulse_first + k * apart[0], read_first + k * apart[1], top, place, y, moved, share, change,
+            memory, seen[k],
+        )  # fmt: skip
+        for f in range(count):
+            q = fired[f]
+            answers = abs(change[f]) > least
+            more = (not rounds) | (abs(rest[origin[f]]) >= size[origin[f]])
+            stuck[left] = q
+            left += rounds & (not answers)
+            waiting[many] = q
+            many += more & answers
+    if rounds:
+        for f in range(many):
+            stuck[left] = waiting[f]
+            left += 1
+    return left, pulses
+
+
+@njit(**OPTIONS)
 def reencode(
     kind, constants, held, w, p, counts, noisy, write_noise, nominal, shares, gradient, rate, decay, column, columns,
-    number, threshold_, tries, last_tries, floor, least, stochastic, noise, half, bound, read_key, round_key, noise_key,
-    statistics, reads,
+    number, threshold_, tries, last_tries, floor, least, unit, stochastic, noise, half, bound, read_key, round_key,
+    carry_key, return_key, noise_key, statistics, reads,
 ):  # fmt: skip
     """Visited columns written anew from the most significant tile down. See ``ops.transfer.reencode``.
 
@@ -214,7 +307,10 @@ def reencode(
     """
     tiles, rows, width = held.shape
     most = max(tries, last_tries)
-    visited = np.zeros((tiles, most, columns), np.bool_)
+    slots = (
+        2 * most + 1
+    )  # pulses of a cell, tile and visit: on the way down, the carry, on the way down from there
+    visited = np.zeros((tiles, slots, columns), np.bool_)
     together = max(min(_CELLS // columns, rows), 1)  # rows
     cells = together * columns
     exact = noise == 0 and half == 0
@@ -230,19 +326,38 @@ def reencode(
         for n in range(columns):
             q, c = r * columns + n, column + n if n < first_part else column + n - width
             row_of[q], visit_of[q], column_of[q] = r, n, c
-            reads_from[q] = n * tiles * (most + 1) * rows + r
-            pulses_from[q] = (n * tiles * most * rows + r) * width + c
+            reads_from[q] = n * tiles * (slots + 1) * rows + r
+            pulses_from[q] = (n * tiles * slots * rows + r) * width + c
     y, prefix = np.empty((tiles, cells), np.float32), np.zeros((tiles, cells), np.float32)
     moved, words, uniforms = (
         np.empty(cells, np.float32),
         np.empty(columns, np.uint32),
         np.empty(cells, np.float32),
     )
-    rest, now, draw = np.empty(cells, np.float32), np.empty(cells, np.float32), np.empty(cells, np.float32)
-    size, xi, xi_write = np.empty(cells, np.float32), np.zeros(cells, np.float32), np.zeros(cells, np.float32)
+    content, size, change = (
+        np.empty(cells, np.float32),
+        np.empty(cells, np.float32),
+        np.empty(cells, np.float32),
+    )
     up, ups, goes = np.empty(cells, np.bool_), np.empty(cells, np.bool_), np.empty(cells, np.bool_)
-    waiting, fired, places = np.empty(cells, np.int64), np.empty(cells, np.int64), np.empty(cells, np.int64)
-    at_row, at_column = np.empty(cells, np.int64), np.empty(cells, np.int64)
+    waiting, fired, stuck = (
+        np.empty(cells + 1, np.int64),
+        np.empty(cells, np.int64),
+        np.empty(cells + 1, np.int64),
+    )
+    origin, carried, level = (
+        np.empty(cells + 1, np.int64),
+        np.empty(cells, np.int64),
+        np.empty(cells, np.int64),
+    )
+    place = (
+        row_of, visit_of, column_of, reads_from, pulses_from, np.empty(cells, np.int64), np.empty(cells, np.int64),
+        np.empty(cells, np.int64),
+    )  # fmt: skip
+    memory = np.zeros(cells, np.float32), np.zeros(cells, np.float32)
+    rest, now = np.empty(cells, np.float32), np.empty(cells, np.float32)
+    work = rest, now, size, change, up, ups, goes, fired, origin
+    apart = rows * width, rows
     for top in range(0, rows, together):
         here = min(together, rows - top)
         cells = here * columns
@@ -252,23 +367,23 @@ def reencode(
                 line[:first_part] = inputs[column : column + first_part]
                 line[first_part:] = inputs[: columns - first_part]
             if not exact:
-                first = (number * tiles + t) * (most + 1) * rows + top
+                first = (number * tiles + t) * (slots + 1) * rows + top
                 for q in range(cells):
                     y[t, q] = read(y[t, q], noise, half, bound, first + reads_from[q], read_key)
         if gradient.shape[0] > 0:
             for r in range(here):
                 for n in range(columns):
                     prefix[0, r * columns + n] = -(rate * gradient[top + r, n])
+        else:
+            prefix[0] = 0
         if decay > 0:
-            if gradient.shape[0] == 0:
-                prefix[0] = 0
-            rest[:] = 0
+            content[:] = 0
             for t in range(tiles):
                 share = shares[t]
                 for q in range(cells):
-                    rest[q] += share * y[t, q]
+                    content[q] += share * y[t, q]
             for q in range(cells):
-                prefix[0, q] -= decay * rest[q]
+                prefix[0, q] -= decay * content[q]
         for t in range(1, tiles):
             share = shares[t - 1]
             for q in range(cells):
@@ -281,62 +396,98 @@ def reencode(
                 for n in range(columns):
                     uniforms[r * columns + n] = (words[n] + 0.5) * _2M32
         moved[:] = 0
+        many = 0
         for t in range(tiles - 1, -1, -1):
-            share, rounds = shares[t], stochastic and t == 0
-            many = cells
-            for k in range(tries if t > 0 else last_tries):
-                if k == 0:
-                    for q in range(cells):
-                        waiting[q] = q
-                        rest[q], now[q] = prefix[t, q] + moved[q], y[t, q]
+            for q in range(cells):
+                waiting[q] = q
+            rounds = stochastic and t == 0
+            at_most, least_step = (tries, floor) if t > 0 else (last_tries, _f(0))
+            many, pulses = _settle(
+                cells, waiting, True, at_most, rounds, uniforms, threshold_, least_step, least, nominal, prefix[t], kind, constants, held[t], w[t], p[t], counts[t],
+                noisy, write_noise, noise, half, bound, read_key, noise_key,
+                (number * tiles + t) * slots * rows * width + top * width,
+                ((number * tiles + t) * (slots + 1) + 1) * rows + top, apart, top, place, y[t], moved, shares[t], work,
+                memory, visited[t], stuck,
+            )  # fmt: skip
+            statistics[t, 2] += pulses
+        # What tile 0 could not do, a more significant tile does with a whole step of tile 0 and the chance that makes
+        # it right in the mean; those below then take back what it did too much.
+        carrying = 0
+        for f in range(many):
+            q = stuck[f]
+            missing = prefix[0, q] + moved[q]
+            uniform = _f((word_at(((top + row_of[q]) << 40) + number + visit_of[q], carry_key) + 0.5) * _2M32)
+            if uniform * unit < abs(missing):
+                whole = max(abs(missing), unit)
+                prefix[0, q] = (whole if missing > 0 else -whole) - moved[q]
+                level[q] = 0
+                carried[carrying] = q
+                waiting[carrying] = q
+                carrying += 1
+        if carrying == 0:
+            continue
+        many = carrying
+        for t in range(1, tiles):
+            for f in range(many):
+                q = waiting[f]
+                rest[f], now[f] = prefix[0, q] + moved[q], y[t, q]
+            for f in range(many):
+                up[f] = rest[f] > 0
+            step_sizes(kind, size[:many], now, up, nominal, constants)
+            count, others = 0, 0
+            for f in range(many):
+                q = waiting[f]
+                if size[f] > least:
+                    fired[count], ups[count] = q, up[f]
+                    count += 1
                 else:
-                    for f in range(many):
-                        q = waiting[f]
-                        rest[f], now[f] = prefix[t, q] + moved[q], y[t, q]
-                for f in range(many):
-                    rest[f] /= share
-                    up[f] = rest[f] > 0
-                step_sizes(kind, size[:many], now, up, nominal, constants)
-                if t > 0:
-                    for f in range(many):
-                        goes[f] = (abs(rest[f]) > threshold_ * max(size[f], floor)) & (size[f] > least)
-                elif rounds:
-                    for f in range(many):
-                        draw[f] = uniforms[waiting[f]]
-                    for f in range(many):
-                        goes[f] = (draw[f] * size[f] < abs(rest[f])) & (size[f] > least)
-                else:
-                    for f in range(many):
-                        goes[f] = (abs(rest[f]) > threshold_ * size[f]) & (size[f] > least)
-                count = 0
-                for f in range(many):
-                    fired[count] = f
-                    count += goes[f]
-                if count == 0:
-                    break
-                first = ((number * tiles + t) * most + k) * rows * width + top * width
-                for f in range(count):
-                    q = waiting[fired[f]]
-                    places[f] = first + pulses_from[q]
-                    at_row[f], at_column[f], ups[f] = top + row_of[q], column_of[q], up[fired[f]]
-                pulse_many(
-                    kind, constants, held[t], w[t], p[t], counts[t], at_row[:count], at_column[:count], ups[:count],
-                    places[:count], xi, xi_write, noise_key, noisy, write_noise,
+                    waiting[others] = q
+                    others += 1
+            many = others
+            if count > 0:
+                _fire(
+                    count, fired, ups, kind, constants, held[t], w[t], p[t], counts[t], noisy, write_noise, noise, half,
+                    bound, read_key, noise_key, ((number * tiles + t) * slots + most) * rows * width + top * width,
+                    ((number * tiles + t) * (slots + 1) + 1 + most) * rows + top, top, place, y[t], moved, shares[t],
+                    change, memory, visited[t, most],
                 )  # fmt: skip
-                first = ((number * tiles + t) * (most + 1) + 1 + k) * rows + top
-                many = 0
-                for f in range(count):
-                    i, c, q = at_row[f], at_column[f], waiting[fired[f]]
-                    visited[t, k, visit_of[q]] = True
-                    value = w[t, i, c]
-                    if not exact:
-                        value = read(value, noise, half, bound, first + reads_from[q], read_key)
-                    moved[q] -= share * (value - now[fired[f]])
-                    y[t, q] = value
-                    waiting[many] = q
-                    more = (not rounds) | (abs(rest[fired[f]]) >= size[fired[f]])
-                    many += more & (abs(value - now[fired[f]]) > least)
                 statistics[t, 2] += count
+                for f in range(count):
+                    if abs(change[f]) > least:
+                        level[fired[f]] = t
+                    else:
+                        waiting[many] = fired[f]
+                        many += 1
+            if many == 0:
+                break
+        for t in range(1, tiles):
+            share = shares[t - 1]
+            for f in range(carrying):
+                q = carried[f]
+                prefix[t, q] = prefix[t - 1, q] + share * y[t - 1, q]
+        for f in range(carrying):
+            q = carried[f]
+            uniforms[q] = _f(
+                (word_at(((top + row_of[q]) << 40) + number + visit_of[q], return_key) + 0.5) * _2M32
+            )
+        for t in range(tiles - 2, -1, -1):
+            many = 0
+            for f in range(carrying):
+                waiting[many] = carried[f]
+                many += level[carried[f]] > t
+            if many == 0:
+                continue
+            rounds = t == 0
+            at_most = tries if t > 0 else last_tries
+            _left, pulses = _settle(
+                many, waiting, False, at_most, rounds, uniforms, threshold_, floor, least,
+                nominal, prefix[t], kind, constants, held[t], w[t], p[t], counts[t], noisy, write_noise, noise, half,
+                bound, read_key, noise_key,
+                ((number * tiles + t) * slots + most + 1) * rows * width + top * width,
+                ((number * tiles + t) * (slots + 1) + 2 + most) * rows + top, apart, top, place, y[t], moved, shares[t],
+                work, memory, visited[t, most + 1 :], stuck,
+            )  # fmt: skip
+            statistics[t, 2] += pulses
     for t in range(tiles):
         statistics[t, 0] += columns
         statistics[t, 1] += columns

@@ -149,66 +149,116 @@ def whole_steps(
     statistics[2] += int(count.abs().sum())
 
 
+def uniform_at(key: Key, position: Tensor) -> Tensor:
+    return ((word_at(key.at("algorithm"), position).double() + 0.5) * 2.0**-32).float()
+
+
 def reencode(
     cell: PulsedCell, held: Tensor, w: Tensor, parameters: Tensor, counts: Tensor, nominal: Tensor, shares: Tensor,
     gradient: Tensor | None, rate: float, decay: float, column: int, columns: int, number: int, threshold: float,
-    tries: int, last_tries: int, floor: float, least: float, stochastic: bool, how: Read, key: Key,
+    tries: int, last_tries: int, floor: float, least: float, unit: float, stochastic: bool, how: Read, key: Key,
     statistics: Tensor, reads: Tensor,
 ) -> None:  # fmt: skip
     tiles, rows, width = held.shape
     device, most = held.device, max(tries, last_tries)
+    slots = (
+        2 * most + 1
+    )  # pulses of a cell, tile and visit: on the way down, the carry, on the way down from there
     row, quiet = torch.arange(rows, device=device), torch.zeros(rows, device=device)
+    least_, unit_ = single(least), single(unit)
     for n in range(columns):
         c = (column + n) % width
         visit = (number + n) * tiles
+        word = (row << 40) + number + n
         y = []
         for t in range(tiles):
-            place = (visit + t) * (most + 1)
+            place = (visit + t) * (slots + 1)
             y.append(read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer")))
             reads[t] += 1
-        prefix = [-(single(rate) * gradient[:, n]) if gradient is not None else torch.zeros_like(quiet)]
+        start = -(single(rate) * gradient[:, n]) if gradient is not None else torch.zeros_like(quiet)
         if decay > 0:
             content = torch.zeros_like(quiet)
             for t in range(tiles):
                 content = content + shares[t] * y[t]
-            prefix[0] = prefix[0] - single(decay) * content
-        for t in range(tiles - 1):
-            prefix.append(prefix[t] + shares[t] * y[t])
-        moved_off = torch.zeros_like(quiet)
-        for t in range(tiles - 1, -1, -1):
-            missing = (prefix[t] + moved_off) / shares[t]
+            start = start - single(decay) * content
+        moved = torch.zeros_like(quiet)
+
+        def below(start: Tensor, y=y) -> list[Tensor]:
+            """Of each tile: what is to be written, with all that less significant tiles hold."""
+            sums = [start]
+            for t in range(tiles - 1):
+                sums.append(sums[t] + shares[t] * y[t])
+            return sums
+
+        def missing_on(t: int, prefix: Tensor, y=y) -> tuple[Tensor, Tensor, Tensor]:
+            missing = (prefix + moved) / shares[t]  # noqa: B023  (called within the iteration)
+            up = missing > 0
+            after = cell.step(y[t], nominal[0], up, quiet)
+            return missing, up, torch.where(up, after - y[t], y[t] - after)
+
+        def fire(t: int, where: Tensor, up: Tensor, slot: int, y=y, c=c, visit=visit) -> Tensor:
+            nonlocal moved
             tile = Tile(cell, held[t], w[t], parameters[t], counts[t])
-            trying = torch.ones(rows, dtype=torch.bool, device=device)
+            column_pulse(tile, c, where, up, (visit + t) * slots + slot, key.at("pulse_noise"))
+            statistics[t, 2] += int(where.sum())
+            place = (visit + t) * (slots + 1) + 1 + slot
+            now = read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer"))
+            change = torch.where(where, now - y[t], 0)
+            moved = torch.where(where, moved - shares[t] * change, moved)
+            y[t] = torch.where(where, now, y[t])
+            reads[t] += 1
+            return change
+
+        def settle(t: int, prefix: Tensor, trying: Tensor, first: int, uniform: Tensor | None) -> Tensor:
+            """Where something is missing that this tile cannot do."""
+            stuck = torch.zeros_like(trying)
             for k in range(tries if t > 0 else last_tries):
-                up = missing > 0
-                after = cell.step(y[t], nominal[0], up, quiet)
-                size = torch.where(up, after - y[t], y[t] - after)
-                trying &= size > single(least)
-                if t == 0 and stochastic:
-                    word = word_at(key.at("algorithm"), (row << 40) + number + n)
-                    fires = ((word.double() + 0.5) * 2.0**-32).float() * size < missing.abs()
-                    again = missing.abs() >= size
+                missing, up, size = missing_on(t, prefix)
+                if uniform is not None:
+                    fires, again = uniform * size < missing.abs(), missing.abs() >= size
+                    stuck |= trying & (size <= least_) & (missing != 0)
                 else:
                     fires = missing.abs() > single(threshold) * (
                         size.clamp_min(float(single(floor))) if t > 0 else size
                     )
                     again = fires
-                trying &= fires
+                trying = trying & fires & (size > least_)
                 if not bool(trying.any()):
-                    break
-                column_pulse(tile, c, trying, up, (visit + t) * most + k, key.at("pulse_noise"))
-                statistics[t, 2] += int(trying.sum())
-                place = (visit + t) * (most + 1) + 1 + k
-                now = read(w[t, :, c].clone(), how, place * rows + row, key.at("transfer"))
-                now = torch.where(trying, now, y[t])
-                change = now - y[t]
-                moved_off = torch.where(trying, moved_off - shares[t] * change, moved_off)
-                y[t] = now
-                missing = (prefix[t] + moved_off) / shares[t]
-                reads[t] += 1
-                trying &= again & (
-                    change.abs() > single(least)
-                )  # a device that does not answer is left alone
+                    return stuck
+                answers = fire(t, trying, up, first + k).abs() > least_
+                stuck |= trying & ~answers
+                trying = trying & again & answers
+            return stuck | trying
+
+        prefix = below(start)
+        everyone = torch.ones(rows, dtype=torch.bool, device=device)
+        for t in range(tiles - 1, 0, -1):
+            settle(t, prefix[t], everyone, 0, None)
+        stuck = settle(0, prefix[0], everyone, 0, uniform_at(key, word) if stochastic else None)
+        if not stochastic:
+            continue
+        # What tile 0 could not do, a more significant tile does with a whole step of tile 0 and the chance that makes
+        # it right in the mean; those below then take back what it did too much.
+        missing = prefix[0] + moved
+        carrying = stuck & (uniform_at(key.fold("carry"), word) * unit_ < missing.abs())
+        if not bool(carrying.any()):
+            continue
+        whole = missing.abs().clamp_min(float(unit_))
+        start = torch.where(carrying, torch.where(missing > 0, whole, -whole) - moved, start)
+        level = torch.zeros_like(row)
+        for t in range(1, tiles):
+            _, up, size = missing_on(t, start)
+            where = carrying & (size > least_)
+            if not bool(where.any()):
+                continue
+            answered = where & (fire(t, where, up, most).abs() > least_)
+            level[answered] = t
+            carrying = carrying & ~answered
+        prefix = below(start)
+        for t in range(tiles - 2, -1, -1):
+            if bool((level > t).any()):
+                uniform = uniform_at(key.fold("return"), word) if t == 0 else None
+                settle(t, prefix[t], level > t, most + 1, uniform)
     statistics[:, :2] += columns
 
 
