@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from aimc.config import Config
-from aimc.nn.linear import LinearGeometry
 from aimc.nn.extremes import exponents, far_scales, times
+from aimc.nn.linear import LinearGeometry
 from aimc.nn.product import Periphery, read_tile
 from aimc.ops import convert_input
 from aimc.ops.read_out import ReadOut

@@ -171,8 +171,9 @@ def compare(
     """Carry out the runs of a comparison, or what is left of them, each in its own directory below ``output``.
 
     Finished runs are kept, interrupted ones go on. A run that fails is reported and tried again the next time; the
-    others are carried out. One that another process is at, of a second comparison in the same directory, is left to it. ``comparison.json`` and ``comparison.png`` hold every finished run in the directory, also
-    those of earlier calls.
+    others are carried out. One that another process is at, of a second comparison in the same directory, is left to
+    it. ``comparison.json`` and ``comparison.png`` hold every finished run in the directory, those of earlier calls
+    included.
 
     Args:
         wanted: see :func:`cases`.

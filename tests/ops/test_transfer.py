@@ -561,6 +561,51 @@ def test_decay_takes_a_share_of_what_was_read_off(with_gradient):
     assert_mean("slope", error * content, 0.0)
 
 
+COARSE = ConstantStep(dw_min=0.5, dw_min_std=0.0, **ALIKE)
+QUARTERS = torch.tensor([0.0625, 0.25, 1.0])
+
+
+def carried(
+    held: list[float], change: float, backend: str, visits: int = 1, rows: int = 7
+) -> tuple[Cells, Tensor]:
+    """Three tiles of four states that hold the same everywhere, and what a change of all weights made of it."""
+    cells = Cells(COARSE, 3, (rows, 5), spread=0.0)
+    cells.held[:] = torch.tensor(held).view(3, 1, 1)
+    before = torch.tensordot(QUARTERS, cells.held, 1)
+    for n in range(visits):
+        reencode(
+            COARSE, *cells.contents[:2], cells.parameters, cells.counts, QUARTERS, 0, 5, 5 * n, Key(4),
+            gradient=torch.full((rows, 5), -change), rate=1.0, tries=4, last_tries=4, backend=backend,
+        )  # fmt: skip
+    return cells, torch.tensordot(QUARTERS, cells.held, 1) - before
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("held", [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+def test_a_more_significant_tile_steps_where_the_finest_cannot(held, sign):
+    """A quarter of a step below is too little for the threshold: without a carry nothing would move, ever."""
+    step = 0.0625 * 0.5
+    _, change = carried([sign * h for h in held], sign * 0.2 * step, "cpu", rows=2000)
+    assert sorted({round(float(c) / step, 3) for c in change.flatten()}) == sorted([0.0, sign])
+    assert_mean("mean", change.double(), sign * 0.2 * step)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_carry_of_a_whole_step_or_more_is_certain(backend):
+    step = 0.0625 * 0.5
+    for steps in (1.0, 2.0, 3.0):
+        cells, change = carried([1.0, 0.0, 0.0], steps * step, backend)
+        assert_close("change", change, torch.full((7, 5), steps * step), atol=1e-6)
+        assert cells.counts[1].unique().tolist() == [1] and not bool(cells.counts[2].any())
+
+
+def test_nothing_is_carried_beyond_the_last_tile_nor_without_a_change():
+    cells, change = carried([1.0, 1.0, 1.0], 0.1, "cpu")
+    assert not bool(change.any()) and not bool(cells.counts.any())
+    cells, change = carried([1.0, 0.0, 0.0], 0.0, "cpu", visits=3)
+    assert not bool(change.any()) and not bool(cells.counts.any())
+
+
 def test_nothing_above_tile_0_fires_below_the_threshold():
     for share, firing in ((0.59, 1), (0.61, 2)):
         for top in (1, 2, 3):

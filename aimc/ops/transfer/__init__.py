@@ -290,10 +290,10 @@ def reencode(
     """Write what the visited columns of all tiles amount to anew, from the most significant tile down.
 
     The columns are read on all T tiles; what the composite is to be is their sum, less ``decay`` times it and less
-    ``rate * gradient``. From tile T-1 down, a cell gets a pulse while what is missing, with everything below it counted
-    as missing, exceeds ``threshold`` of its nominal step there; after each pulse it is read again and the true change is
-    taken off. Tile 0 rounds stochastically. What it cannot do, because its device is at its bound, is carried: a more
-    significant tile steps, and those below take back what it did too much.
+    ``rate * gradient``. From tile T-1 down, a cell gets a pulse while what is missing, with everything below it
+    counted as missing, exceeds ``threshold`` of its nominal step there; after each pulse it is read again and the true
+    change is taken off. Tile 0 rounds stochastically. What it cannot do, because its device is at its bound, is
+    carried: a more significant tile steps, and those below take back what it did too much.
 
     Args:
         cell: of all tiles.

@@ -403,9 +403,9 @@ def reencode(
             rounds = stochastic and t == 0
             at_most, least_step = (tries, floor) if t > 0 else (last_tries, _f(0))
             many, pulses = _settle(
-                cells, waiting, True, at_most, rounds, uniforms, threshold_, least_step, least, nominal, prefix[t], kind, constants, held[t], w[t], p[t], counts[t],
-                noisy, write_noise, noise, half, bound, read_key, noise_key,
-                (number * tiles + t) * slots * rows * width + top * width,
+                cells, waiting, True, at_most, rounds, uniforms, threshold_, least_step, least, nominal, prefix[t],
+                kind, constants, held[t], w[t], p[t], counts[t], noisy, write_noise, noise, half, bound, read_key,
+                noise_key, (number * tiles + t) * slots * rows * width + top * width,
                 ((number * tiles + t) * (slots + 1) + 1) * rows + top, apart, top, place, y[t], moved, shares[t], work,
                 memory, visited[t], stuck,
             )  # fmt: skip
