@@ -82,6 +82,7 @@ class Residual(Transferring):
         transfer_pulses: how what was read becomes pulses.
         reset_chance: of the published orders: probability that a column of the source is reset after it was read, to
             the cell's ``rest``.
+        rows: of the published orders: transfer row by row, through the transposed array; ``columns`` then counts rows.
         warm_start: for the published orders, or null.
 
     Example:
@@ -110,6 +111,7 @@ class Residual(Transferring):
     transfer_lrs: tuple[float, ...] = ()
     transfer_pulses: PulseTrain = PulseTrain()
     reset_chance: float = 0.0
+    rows: bool = False
     warm_start: WarmStart | None = None
 
     COUNTERS = 8
@@ -117,6 +119,10 @@ class Residual(Transferring):
     @property
     def tile_count(self) -> int:
         return self.tiles
+
+    @property
+    def by_rows(self) -> bool:
+        return self.rows
 
     def validate(self):
         self.require(2 <= self.tiles <= 32, "tiles", f"is between 2 and 32, got {self.tiles}")
@@ -163,6 +169,11 @@ class Residual(Transferring):
             "is of the published orders; 'reencode' takes from a tile what it passes on",
         )
         self.require(
+            not self.rows or self.order != "reencode",
+            "rows",
+            "is of the published orders; 'reencode' goes through columns, whose gradient it has",
+        )
+        self.require(
             self.warm_start is None or self.order != "reencode",
             "warm_start",
             "is of the published orders; with 'reencode' every tile is reached at once",
@@ -189,7 +200,7 @@ class Residual(Transferring):
         return tuple(ratio ** (self.tiles - 1 - t) for t in range(self.tiles))
 
     def columns_of(self, array: Array) -> int:
-        rows, columns = array.shape
+        (columns, _), rows = self.lines(array), array.shape[0]
         if self.columns == "all":
             return columns
         if self.columns is not None:
@@ -236,7 +247,7 @@ class Residual(Transferring):
     def passing(self, array: Array) -> int:
         rows = array.shape[0]
         if self.order != "reencode":
-            return rows
+            return super().passing(array)
         visit = rows * self.columns_of(array) if self.gradient == "digital" else 0
         return visit + rows * (self.tiles + 2)
 
@@ -290,6 +301,7 @@ class Residual(Transferring):
                     self.rate_of(source, lr),
                     self.transfer_pulses,
                     self.reset_chance,
+                    self.rows,
                 )
         self.finish(array, state, vectors)
 
@@ -385,6 +397,7 @@ class Residual(Transferring):
                 updates_per_epoch / self.period_of(t),
                 self.rate_of(t, lr),
                 self.transfer_pulses,
+                self.rows,
             )
             for t in range(self.tiles - 1)
         ]
