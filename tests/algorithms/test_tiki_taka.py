@@ -157,17 +157,19 @@ def test_columns_are_reset_after_they_were_read():
 
 
 def test_rows_are_transferred_in_turn():
-    """0.4 of a read of 0.5 is two steps of 0.1, sent for certain as all reads are alike; with the source's signs."""
+    """0.4 of a read of 0.5 is two steps, sent for certain as all reads are alike; each device takes its own."""
     algorithm = TikiTakaV1(**{**RELATIVE, "columns": 4}, rows=True)
     signs = torch.ones(6, 4)
     signs[1, 2] = signs[4, 0] = -1.0
-    array = array_of()
+    array = array_of(PLAIN.replace(dw_min_dtod=0.3))
     state = algorithm.init(array, torch.zeros(6, 4))
     state["held"][0] = 0.5 * signs
+    up, down = state["parameters"][1][..., 0], state["parameters"][1][..., 1]
+    steps = torch.where(signs > 0, up, -down)
     expected = torch.zeros(6, 4)
     for visited in ([0, 1, 2, 3], [4, 5, 0, 1]):
         algorithm.step(array, state, Vectors(torch.zeros(2, 4), torch.ones(2, 6)), 0.4)
-        expected[visited] += 0.2 * signs[visited]
+        expected[visited] += 2 * steps[visited]
         assert_close("weight", state["held"][1], expected, atol=1e-6)
     assert state["counts"][1].sum(1).tolist() == [16, 16, 8, 8, 8, 8] and state["reads"].tolist() == [8, 0]
 
