@@ -197,12 +197,13 @@ class Algorithm(Config):
         found = []
         if 0 in array.shape:
             return found  # no cell, no pulse
+        most, lines = self.lines(array)
         for t in self.schedule(array, updates_per_epoch, vectors_per_update, lr):
             if t.passes_per_epoch < 1:
                 found.append(
-                    f"tile {t.target} is starved: {t.columns_per_epoch:.3g} of {array.shape[1]} columns are "
+                    f"tile {t.target} is starved: {t.columns_per_epoch:.3g} of {most} {lines} are "
                     f"transferred to it per epoch, a full pass takes {1 / max(t.passes_per_epoch, 1e-9):.3g} epochs; "
-                    "more columns per event or a shorter period"
+                    f"more {lines} per event or a shorter period"
                 )
             if t.kappa > t.budget:
                 found.append(
@@ -210,6 +211,10 @@ class Algorithm(Config):
                     f"train has {t.budget}; a smaller transfer_lr or longer trains"
                 )
         return found
+
+    def lines(self, array: Array) -> tuple[int, str]:
+        """How many lines a full pass of the transfers has, and what they are."""
+        return array.shape[1], "columns"
 
     def active_tile(self, state: State) -> int | None:
         """The tile that a warm start is filling, or None."""

@@ -77,7 +77,8 @@ class Residual(Transferring):
             significant tile is fine enough, it takes tile 0's place for the moment. 0 always takes tile 0.
         weight_decay: of ``reencode``: a step takes the share ``lr weight_decay`` off the weights, as an optimizer's
             does off digital ones. A visit reads them anyway.
-        threshold, tries, last_tries, floor: of ``reencode``, see :func:`aimc.ops.transfer.reencode`.
+        threshold, tries, last_tries, floor: of ``reencode``, see :func:`aimc.ops.transfer.reencode`. With ``pulsed``
+            there are at least as many tries as a train has slots.
         period, period_growth: mini-batches between the transfers of tile 0, and the factor from tile to tile.
         periods: the periods themselves, in place of the two.
         transfer_growth: ``transfer_lr`` is that of tile T-1, every less significant tile has this factor more.
@@ -85,6 +86,7 @@ class Residual(Transferring):
         transfer_pulses: how what was read becomes pulses.
         reset_chance: of the published orders: probability that a column of the source is reset after it was read, to
             the cell's ``rest``.
+        rows: of the published orders: transfer row by row, through the transposed array; ``columns`` then counts rows.
         warm_start: for the published orders, or null.
 
     Example:
@@ -114,6 +116,7 @@ class Residual(Transferring):
     transfer_lrs: tuple[float, ...] = ()
     transfer_pulses: PulseTrain = PulseTrain()
     reset_chance: float = 0.0
+    rows: bool = False
     warm_start: WarmStart | None = None
 
     COUNTERS = 8
@@ -121,6 +124,10 @@ class Residual(Transferring):
     @property
     def tile_count(self) -> int:
         return self.tiles
+
+    @property
+    def by_rows(self) -> bool:
+        return self.rows
 
     def validate(self):
         self.require(2 <= self.tiles <= 32, "tiles", f"is between 2 and 32, got {self.tiles}")
@@ -172,6 +179,11 @@ class Residual(Transferring):
             "is of the order 'reencode', which reads every weight that it writes",
         )
         self.require(
+            not self.rows or self.order != "reencode",
+            "rows",
+            "is of the published orders; 'reencode' goes through columns, whose gradient it has",
+        )
+        self.require(
             self.warm_start is None or self.order != "reencode",
             "warm_start",
             "is of the published orders; with 'reencode' every tile is reached at once",
@@ -198,7 +210,7 @@ class Residual(Transferring):
         return tuple(ratio ** (self.tiles - 1 - t) for t in range(self.tiles))
 
     def columns_of(self, array: Array) -> int:
-        rows, columns = array.shape
+        (columns, _), rows = self.lines(array), array.shape[0]
         if self.columns == "all":
             return columns
         if self.columns is not None:
@@ -245,7 +257,7 @@ class Residual(Transferring):
     def passing(self, array: Array) -> int:
         rows = array.shape[0]
         if self.order != "reencode":
-            return rows
+            return super().passing(array)
         visit = rows * self.columns_of(array) if self.gradient == "digital" else 0
         return visit + rows * (self.tiles + 2)
 
@@ -299,6 +311,7 @@ class Residual(Transferring):
                     self.rate_of(source, lr),
                     self.transfer_pulses,
                     self.reset_chance,
+                    self.rows,
                 )
         self.finish(array, state, vectors)
 
@@ -324,11 +337,16 @@ class Residual(Transferring):
         if last:  # the tiles below rest
             held, w, parameters, counts = held[last:], w[last:], parameters[last:], counts[last:]
             factors = factors[last:]
+        decay = min(lr * self.weight_decay * (width / columns), 1.0)
+        tries, last_tries = self.tries, self.last_tries
+        if (
+            self.gradient == "pulsed"
+        ):  # what tile 0 has collected leaves it as it moves up, however much it is
+            tries, last_tries = max(tries, self.pulses.length), max(last_tries, self.pulses.length)
         found, reads = reencode(
             array.cell, held, w, parameters, counts, factors, first, columns, number,
-            array.key.fold("reencode", last), gradient=gradient, rate=rate,
-            decay=min(lr * self.weight_decay * (width / columns), 1.0), threshold=self.threshold, tries=self.tries,
-            last_tries=self.last_tries, floor=self.floor, stochastic=self.gradient == "digital",
+            array.key.fold("reencode", last), gradient=gradient, rate=rate, decay=decay, threshold=self.threshold,
+            tries=tries, last_tries=last_tries, floor=self.floor, stochastic=self.gradient == "digital",
             how=one_hot_read(array), backend=array.backend,
         )  # fmt: skip
         numbers(state, "statistics")[last:] += found.numpy()
@@ -336,7 +354,11 @@ class Residual(Transferring):
         numbers(state)[VISITS] = number + columns
         if before is not None and looked is not None:
             before.count_answers(once=True)
-            before.count_unwritten(shares, None if gradient is None else gradient[:, looked] * -rate)
+            wanted = None if gradient is None else gradient[:, looked] * -rate
+            if decay > 0:
+                content = (before.read * factors[:, None, None]).sum(0)
+                wanted = -decay * content + (0.0 if wanted is None else wanted)
+            before.count_unwritten(shares, wanted)
 
     def finest(self, array: Array, gradient: Tensor, rate: float, shares: tuple[float, ...]) -> int:
         """The tile that rounds: the most significant one whose step is at most ``rounding`` times the usual change.
@@ -398,6 +420,7 @@ class Residual(Transferring):
                 updates_per_epoch / self.period_of(t),
                 self.rate_of(t, lr),
                 self.transfer_pulses,
+                self.rows,
             )
             for t in range(self.tiles - 1)
         ]

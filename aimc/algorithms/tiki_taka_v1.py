@@ -17,6 +17,7 @@ class TikiTakaV1(Transferring):
         gamma: share of the fast tile in the weight; 0 hides it.
         reset_chance: probability that a column of the fast tile is reset after it was read, to the cell's ``rest``.
         transfer_pulses: how what was read becomes pulses.
+        rows: read and write row by row, through the transposed array; ``columns`` then counts rows.
 
     Example:
         >>> TikiTakaV1(period=2).tile_count
@@ -31,6 +32,11 @@ class TikiTakaV1(Transferring):
     gamma: float = 0.0
     reset_chance: float = 0.0
     transfer_pulses: PulseTrain = PulseTrain()
+    rows: bool = False
+
+    @property
+    def by_rows(self) -> bool:
+        return self.rows
 
     @property
     def tile_count(self) -> int:
@@ -55,7 +61,7 @@ class TikiTakaV1(Transferring):
         if (int(numbers(state)[UPDATES]) + 1) % self.period == 0:
             transfer_columns(
                 array, state, 0, 1, self.columns_of(array), self.transfer_rate(lr), self.transfer_pulses,
-                self.reset_chance,
+                self.reset_chance, self.rows,
             )  # fmt: skip
         self.finish(array, state, vectors)
 
@@ -63,4 +69,6 @@ class TikiTakaV1(Transferring):
         self, array: Array, updates_per_epoch: int, vectors_per_update: int, lr: float
     ) -> list[Transfers]:
         events, columns = updates_per_epoch / self.period, self.columns_of(array)
-        return [transfers(array, 0, 1, columns, events, self.transfer_rate(lr), self.transfer_pulses)]
+        return [
+            transfers(array, 0, 1, columns, events, self.transfer_rate(lr), self.transfer_pulses, self.rows)
+        ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from aimc.algorithms.base import (
     Algorithm,
@@ -18,7 +19,7 @@ from aimc.algorithms.base import (
     visible,
 )  # fmt: skip
 from aimc.ops.pulsed_update import PulseTrain
-from aimc.ops.transfer import transfer
+from aimc.ops.transfer import Tile, transfer
 from aimc.random import uniform
 
 
@@ -54,54 +55,94 @@ class Transferring(Algorithm):
         return ("fast_lr",) * (not self.scale_fast_lr) + ("transfer_lr",) * (not self.scale_transfer_lr)
 
     def passing(self, array: Array) -> int:
-        return array.shape[0]  # a column that was read
+        return array.shape[1] if self.by_rows else array.shape[0]  # a line that was read
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether transfers go row by row, through the transposed array."""
+        return False
+
+    def lines(self, array: Array) -> tuple[int, str]:
+        return (array.shape[0], "rows") if self.by_rows else (array.shape[1], "columns")
 
     def columns_of(self, array: Array) -> int:
-        return array.shape[1] if self.columns == "all" else min(self.columns, array.shape[1])
+        most, _ = self.lines(array)
+        return most if self.columns == "all" else min(self.columns, most)
 
 
 def transfer_columns(
     array: Array, state: State, source: int, target: int, columns: int, lr: float, train: PulseTrain,
-    reset_chance: float = 0.0,
+    reset_chance: float = 0.0, by_rows: bool = False,
 ) -> None:  # fmt: skip
     """The next columns of tile ``source`` as pulses onto tile ``target``; ``state["reads"]`` is the pointer.
 
-    Each column is reset after its read with the probability ``reset_chance``.
+    Each column is reset after its read with the probability ``reset_chance``. With ``by_rows`` they are rows.
     """
     reads = numbers(state, "reads")
     number = int(reads[source])
-    found = transfer(
-        tile_of(array, state, target), visible(state)[source], number % array.shape[1], columns, number, lr,
-        array.key.fold("transfer", source, target), one_hot_read(array), train, array.backend,
-    )  # fmt: skip
+    key, how = array.key.fold("transfer", source, target), one_hot_read(array)
+    tile, values = tile_of(array, state, target), visible(state)[source]
+    if by_rows:
+        visited = torch.arange(number, number + columns, device=values.device) % array.shape[0]
+        turned = _turned(tile, visited)
+        found = transfer(
+            turned, values[visited].t().contiguous(), 0, columns, number, lr, key.fold("rows"), how, train,
+            array.backend,
+        )  # fmt: skip
+        for value, new in ((tile.held, turned.held), (tile.w, turned.w), (tile.counts, turned.counts)):
+            value[visited] = new.t()  # w is held, where there is no write noise
+    else:
+        found = transfer(
+            tile, values, number % array.shape[1], columns, number, lr, key, how, train, array.backend
+        )
     reads[source] += columns
     numbers(state, "statistics")[target] += found.numpy()
     if reset_chance > 0:
-        _reset_columns(array, state, source, number, columns, reset_chance)
+        _reset_lines(array, state, source, number, columns, reset_chance, by_rows)
 
 
-def _reset_columns(array: Array, state: State, t: int, number: int, columns: int, chance: float) -> None:
-    """Reset some of the columns that were read from visit ``number`` on, drawn by their visits."""
+def _turned(tile: Tile, rows: Tensor) -> Tile:
+    """A copy of some rows of a tile, as columns."""
+    p, held = tile.parameters, tile.held[rows].t().contiguous()
+    same = tile.w.data_ptr() == tile.held.data_ptr()
+    return Tile(
+        tile.cell, held, held if same else tile.w[rows].t().contiguous(),
+        p if p.shape[0] == 1 else p[rows].transpose(0, 1).contiguous(), tile.counts[rows].t().contiguous(),
+    )  # fmt: skip
+
+
+def _reset_lines(
+    array: Array, state: State, t: int, number: int, columns: int, chance: float, by_rows: bool
+) -> None:
+    """Reset some of the lines that were read from visit ``number`` on, drawn by their visits."""
     key = array.key.fold("reset", t)
     drawn = uniform(key.at("algorithm"), columns, offset=number) < chance
-    visited = (number + torch.arange(columns))[drawn] % array.shape[1]
+    visited = (number + torch.arange(columns))[drawn] % array.shape[0 if by_rows else 1]
     if not len(visited):
         return
     held, key = state["held"][t], key.at("decay", step=number % (1 << 32))
     mask = torch.zeros(array.shape, dtype=torch.bool, device=held.device)
-    mask[:, visited] = True
+    if by_rows:
+        mask[visited] = True
+    else:
+        mask[:, visited] = True
     array.cell.reset(held, state["parameters"][t], retention(state, t), mask, key)
     if "w" in state:
         state["w"][t] = torch.where(mask, array.cell.shown(held, key.at("pulse_noise")), state["w"][t])
 
 
 def transfers(
-    array: Array, source: int, target: int, columns: int, events: float, rate: float, train: PulseTrain
-) -> Transfers:
-    """A line of the schedule: ``events`` per epoch of ``columns`` columns at ``rate``."""
-    cell = array.cell
+    array: Array, source: int, target: int, columns: int, events: float, rate: float, train: PulseTrain,
+    by_rows: bool = False,
+) -> Transfers:  # fmt: skip
+    """A line of the schedule: ``events`` per epoch of ``columns`` columns, or rows, at ``rate``."""
+    cell, most = array.cell, max(array.shape[0 if by_rows else 1], 1)
     largest = max(abs(cell.w_max), abs(cell.w_min))
     return Transfers(
-        source, target, events * columns, events * columns / max(array.shape[1], 1), rate * largest / cell.granularity,
+        source,
+        target,
+        events * columns,
+        events * columns / most,
+        rate * largest / cell.granularity,
         train.length,
-    )  # fmt: skip
+    )

@@ -35,6 +35,7 @@ WARM = {"tiles": 3, "columns": 2, "period_growth": 2}
 ALGORITHMS: dict[str, Algorithm] = {
     "sgd": AnalogSGD(),
     "ttv1": TikiTakaV1(gamma=0.3, period=2, reset_chance=0.5),
+    "ttv1 rows": TikiTakaV1(gamma=0.3, period=2, rows=True, columns=2, reset_chance=0.2),
     "ttv2": TikiTakaV2(columns="all", momentum=0.3),
     "ttv2 vectors": TikiTakaV2(
         **RELATIVE, unit="vectors", period=3, forget=False, most_pulses=2, auto_granularity=50.0

@@ -76,6 +76,7 @@ def _published(order: Literal["paper", "cpu", "cuda"], warm: WarmStart | None) -
 FITS = {  # algorithm, states, tolerance of the relative error, steps
     "sgd": (AnalogSGD(), 200, 0.05, 1000),
     "ttv1": (TikiTakaV1(**RELATIVE, columns="all"), 200, 0.2, 1500),
+    "ttv1 rows": (TikiTakaV1(**RELATIVE, columns="all", rows=True), 200, 0.2, 1500),
     "ttv2": (TikiTakaV2(**RELATIVE, columns="all"), 200, 0.2, 1500),
     "ttv3": (TikiTakaV3(columns="all", chop=0.02, auto_scale=False, fast_lr=5.0, scale_fast_lr=True, transfer_lr=0.2,
                         pulses=PulseTrain()), 200, 0.2, 1500),
@@ -326,6 +327,8 @@ def test_reads_are_counted():
     for algorithm, expected in (
         (TikiTakaV1(period=2, columns=3), [6, 0]),
         (TikiTakaV1(columns="all"), [20, 0]),
+        (TikiTakaV1(columns="all", rows=True), [30, 0]),
+        (TikiTakaV1(columns=9, rows=True), [30, 0]),
         (TikiTakaV2(period=2), [2, 0]),
         (TikiTakaV2(unit="vectors", period=3, columns=2), [22, 0]),  # 35 vectors, 11 reads of two columns
         (TikiTakaV3(columns="all"), [20, 0]),
@@ -381,6 +384,7 @@ def test_schedules_by_hand():
     for algorithm, line in (
         (TikiTakaV1(**RELATIVE, period=5, columns=2), Transfers(0, 1, 40.0, 10.0, 0.5 / 0.1, 31)),
         (TikiTakaV1(transfer_lr=1.0, scale_transfer_lr=False), Transfers(0, 1, 100.0, 25.0, 1 / 0.1, 31)),
+        (TikiTakaV1(transfer_lr=1.0, rows=True, columns=3), Transfers(0, 1, 300.0, 50.0, 1 / 0.1, 31)),
         (TikiTakaV2(period=10, most_pulses=3), Transfers(0, 1, 10.0, 2.5, 0.0, 3)),
         (TikiTakaV3(unit="vectors", period=50, columns="all"), Transfers(0, 1, 64.0, 16.0, 0.0, 1)),
         (Residual(tiles=2, columns=1), Transfers(0, 1, 100.0, 25.0, 0.0, 3)),
@@ -401,6 +405,8 @@ def test_starved_tiles_and_exceeded_budgets_are_warned_of():
     found = TikiTakaV1(transfer_lr=40.0, scale_transfer_lr=True, columns="all").check(array_of(), 100, 8, 0.1)
     assert len(found) == 1
     assert "from tile 0 to 1 may ask for 40 pulses of a cell, the train has 31" in found[0]
+    (found,) = TikiTakaV1(rows=True).check(array_of(), 3, 8, 0.1)
+    assert "3 of 6 rows are transferred" in found and "more rows per event" in found
     assert len(TikiTakaV1(transfer_lr=4.0, scale_transfer_lr=False).check(array_of(), 3, 8, 0.1)) == 2
 
 
@@ -457,6 +463,7 @@ WRONG = [
     (Residual, {"transfer_pulses": PulseTrain(kind="none")}, "transfer_pulses.kind"),
     (Residual, {"warm_start": WarmStart()}, "warm_start"),
     (Residual, {"reset_chance": 0.5}, "reset_chance"),
+    (Residual, {"rows": True}, "rows"),
     *[(kind, {"reset_chance": 1.5}, "reset_chance") for kind in (Residual, TikiTakaV1)],
     (Residual, {"order": "gpu"}, "order"),
     (Residual, {"gradient": "none"}, "gradient"),

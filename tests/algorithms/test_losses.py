@@ -44,6 +44,8 @@ def test_digital_numbers_and_products_by_hand():
     for algorithm, numbers in (
         (AnalogSGD(), (0, 0, 0)),
         (TikiTakaV1(), (0, 6, 0)),
+        (TikiTakaV1(rows=True), (0, 4, 0)),
+        (Residual(tiles=5, order="paper", rows=True), (0, 4, 0)),
         (TikiTakaV2(), (24, 6, 0)),
         (TikiTakaV3(), (24 + 2 + 10, 6, 0)),  # two running means, ten signs
         (TikiTakaV3(auto_scale=False), (24 + 10, 6, 0)),

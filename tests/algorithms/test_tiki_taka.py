@@ -156,6 +156,52 @@ def test_columns_are_reset_after_they_were_read():
     assert_close("passed on", states[1.0]["held"][1], states[0.0]["held"][1])
 
 
+def test_rows_are_transferred_in_turn():
+    """0.4 of a read of 0.5 is two steps, sent for certain as all reads are alike; each device takes its own."""
+    algorithm = TikiTakaV1(**{**RELATIVE, "columns": 4}, rows=True)
+    signs = torch.ones(6, 4)
+    signs[1, 2] = signs[4, 0] = -1.0
+    array = array_of(PLAIN.replace(dw_min_dtod=0.3))
+    state = algorithm.init(array, torch.zeros(6, 4))
+    state["held"][0] = 0.5 * signs
+    up, down = state["parameters"][1][..., 0], state["parameters"][1][..., 1]
+    steps = torch.where(signs > 0, up, -down)
+    expected = torch.zeros(6, 4)
+    for visited in ([0, 1, 2, 3], [4, 5, 0, 1]):
+        algorithm.step(array, state, Vectors(torch.zeros(2, 4), torch.ones(2, 6)), 0.4)
+        expected[visited] += 2 * steps[visited]
+        assert_close("weight", state["held"][1], expected, atol=1e-6)
+    assert state["counts"][1].sum(1).tolist() == [16, 16, 8, 8, 8, 8] and state["reads"].tolist() == [8, 0]
+
+
+def test_rows_are_reset_after_they_were_read():
+    cell = PLAIN.replace(rest=-0.2, reset_std=0.0)
+    algorithm = TikiTakaV1(**{**RELATIVE, "columns": 2, "reset_chance": 1.0}, rows=True)
+    array = array_of(cell)
+    state = algorithm.init(array, torch.zeros(6, 4))
+    state["held"][0] = 0.5
+    algorithm.step(array, state, Vectors(torch.zeros(2, 4), torch.ones(2, 6)), 0.4)
+    assert_close("read", state["held"][0][:2], torch.full((2, 4), -0.2))
+    assert_close("not read", state["held"][0][2:], torch.full((4, 4), 0.5))
+
+
+def test_rows_give_as_many_pulses_as_columns_on_average():
+    cell = soft(200)
+    reads = torch.linspace(-0.9, 0.9, 24).view(6, 4)
+    means = []
+    for rows in (False, True):
+        algorithm, array = TikiTakaV1(**{**RELATIVE, "columns": "all"}, rows=rows), array_of(cell)
+        state = algorithm.init(array, torch.zeros(6, 4))
+        for _ in range(1500):
+            state["held"].zero_()
+            state["held"][0] = reads
+            algorithm.step(array, state, Vectors(torch.zeros(1, 4), torch.ones(1, 6)), 0.003)
+        means.append(state["counts"][1].double() / 1500)
+    expected = 0.003 * reads.abs().double() / cell.granularity
+    for mean in means:  # at most one pulse a transfer
+        assert float(((mean - expected) / (expected / 1500).sqrt()).abs().max()) < 4.5
+
+
 def test_a_reset_comes_as_often_as_its_chance_and_shows_in_its_columns_alone():
     cell = PLAIN.replace(reset_std=0.0, write_noise_std=0.5)
     algorithm = TikiTakaV1(**{**RELATIVE, "columns": 2000, "reset_chance": 0.3})
