@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,20 @@ def test_the_trainer_of_transformers():
     pytest.importorskip("accelerate", reason="needs accelerate")
     found = _main("huggingface_trainer")(count=400, epochs=6)
     assert len(found) == 3 and all(value > 0.8 for value in found.values()), found
+
+
+def test_data_parallel_in_two_processes(tmp_path):
+    """As it is started from a command line; both processes have to end well."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *words, str(FOLDER / "data_parallel.py")],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.findall(r"^(.*), 2 processes: ([\d.]+) %$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in found] == ["hardware-aware, after a year", "in cells"], done.stdout
+    assert all(float(value) > 60 for _, value in found), found

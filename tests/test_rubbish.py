@@ -1,7 +1,10 @@
 """Bad input of every kind is taken or refused with a message; ``make soak`` tries thousands more."""
 
+import json
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,9 @@ import torch
 
 import aimc
 from aimc.errors import AimcError
+from aimc.files import read_config, read_records
+from aimc.recipes import evaluate_run, run_experiment
+from aimc.train import load_checkpoint
 from tests import rubbish
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +70,34 @@ def test_states(start):
 def test_run_directories(runs, start):
     taken = [rubbish.try_run_directory(seed, runs[seed % 2]) for seed in range(start, start + 8)]
     assert not all(taken)
+
+
+@pytest.mark.parametrize("which, stage", [(0, "teacher"), (0, "student"), (1, "analog")])
+def test_a_damaged_checkpoint_of_a_finished_stage_is_made_again(runs, which, stage, tmp_path):
+    place, config = tmp_path / "run", read_config(runs[which])
+    shutil.copytree(runs[which], place)
+    file = place / "checkpoints" / f"{stage}.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    attempts = [lambda: run_experiment(config, place, tensorboard=False)]
+    if stage == "student":
+        attempts.append(lambda: evaluate_run(place, times=("1h",), chips=1, seed=5))
+    for attempt in attempts:
+        with pytest.raises(AimcError, match=rf"{file} .*delete {file}, and .* trains '{stage}' again"):
+            attempt()
+    file.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_experiment(config, place, tensorboard=False)
+    for name, tensor in load_checkpoint(runs[which] / "checkpoints" / file.name)[0].items():
+        assert torch.equal(load_checkpoint(file)[0][name], tensor), name
+    timeless = [
+        sorted(
+            json.dumps({k: v for k, v in r.items() if k != "seconds"}, sort_keys=True)
+            for r in read_records(p)
+        )
+        for p in (runs[which], place)
+    ]
+    assert timeless[0] == timeless[1]
 
 
 def test_what_is_neither_taken_nor_refused_is_found():

@@ -27,6 +27,8 @@ class InputRange(Config):
         manage_output_clipping: also widen the range, by the share of outputs that saturate the ADC per unit learning
             rate, while fewer than ``keep`` of them fit: a wider range makes smaller voltages and smaller currents.
 
+    In single precision a range is at least 1.2e-32, whatever the inputs are: those far below it vanish in its steps.
+
     The gradient is that of IBM's simulator: only inputs that clip can widen the range, and saturated outputs where they
     are managed; the decay alone shrinks it.
 

@@ -24,7 +24,6 @@ from aimc.random import Key
 from aimc.train.checkpoint import (
     generators,
     gpus,
-    load_checkpoint,
     load_moments,
     load_state,
     moments,
@@ -101,7 +100,7 @@ def fit_in_memory(
         raise AimcError("there is no training data", field="batches")
     final = run.checkpoint(name)
     if final.exists():
-        tensors, details = load_checkpoint(final)
+        tensors, details = run.load_finished(name)
         load_state(net, under("model", tensors), str(final))
         run.settle(name, details["history"])
         run.forget_progress(name)

@@ -33,7 +33,7 @@ from aimc.train.checkpoint import (
 from aimc.train.config import Optimizer, Stage
 from aimc.train.objective import Classification, Objective
 from aimc.train.progress import Progress
-from aimc.train.run import Run
+from aimc.train.run import Run, again
 
 Metric = Callable[[nn.Module], float]
 
@@ -200,7 +200,7 @@ def fit(
     if len(batches) == 0:
         raise AimcError("there is no training data", field="batches")
     if run is not None and run.checkpoint(name).exists():
-        tensors, details = load_checkpoint(run.checkpoint(name))
+        tensors, details = run.load_finished(name)
         load_state(net, under("model", tensors), str(run.checkpoint(name)))
         run.settle(name, details["history"])
         run.forget_progress(name)
@@ -401,5 +401,10 @@ def load_weights(net: nn.Module, run: Run | str, name: str) -> None:
         if isinstance(run, Run)
         else pathlib.Path(run, "checkpoints", f"{name}.safetensors")
     )
-    tensors, _ = load_checkpoint(path)
+    try:
+        tensors, _ = load_checkpoint(path)
+    except AimcError as error:
+        if not path.exists():
+            raise
+        raise AimcError(f"{error.message}. {again(path, name)}", field="checkpoint") from None
     load_state(net, under("model", tensors), str(path))

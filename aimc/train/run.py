@@ -126,6 +126,20 @@ def _git_hash() -> str | None:
         return None
 
 
+def again(damaged: pathlib.Path, stage: str) -> str:
+    """The way out where the checkpoint of a finished stage is damaged.
+
+    Example:
+        >>> again(pathlib.Path("student.safetensors"), "student")
+        "Of a finished stage no others are kept: put a copy back, or delete student.safetensors, and the same aimc run
+        trains 'student' again, to the same bits"
+    """
+    return (
+        f"Of a finished stage no others are kept: put a copy back, or delete {damaged}, and the same aimc run trains "
+        f"{stage!r} again, to the same bits"
+    )
+
+
 class Run:
     """A run directory that is being written. Use as a context manager.
 
@@ -345,6 +359,22 @@ class Run:
             return latest, *load_checkpoint(latest)
         except AimcError as error:
             raise AimcError(f"{error.message}. {self._way_out(latest, older)}", field="checkpoint") from None
+
+    def load_finished(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and details of the checkpoint of a finished stage.
+
+        Raises:
+            AimcError: there is none, or it is damaged or foreign; says what to delete, and from where the run goes on.
+        """
+        place = self.checkpoint(stage)
+        try:
+            return load_checkpoint(place)
+        except AimcError as error:
+            if not place.exists():
+                raise
+            older = self._all_progress(stage)  # of a process that was killed before it removed them
+            way_out = self._way_out(place, older) if older else again(place, stage)
+            raise AimcError(f"{error.message}. {way_out}", field="checkpoint") from None
 
     def _way_out(self, damaged: pathlib.Path, older: list[pathlib.Path]) -> str:
         for place in older:

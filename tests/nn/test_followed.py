@@ -1,6 +1,7 @@
 """Whoever follows a network instead of running it, or runs it twice, gets what a plain run gives."""
 
 import copy
+import shutil
 import subprocess
 import sys
 
@@ -56,6 +57,21 @@ def test_a_compiled_network_trains_alike(hardware):
     torch._dynamo.reset()
     net, plain = twins(convolutions(), hardware)
     assert_equal_training(net, torch.compile(net, backend="aot_eager", fullgraph=True), plain, X)
+
+
+@pytest.mark.slow
+def test_the_default_compiler_makes_a_noisy_network_that_trains_alike(tmp_path, monkeypatch):
+    """Inductor, with a compiler of C++ behind it, as a user gets it by torch.compile(net)."""
+    if not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        pytest.skip("needs a compiler of C++ for torch's inductor")
+    import torch._inductor.config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(inductor, "compile_threads", 1)  # no pool of processes that outlives the test
+    torch._dynamo.reset()
+    net, plain = twins(nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 3)), aimc.presets.pcm())
+    assert_equal_training(net, torch.compile(net, fullgraph=True), plain, X)
+    assert list(tmp_path.rglob("*.so")), "nothing was compiled"
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

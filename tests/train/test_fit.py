@@ -1,5 +1,7 @@
 """Training stages: the same to the bit after any interruption, and honest in what they select."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -233,6 +235,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, d
         batches = Shuffled()
         fit(net, stage, batches, METRIC, run=run, name="s")
     assert batches.epochs == [1, 2] and _same(net, straight)
+
+
+def test_a_damaged_checkpoint_of_a_finished_stage_offers_those_that_a_kill_has_left(tmp_path):
+    straight, net = _digital(), _digital()
+    stage, places = _interrupted(tmp_path, 5)
+    fit(straight, stage, Shuffled(), METRIC, name="s")
+    with Run(tmp_path, stage, tensorboard=False) as run:
+        run.checkpoint("s").write_bytes(b"cut")  # killed before it removed the ones of the stage under way
+        said = re.escape(f"delete {run.checkpoint('s')}, and the run goes on from {places[0]} (after epoch 1")
+        with pytest.raises(AimcError, match=said):
+            fit(_digital(), stage, Shuffled(), METRIC, run=run, name="s")
+        run.checkpoint("s").unlink()
+        fit(net, stage, Shuffled(), METRIC, run=run, name="s")
+    assert _same(net, straight)
 
 
 def test_with_no_whole_checkpoint_left_the_error_says_so(tmp_path):
