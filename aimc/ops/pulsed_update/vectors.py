@@ -142,10 +142,10 @@ class Vectors:
             starts = np.arange(count) * columns  # one image, of which each vector is a position
             return x, 0, starts, _range(columns), columns, 0, 0, 1, d, 0, 1, rows, 1, count
         images, rows, positions = self.d.shape
-        steps = (positions, 1) if self.d.is_contiguous() else (1, rows)
+        row, position = (positions, 1) if self.d.is_contiguous() else (1, rows)
         return (
             x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), math.prod(p.kernel),
-            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, *steps, images,
+            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, row, position, images,
             positions,
         )  # fmt: skip
 

@@ -219,17 +219,14 @@ def reencode(
     cells = together * columns
     exact = noise == 0 and half == 0
     first_part = min(columns, width - column)
-    # Of a cell of these rows: row, visited column, column of the tile, and the distance of its draws from the first's.
-    row_of, visit_of, column_of = (
-        np.empty(cells, np.int64),
-        np.empty(cells, np.int64),
-        np.empty(cells, np.int64),
-    )
+    # Of a cell of these rows: visited column, device's distance from the first of the first row, and that of its draws
+    # from the first's.
+    visit_of, device_of = np.empty(cells, np.int64), np.empty(cells, np.int64)
     reads_from, pulses_from = np.empty(cells, np.int64), np.empty(cells, np.int64)
     for r in range(together):
         for n in range(columns):
             q, c = r * columns + n, column + n if n < first_part else column + n - width
-            row_of[q], visit_of[q], column_of[q] = r, n, c
+            visit_of[q], device_of[q] = n, r * width + c
             reads_from[q] = n * tiles * (most + 1) * rows + r
             pulses_from[q] = (n * tiles * most * rows + r) * width + c
     y, prefix = np.empty((tiles, cells), np.float32), np.zeros((tiles, cells), np.float32)
@@ -242,7 +239,7 @@ def reencode(
     size, xi, xi_write = np.empty(cells, np.float32), np.zeros(cells, np.float32), np.zeros(cells, np.float32)
     up, ups, goes = np.empty(cells, np.bool_), np.empty(cells, np.bool_), np.empty(cells, np.bool_)
     waiting, fired, places = np.empty(cells, np.int64), np.empty(cells, np.int64), np.empty(cells, np.int64)
-    at_row, at_column = np.empty(cells, np.int64), np.empty(cells, np.int64)
+    devices = np.empty(cells, np.int64)
     for top in range(0, rows, together):
         here = min(together, rows - top)
         cells = here * columns
@@ -273,19 +270,21 @@ def reencode(
         moved[:] = 0
         for t in range(tiles - 1, -1, -1):
             share, rounds = shares[t], stochastic and t == 0
+            below, line, all_w = prefix[t], y[t], w[t].reshape(-1)
             many = cells
             for k in range(tries if t > 0 else last_tries):
-                if k == 0:
+                if k == 0:  # all cells, where they lie
                     for q in range(cells):
                         waiting[q] = q
-                        rest[q], now[q] = prefix[t, q] + moved[q], y[t, q]
+                    for q in range(cells):
+                        rest[q] = (below[q] + moved[q]) / share
+                        up[q] = rest[q] > 0
+                        now[q] = line[q]
                 else:
                     for f in range(many):
-                        q = waiting[f]
-                        rest[f], now[f] = prefix[t, q] + moved[q], y[t, q]
-                for f in range(many):
-                    rest[f] /= share
-                    up[f] = rest[f] > 0
+                        q = np.uint64(waiting[f])
+                        rest[f], now[f] = (below[q] + moved[q]) / share, line[q]
+                        up[f] = rest[f] > 0
                 step_sizes(kind, size[:many], now, up, nominal, constants)
                 if t > 0:
                     for f in range(many):
@@ -300,32 +299,36 @@ def reencode(
                         goes[f] = (abs(rest[f]) > threshold_ * size[f]) & (size[f] > least)
                 count = 0
                 for f in range(many):
-                    fired[count] = f
+                    fired[np.uint64(count)] = f
                     count += goes[f]
                 if count == 0:
                     break
                 first = ((number * tiles + t) * most + k) * rows * width + top * width
                 for f in range(count):
-                    q = waiting[fired[f]]
+                    at = np.uint64(fired[f])
+                    q = np.uint64(waiting[at])
                     places[f] = first + pulses_from[q]
-                    at_row[f], at_column[f], ups[f] = top + row_of[q], column_of[q], up[fired[f]]
+                    devices[f], ups[f] = top * width + device_of[q], up[at]
                 pulse_many(
-                    kind, constants, held[t], w[t], p[t], counts[t], at_row[:count], at_column[:count], ups[:count],
-                    places[:count], xi, xi_write, noise_key, noisy, write_noise,
+                    kind, constants, held[t], w[t], p[t], counts[t], devices[:count], ups[:count], places[:count], xi,
+                     xi_write, noise_key, noisy, write_noise,
                 )  # fmt: skip
                 first = ((number * tiles + t) * (most + 1) + 1 + k) * rows + top
                 many = 0
+                seen = visited[t, k]
                 for f in range(count):
-                    i, c, q = at_row[f], at_column[f], waiting[fired[f]]
-                    visited[t, k, visit_of[q]] = True
-                    value = w[t, i, c]
+                    at = np.uint64(fired[f])
+                    q = np.uint64(waiting[at])
+                    seen[np.uint64(visit_of[q])] = True
+                    value = all_w[np.uint64(devices[f])]
                     if not exact:
                         value = read(value, noise, half, bound, first + reads_from[q], read_key)
-                    moved[q] -= share * (value - now[fired[f]])
-                    y[t, q] = value
-                    waiting[many] = q
-                    more = (not rounds) | (abs(rest[fired[f]]) >= size[fired[f]])
-                    many += more & (abs(value - now[fired[f]]) > least)
+                    change = value - now[at]
+                    moved[q] -= share * change
+                    line[q] = value
+                    waiting[np.uint64(many)] = np.int64(q)
+                    more = (not rounds) | (abs(rest[at]) >= size[at])
+                    many += more & (abs(change) > least)
                 statistics[t, 2] += count
     for t in range(tiles):
         statistics[t, 0] += columns
