@@ -150,6 +150,18 @@ def test_reencoding_agrees(cell, how, gradient, options):
     assert statistics[0, 0] == 3 and int(reads.min()) >= 3
 
 
+def test_a_visit_of_more_cells_than_are_taken_together():
+    def run(backend):
+        cells = Cells(CELLS["soft"], 2, (40, 30))
+        found = reencode(
+            cells.cell, *cells.contents[:2], cells.parameters, cells.counts, torch.tensor([0.5, 1.0]), 3, 29, 0, Key(3),
+            gradient=normals(40, 29), rate=0.3, backend=backend, **STOCHASTIC,
+        )  # fmt: skip
+        return [*cells.contents, *found]
+
+    assert_bodies_agree(run)
+
+
 def linear_vectors(count: int = 9) -> Vectors:
     x, d = normals(count, 5), normals(count, 7, seed=2) * 0.3
     x[3], d[5], d[:, 2] = 0, 0, 0

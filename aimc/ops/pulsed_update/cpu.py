@@ -152,33 +152,35 @@ def pulse_normals(xi, xi_write, both, places, noise_key):
 
 @njit(**OPTIONS)
 def pulse_many(
-    kind, constants, held, w, p, counts, at_row, at_column, up, places, xi, xi_write, noise_key, noisy, write_noise
+    kind, constants, held, w, p, counts, devices, up, places, xi, xi_write, noise_key, noisy, write_noise
 ):  # fmt: skip
     """One pulse after another, as :func:`pulse` has it, with their draws made together.
 
     Args:
-        at_row, at_column, up, places: device, direction and position of each pulse ``[n]``.
+        devices, up, places: number of the device, row by row, direction and position of each pulse ``[n]``.
         xi, xi_write: memory for its normals, at least ``[n]``; zeros where the cell has no noise.
     """
     both = write_noise > 0
     if noisy:
         pulse_normals(xi, xi_write, both, places, noise_key)
-    step_many(kind, held, p, at_row, at_column, up, xi, constants)
+    step_many(kind, held, p, devices, up, xi, constants)
     if both:
-        for f in range(at_row.size):
-            w[at_row[f], at_column[f]] = held[at_row[f], at_column[f]] + write_noise * xi_write[f]
+        all_held, all_w = held.reshape(-1), w.reshape(-1)
+        for f in range(devices.size):
+            all_w[np.uint64(devices[f])] = all_held[np.uint64(devices[f])] + write_noise * xi_write[f]
     if counts.shape[0] > 0:
-        for f in range(at_row.size):
-            counts[at_row[f], at_column[f]] += 1
+        all_counts = counts.reshape(-1)
+        for f in range(devices.size):
+            all_counts[np.uint64(devices[f])] += 1
 
 
 @njit(**OPTIONS)
 def pulse_listed(
     many, listed, ups, normals, kind, constants, held, w, p, counts, noise_key, noisy, write_noise
 ):  # fmt: skip
-    """Send a list's first ``many`` pulses: rows, columns, positions in ``listed`` ``[3, n]``, directions in ``ups``."""
+    """Send a list's first ``many`` pulses: devices and positions in ``listed`` ``[2, n]``, directions in ``ups``."""
     pulse_many(
-        kind, constants, held, w, p, counts, listed[0, :many], listed[1, :many], ups[:many], listed[2, :many],
+        kind, constants, held, w, p, counts, listed[0, :many], ups[:many], listed[1, :many],
         normals[0], normals[1], noise_key, noisy, write_noise,
     )  # fmt: skip
 
@@ -490,7 +492,7 @@ def scratch(rows, columns, kernel, plane, groups, stride):
         ),
         slot_memory(columns),
         np.empty((2, n)),
-        (np.empty((3, most), np.int64), np.empty(most, np.bool_), np.zeros((2, most), np.float32)),
+        (np.empty((2, most), np.int64), np.empty(most, np.bool_), np.zeros((2, most), np.float32)),
     )
 
 
@@ -766,8 +768,9 @@ def update_range(
                                     noisy, write_noise,
                                 )  # fmt: skip
                                 in_list = 0
-                            listed[0, in_list], listed[1, in_list], ups[in_list] = row, j, up
-                            listed[2, in_list] = place * devices + row * columns + j
+                            device = row * columns + j
+                            listed[0, in_list], listed[1, in_list] = device, place * devices + device
+                            ups[in_list] = up
                             in_list += 1
         v += many
     parts = meet(

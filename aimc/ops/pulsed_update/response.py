@@ -190,30 +190,30 @@ def step_sizes(kind, size, w, up, p, c):
     _sizes(kind, size, w, up, p, c)
 
 
-def _many(kind, held, p, rows, columns, up, xi, c):
+def _many(kind, held, p, devices, up, xi, c):
     raise NotImplementedError  # compiled code only
 
 
 @overload(_many)
-def _many_by_type(kind, held, p, rows, columns, up, xi, c):
+def _many_by_type(kind, held, p, devices, up, xi, c):
     if isinstance(kind, types.BaseTuple):
 
-        def one_by_one(kind, held, p, rows, columns, up, xi, c):
-            for k in range(len(rows)):
-                i, j = rows[k], columns[k]
+        def one_by_one(kind, held, p, devices, up, xi, c):
+            for k in range(len(devices)):
+                i, j = devices[k] // held.shape[1], devices[k] % held.shape[1]
                 a, b = i if p.shape[0] > 1 else 0, j if p.shape[1] > 1 else 0
                 held[i, j] = step(kind, held[i, j], p, a, b, up[k], xi[k], c)
 
         return one_by_one
 
-    def lines(kind, held, p, rows, columns, up, xi, c):
+    def lines(kind, held, p, devices, up, xi, c):
         # The direction picks a place, not a branch: which it is, is a coin toss that no branch predictor wins. Flat and
         # unsigned places need no check for negative ones.
         additive = kind == 0 or c[1] != 0
-        all_held, all_p, width = held.reshape(-1), p.reshape(-1), held.shape[1]
+        all_held, all_p = held.reshape(-1), p.reshape(-1)
         each = p.shape[2] if p.shape[0] * p.shape[1] > 1 else 0
-        for k in range(len(rows)):
-            device = rows[k] * width + columns[k]
+        for k in range(len(devices)):
+            device = devices[k]
             at, first = np.uint64(device), np.uint64(device * each)
             side = np.uint64(0) if up[k] else np.uint64(1)
             w, z, size, slope = all_held[at], _ONE + xi[k] * c[0], all_p[first + side], _ZERO
@@ -227,16 +227,16 @@ def _many_by_type(kind, held, p, rows, columns, up, xi, c):
 
 
 @njit(**OPTIONS)
-def step_many(kind, held, p, rows, columns, up, xi, c):
+def step_many(kind, held, p, devices, up, xi, c):
     """One pulse on each of some devices of ``held`` ``[R, C]``, as :func:`step` has it.
 
     Args:
         kind, c: as for :func:`step`.
         p: parameters ``[R, C, P]`` or ``[1, 1, P]``.
-        rows, columns: of the devices ``[n]``, in order: a device may come again.
+        devices: their numbers, row by row ``[n]``, in order: a device may come again.
         up, xi: directions, bool, and normals, ``[n]``.
     """
-    _many(kind, held, p, rows, columns, up, xi, c)
+    _many(kind, held, p, devices, up, xi, c)
 
 
 def _slots(kind, held, p, parts, many, rows, row_ups, columns, flips, normals, c):

@@ -154,10 +154,10 @@ class Vectors:
         images, rows, positions = self.d.shape
         # The channel of ones has a single input in a patch, so that all inputs are looked at one by one.
         taps = len(p.offsets) if p.with_one else math.prod(p.kernel)
-        steps = (positions, 1) if self.d.is_contiguous() else (1, rows)
+        row, position = (positions, 1) if self.d.is_contiguous() else (1, rows)
         return (
             x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), taps,
-            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, *steps, images,
+            math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, row, position, images,
             positions,
         )  # fmt: skip
 

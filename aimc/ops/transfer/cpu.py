@@ -207,21 +207,22 @@ def _fire(
     pulse_first, read_first, top, place, y, moved, share, change, memory, seen,
 ):  # fmt: skip
     """One pulse and one read of the cells ``fired[:count]`` of one tile; what they moved by goes to ``change``."""
-    row_of, visit_of, column_of, reads_from, pulses_from, at_row, at_column, places = place
+    visit_of, device_of, reads_from, pulses_from, devices, places = place
     xi, xi_write = memory
+    first, all_w = top * held.shape[1], w.reshape(-1)
     for f in range(count):
-        q = fired[f]
+        q = np.uint64(fired[f])
         places[f] = pulse_first + pulses_from[q]
-        at_row[f], at_column[f] = top + row_of[q], column_of[q]
+        devices[f] = first + device_of[q]
     pulse_many(
-        kind, constants, held, w, p, counts, at_row[:count], at_column[:count], ups[:count], places[:count], xi,
-        xi_write, noise_key, noisy, write_noise,
+        kind, constants, held, w, p, counts, devices[:count], ups[:count], places[:count], xi, xi_write, noise_key,
+        noisy, write_noise,
     )  # fmt: skip
     exact = noise == 0 and half == 0
     for f in range(count):
-        q = fired[f]
-        seen[visit_of[q]] = True
-        value = w[at_row[f], at_column[f]]
+        q = np.uint64(fired[f])
+        seen[np.uint64(visit_of[q])] = True
+        value = all_w[np.uint64(devices[f])]
         if not exact:
             value = read(value, noise, half, bound, read_first + reads_from[q], read_key)
         change[f] = value - y[q]
@@ -244,15 +245,15 @@ def _settle(
     left, pulses = 0, 0
     for k in range(tries):
         if everyone and k == 0:
-            for q in range(many):
-                rest[q], now[q] = prefix[q] + moved[q], y[q]
+            for q in range(many):  # all cells, where they lie
+                rest[q] = (prefix[q] + moved[q]) / share
+                up[q] = rest[q] > 0
+                now[q] = y[q]
         else:
             for f in range(many):
-                q = waiting[f]
-                rest[f], now[f] = prefix[q] + moved[q], y[q]
-        for f in range(many):
-            rest[f] /= share
-            up[f] = rest[f] > 0
+                q = np.uint64(waiting[f])
+                rest[f], now[f] = (prefix[q] + moved[q]) / share, y[q]
+                up[f] = rest[f] > 0
         step_sizes(kind, size[:many], now, up, nominal, constants)
         if not rounds:
             for f in range(many):
@@ -265,7 +266,7 @@ def _settle(
                 left += (size[f] <= least) & (rest[f] != 0)
         count = 0
         for f in range(many):
-            origin[count] = f
+            origin[np.uint64(count)] = f
             count += goes[f]
         many = 0
         if count == 0:
@@ -315,8 +316,9 @@ def reencode(
     cells = together * columns
     exact = noise == 0 and half == 0
     first_part = min(columns, width - column)
-    # Of a cell of these rows: row, visited column, column of the tile, and the distance of its draws from the first's.
-    row_of, visit_of, column_of = (
+    # Of a cell of these rows: row, visited column, device's distance from the first of the first row, and that of its
+    # draws from the first's.
+    row_of, visit_of, device_of = (
         np.empty(cells, np.int64),
         np.empty(cells, np.int64),
         np.empty(cells, np.int64),
@@ -325,7 +327,7 @@ def reencode(
     for r in range(together):
         for n in range(columns):
             q, c = r * columns + n, column + n if n < first_part else column + n - width
-            row_of[q], visit_of[q], column_of[q] = r, n, c
+            row_of[q], visit_of[q], device_of[q] = r, n, r * width + c
             reads_from[q] = n * tiles * (slots + 1) * rows + r
             pulses_from[q] = (n * tiles * slots * rows + r) * width + c
     y, prefix = np.empty((tiles, cells), np.float32), np.zeros((tiles, cells), np.float32)
@@ -350,10 +352,7 @@ def reencode(
         np.empty(cells, np.int64),
         np.empty(cells, np.int64),
     )
-    place = (
-        row_of, visit_of, column_of, reads_from, pulses_from, np.empty(cells, np.int64), np.empty(cells, np.int64),
-        np.empty(cells, np.int64),
-    )  # fmt: skip
+    place = visit_of, device_of, reads_from, pulses_from, np.empty(cells, np.int64), np.empty(cells, np.int64)
     memory = np.zeros(cells, np.float32), np.zeros(cells, np.float32)
     rest, now = np.empty(cells, np.float32), np.empty(cells, np.float32)
     work = rest, now, size, change, up, ups, goes, fired, origin
@@ -431,7 +430,6 @@ def reencode(
             for f in range(many):
                 q = waiting[f]
                 rest[f], now[f] = prefix[0, q] + moved[q], y[t, q]
-            for f in range(many):
                 up[f] = rest[f] > 0
             step_sizes(kind, size[:many], now, up, nominal, constants)
             count, others = 0, 0
