@@ -387,7 +387,7 @@ def test_schedules_by_hand():
         (TikiTakaV1(transfer_lr=1.0, rows=True, columns=3), Transfers(0, 1, 300.0, 50.0, 1 / 0.1, 31)),
         (TikiTakaV2(period=10, most_pulses=3), Transfers(0, 1, 10.0, 2.5, 0.0, 3)),
         (TikiTakaV3(unit="vectors", period=50, columns="all"), Transfers(0, 1, 64.0, 16.0, 0.0, 1)),
-        (Residual(tiles=2, columns=1), Transfers(0, 1, 100.0, 25.0, 0.0, 3)),
+        (Residual(tiles=2, columns=1, tries=3), Transfers(0, 1, 100.0, 25.0, 0.0, 3)),
     ):
         assert algorithm.schedule(array_of(), 100, 8, 0.5) == [line]
     assert (

@@ -269,6 +269,26 @@ def test_visits_take_turns_and_stand_for_the_columns_that_wait():
     assert_close("changes", torch.stack(changes), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [4, "all"])
+def test_weight_decay_takes_the_same_share_whatever_a_visit_takes(columns):
+    algorithm = Residual(tiles=5, columns=columns, weight_decay=0.5, ratio=0.4)
+    array = array_of(shape=(30, 20))
+    state = algorithm.init(array, torch.full((30, 20), 0.8))
+    before = float(algorithm.weight(array, state).mean())
+    for _ in range(20):
+        algorithm.step(array, state, Vectors(torch.zeros(1, 20), torch.zeros(1, 30)), 0.1)
+    every = 20 // algorithm.columns_of(array)  # steps from one visit of a column to the next
+    expected = (1 - 0.1 * 0.5 * every) ** (20 / every)
+    assert float(algorithm.weight(array, state).mean()) / before == pytest.approx(expected, rel=0.02)
+
+
+def test_weight_decay_is_of_the_order_that_reads():
+    with pytest.raises(AimcError, match="field 'weight_decay'.*'reencode'"):
+        Residual(order="cpu", weight_decay=0.1)
+    with pytest.raises(AimcError, match="field 'weight_decay'.*must not be negative"):
+        Residual(weight_decay=-0.1)
+
+
 @pytest.mark.parametrize(
     ("change", "last"), [(0.004, 0), (0.02, 0), (0.06, 1), (0.11, 2), (9.0, 2), (0.0, 0)]
 )

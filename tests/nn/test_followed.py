@@ -46,10 +46,10 @@ def train(net, follow, x, steps=3):
     return outputs, [p.grad for p in net.parameters()], list(net.parameters())
 
 
-def assert_equal_training(net, follow, plain, x):
+def assert_equal_training(net, follow, plain, x, rtol=0.0):
     for found, expected in zip(train(net, follow, x), train(plain, plain, x), strict=True):
         for a, b in zip(found, expected, strict=True):
-            assert_close("training", a.detach(), b.detach(), atol=1e-6)
+            assert_close("training", a.detach(), b.detach(), atol=1e-6, rtol=rtol)
 
 
 @pytest.mark.parametrize("hardware", [FIXED, aimc.presets.pcm()], ids=["range given", "range from data"])
@@ -70,7 +70,8 @@ def test_the_default_compiler_makes_a_noisy_network_that_trains_alike(tmp_path, 
     monkeypatch.setattr(inductor, "compile_threads", 1)  # no pool of processes that outlives the test
     torch._dynamo.reset()
     net, plain = twins(nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 3)), aimc.presets.pcm())
-    assert_equal_training(net, torch.compile(net, fullgraph=True), plain, X)
+    # What a compiler of C++ makes of a sum depends on the processor.
+    assert_equal_training(net, torch.compile(net, fullgraph=True), plain, X, rtol=1e-5)
     assert list(tmp_path.rglob("*.so")), "nothing was compiled"
 
 

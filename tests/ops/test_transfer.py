@@ -623,7 +623,7 @@ def test_nothing_above_tile_0_fires_below_the_threshold():
         for top in (1, 2, 3):
             cells = Cells(PLAIN, 4, spread=0.0)
             gradient = torch.full((7, 5), -share * 0.1 * float(SHARES[top]))
-            statistics, reads = reencoded(cells, gradient, tries=1)
+            statistics, reads = reencoded(cells, gradient, tries=1, stochastic=False)
             fired = (statistics[:, 2] > 0).tolist()
             assert fired[top + 1 :] == [False] * (3 - top), (share, top)
             assert fired[top] == (firing == 2), (share, top)
@@ -639,12 +639,17 @@ def test_a_step_counts_as_the_floor_at_least_and_a_tiny_one_not_at_all():
         assert bool((cells.counts[1] == int(fires)).all()), (at, floor)
 
 
-def test_tries_bound_the_pulses_of_a_visit():
+@pytest.mark.parametrize(("stochastic", "counts"), [(False, (2, 3)), (True, (4, 4))])
+def test_tries_bound_the_pulses_of_a_visit(stochastic, counts):
+    """A carry is one pulse more, and what comes after it as many as before at most."""
     cells = Cells(PLAIN, 2, spread=0.0)
-    statistics, reads = reencoded(cells, torch.full((7, 5), 0.9), tries=3, last_tries=2)
-    assert cells.counts[1].unique().tolist() == [3] and cells.counts[0].unique().tolist() == [2]
-    assert_close("down", cells.held, torch.tensor([-0.2, -0.3]).view(2, 1, 1).expand(2, 7, 5), atol=1e-6)
-    assert statistics[:, 2].tolist() == [70, 105] and reads.tolist() == [5 * 3, 5 * 4]
+    statistics, reads = reencoded(
+        cells, torch.full((7, 5), 0.9), tries=3, last_tries=2, stochastic=stochastic
+    )
+    assert [cells.counts[t].unique().tolist() for t in (0, 1)] == [[n] for n in counts]
+    assert_close("down", cells.held, -0.1 * torch.tensor(counts).view(2, 1, 1).expand(2, 7, 5), atol=1e-6)
+    assert statistics[:, 2].tolist() == [35 * n for n in counts]
+    assert reads.tolist() == [5 * (1 + n) for n in counts]
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -656,18 +661,26 @@ def test_without_stochastic_rounding_tile_0_takes_the_threshold(backend):
         assert cells.counts[0].unique().tolist() == [count], share
 
 
+@pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("cell", ["soft", "write noise", "ladder"])
-def test_pulses_and_reads_are_recounted_from_the_devices(cell):
+def test_pulses_and_reads_are_recounted_from_the_devices(cell, stochastic):
     cells, pulses, reads = Cells(CELLS[cell], 4), torch.zeros(4, dtype=torch.int64), torch.zeros(4)
     for n in range(6):
         before, held = cells.counts.clone(), cells.held.clone()
         found, seen = reencoded(
-            cells, normals(7, 3, seed=n) * 0.3, 3 * n, 3 * n % 5, columns=3, tries=3, last_tries=2, how=NOISY
-        )
+            cells, normals(7, 3, seed=n) * 0.3, 3 * n, 3 * n % 5, columns=3, tries=3, last_tries=2, how=NOISY,
+            stochastic=stochastic,
+        )  # fmt: skip
         new = cells.counts - before
         pulses += new.sum((1, 2))
         # Every row that needs another pulse takes it in the same try, and each try with a pulse is read back.
-        assert seen.tolist() == (3 + new.amax(1).sum(1)).tolist()
+        least = 3 + new.amax(1).sum(1)
+        # A carry and what comes after it are further tries, of the cells that need them.
+        assert bool(
+            (seen == least).all()
+            if not stochastic
+            else ((seen >= least) & (seen <= 3 + new.sum((1, 2)))).all()
+        )
         visited = torch.zeros(5, dtype=torch.bool)
         visited[torch.arange(3 * n, 3 * n + 3) % 5] = True
         assert not bool(new[:, :, ~visited].any()) and torch.equal(
