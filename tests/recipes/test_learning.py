@@ -65,9 +65,10 @@ def test_a_few_steps_in_memory_lower_the_loss(name, tmp_path):
     """In cells and in the baseline. Residual networks have few channels, and images as they are: through AutoAugment
     it takes more than a few steps."""
     config = shrunk(RECIPES[name].config(), tmp_path, images=24)
+    epochs = 5
     if isinstance(config.network, ResNet):
-        config = config.replace(**{"network.width": 4})
-    few = {"epochs": 5, "batch_size": 8, "label_smoothing": 0.0, "dataset.augment": "none"}
+        epochs, config = 10, config.replace(**{"network.width": 4})
+    few = {"epochs": epochs, "batch_size": 8, "label_smoothing": 0.0, "dataset.augment": "none"}
     config = config.replace(**few)
     run_experiment(config, tmp_path / "run", data=tmp_path, tensorboard=False)
     losses = load_run(tmp_path / "run").curves
