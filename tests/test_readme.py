@@ -61,6 +61,16 @@ def test_the_long_comparison_is_that_of_its_record():
         assert entry["epochs"] == 20 and entry["lr"] == 0.2 and entry["environment"]["git"]
 
 
+def test_the_runs_with_weight_decay_are_those_of_their_records():
+    (paragraph,) = [p for p in RESULTS.split("\n\n") if p.startswith("**With weight decay**")]
+    (entry,) = load_comparison(ROOT / "docs" / "runs" / "insitu_fashion_mnist_20_decay")
+    last = load_run(ROOT / "docs" / "runs" / "digital_fashion_mnist_20_decay").curves["digital"][-1]
+    assert entry["epochs"] == last["epoch"] == 20 and entry["hardware"]["algorithm"]["weight_decay"] == 5e-4
+    for text in (" ".join(paragraph.split()), " ".join(README.split())):
+        for found in (entry["test"], last["test"]):
+            assert f" {100 * found:.2f} %" in text
+
+
 def test_the_demo_in_memory_is_that_of_its_record():
     (paragraph,) = [p for p in RESULTS.split("\n\n") if p.startswith("`aimc demo insitu`")]
     named = {
