@@ -359,6 +359,14 @@ def retention(state: State, t: int) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): v[t] for name, v in state.items() if name.startswith(prefix)}
 
 
+def reset(array: Array, state: State, t: int, mask: Tensor, key: Key) -> None:
+    """Reset the devices of one tile where ``mask`` is True."""
+    held = state["held"][t]
+    array.cell.reset(held, state["parameters"][t], retention(state, t), mask, key)
+    if "w" in state:
+        state["w"][t] = torch.where(mask, array.cell.shown(held, key.at("pulse_noise")), state["w"][t])
+
+
 def relax(array: Array, state: State) -> bool:
     """Let every tile decay and diffuse for one mini-batch, where its cells do; whether they do."""
     if "retention.rest" not in state and "retention.diffusion" not in state:

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from aimc.algorithms.base import Array, State, numbers, one_hot_read, share_tensor, visible
-from aimc.ops.transfer import Buffer
+from aimc.ops.transfer import LEAST, Buffer
 from aimc.ops.transfer.reference import read
 from aimc.random import Key
 
 EVERY, CELLS = 16, 4096
 
-_LEAST = 0.04
-"""Of a step, by which a device has to move to have answered; as in :func:`aimc.ops.transfer.reencode`."""
 _ROUNDED = 2.0
 """Steps that rounding may miss by: the largest step of soft bounds is twice the one at 0."""
 
@@ -74,7 +72,7 @@ class Before:
         """
         pulses = self._part(self.state["counts"]) - self.counts
         pulsed = pulses == 1 if once else pulses > 0
-        still = (self._part(self.state["held"]) - self.held).abs() <= _LEAST * self.array.cell.granularity
+        still = (self._part(self.state["held"]) - self.held).abs() <= LEAST * self.array.cell.granularity
         found = torch.stack([pulsed.sum((1, 2)), (pulsed & still).sum((1, 2))], 1)
         numbers(self.state, "answers")[self.first :] += found.cpu().numpy()
         return pulses

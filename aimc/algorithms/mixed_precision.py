@@ -93,10 +93,8 @@ class MixedPrecision(Paired):
         """``sum_v d_v x_v^T`` of the levels that inputs and gradients have."""
         if self.x_bins == self.d_bins == 0:
             return vectors.gradient()
-        key, total = (
-            array.key.fold("bins").at("algorithm", step=mini_batch(state)),
-            torch.zeros_like(state["chi"]),
-        )
+        key = array.key.fold("bins").at("algorithm", step=mini_batch(state))
+        total = torch.zeros_like(state["chi"])
         each = vectors.count // max(len(vectors.x), 1) * vectors.columns * vectors.groups
         images, seen = max(_MOST_UNFOLDED // max(each, 1), 1), 0
         for i in range(0, len(vectors.x), images):

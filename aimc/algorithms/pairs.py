@@ -15,14 +15,14 @@ from aimc.algorithms.base import (
     mini_batch,
     numbers,
     one_hot_read,
-    retention,
+    reset,
     show,
     tile_of,
     visible,
 )  # fmt: skip
 from aimc.config import Config
 from aimc.ops.pulsed_update import Vectors
-from aimc.ops.transfer import whole_steps
+from aimc.ops.transfer import nominal_parameters, whole_steps
 from aimc.ops.transfer.reference import read
 from aimc.random import Key
 
@@ -141,16 +141,9 @@ def refresh(array: Array, state: State, pair: Pair) -> None:
         return
     wanted = before[PLUS] - before[MINUS]
     for t in (MINUS, PLUS):
-        t_key = array.key.fold("reset", t).at("decay", step=mini_batch(state))
-        cell.reset(state["held"][t], state["parameters"][t], retention(state, t), full, t_key)
-        if "w" in state:
-            fresh = cell.shown(state["held"][t], t_key.at("pulse_noise"))
-            state["w"][t] = torch.where(full, fresh, state["w"][t])
-    nominal = cell.replace(**{n: 0.0 for n in cell.field_names() if n.endswith("_dtod")}).replace(
-        corrupt_probability=0.0
-    )
+        reset(array, state, t, full, array.key.fold("reset", t).at("decay", step=mini_batch(state)))
     device, up = before.device, torch.ones((), dtype=torch.bool, device=before.device)
-    parameters, quiet = nominal.draw((1, 1), Key(0), device), torch.zeros((), device=device)
+    parameters, quiet = nominal_parameters(cell).to(device), torch.zeros((), device=device)
     number = int(numbers(state)[UPDATES]) * pair.tries
     for k in range(pair.tries):
         now = _read(array, state, key, 1 + k, full)

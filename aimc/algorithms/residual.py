@@ -339,9 +339,8 @@ class Residual(Transferring):
             factors = factors[last:]
         decay = min(lr * self.weight_decay * (width / columns), 1.0)
         tries, last_tries = self.tries, self.last_tries
-        if (
-            self.gradient == "pulsed"
-        ):  # what tile 0 has collected leaves it as it moves up, however much it is
+        if self.gradient == "pulsed":
+            # What tile 0 has collected leaves it as it moves up, however much it is.
             tries, last_tries = max(tries, self.pulses.length), max(last_tries, self.pulses.length)
         found, reads = reencode(
             array.cell, held, w, parameters, counts, factors, first, columns, number,

@@ -14,7 +14,7 @@ from aimc.algorithms.base import (
     Transfers,
     numbers,
     one_hot_read,
-    retention,
+    reset,
     tile_of,
     visible,
 )  # fmt: skip
@@ -120,15 +120,12 @@ def _reset_lines(
     visited = (number + torch.arange(columns))[drawn] % array.shape[0 if by_rows else 1]
     if not len(visited):
         return
-    held, key = state["held"][t], key.at("decay", step=number % (1 << 32))
-    mask = torch.zeros(array.shape, dtype=torch.bool, device=held.device)
+    mask = torch.zeros(array.shape, dtype=torch.bool, device=state["held"].device)
     if by_rows:
         mask[visited] = True
     else:
         mask[:, visited] = True
-    array.cell.reset(held, state["parameters"][t], retention(state, t), mask, key)
-    if "w" in state:
-        state["w"][t] = torch.where(mask, array.cell.shown(held, key.at("pulse_noise")), state["w"][t])
+    reset(array, state, t, mask, key.at("decay", step=number % (1 << 32)))
 
 
 def transfers(

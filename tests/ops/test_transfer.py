@@ -578,7 +578,7 @@ QUARTERS = torch.tensor([0.0625, 0.25, 1.0])
 
 
 def carried(
-    held: list[float], change: float, backend: str, visits: int = 1, rows: int = 7
+    held: list[float], change: float, backend: str, visits: int = 1, rows: int = 7, threshold: float = 0.6
 ) -> tuple[Cells, Tensor]:
     """Three tiles of four states that hold the same everywhere, and what a change of all weights made of it."""
     cells = Cells(COARSE, 3, (rows, 5), spread=0.0)
@@ -587,7 +587,8 @@ def carried(
     for n in range(visits):
         reencode(
             COARSE, *cells.contents[:2], cells.parameters, cells.counts, QUARTERS, 0, 5, 5 * n, Key(4),
-            gradient=torch.full((rows, 5), -change), rate=1.0, tries=4, last_tries=4, backend=backend,
+            gradient=torch.full((rows, 5), -change), rate=1.0, threshold=threshold, tries=4, last_tries=4,
+            backend=backend,
         )  # fmt: skip
     return cells, torch.tensordot(QUARTERS, cells.held, 1) - before
 
@@ -606,7 +607,8 @@ def test_a_more_significant_tile_steps_where_the_finest_cannot(held, sign):
 def test_a_carry_of_a_whole_step_or_more_is_certain(backend):
     step = 0.0625 * 0.5
     for steps in (1.0, 2.0, 3.0):
-        cells, change = carried([1.0, 0.0, 0.0], steps * step, backend)
+        # A threshold that is never met, so that only a carry reaches the tile above.
+        cells, change = carried([1.0, 0.0, 0.0], steps * step, backend, threshold=100.0)
         assert_close("change", change, torch.full((7, 5), steps * step), atol=1e-6)
         assert cells.counts[1].unique().tolist() == [1] and not bool(cells.counts[2].any())
 

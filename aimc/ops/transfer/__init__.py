@@ -22,7 +22,12 @@ from aimc.ops.transfer.tile import Read, Tile
 from aimc.random import Key
 from aimc.random.cpu import key_words
 
-__all__ = ["Buffer", "Read", "Tile", "buffered_update", "reencode", "transfer", "whole_steps"]
+__all__ = [
+    "LEAST", "Buffer", "Read", "Tile", "buffered_update", "nominal_parameters", "reencode", "transfer", "whole_steps",
+]  # fmt: skip
+
+LEAST = 0.04
+"""Of a step at weight 0, by which a device has to move to have answered a pulse of :func:`reencode`."""
 
 _NONE = np.empty((0, 0), np.float32)
 _NO_SIGNS = np.empty(0, np.float32)
@@ -35,7 +40,7 @@ def _words(key: Key, *streams: str) -> tuple:
 
 
 @functools.lru_cache(maxsize=64)
-def _nominal(cell: PulsedCell) -> Tensor:
+def nominal_parameters(cell: PulsedCell) -> Tensor:
     """Parameters of a device without spread ``[1, 1, P]``."""
     alike = {
         n: 0.0
@@ -322,8 +327,8 @@ def reencode(
         raise AimcError(f"is between 1 and {width}, got {columns}", field="columns")
     statistics, reads = no_statistics(tiles), torch.from_numpy(np.zeros(tiles, np.int64))
     g = cell.granularity
-    least, unit = 0.04 * g, float(shares[0]) * g
-    nominal = _nominal(cell).to(held.device)
+    least, unit = LEAST * g, float(shares[0]) * g
+    nominal = nominal_parameters(cell).to(held.device)
     if choose_backend(backend, held) == "reference":
         reference.reencode(
             cell, held, w, parameters, counts, nominal, shares, gradient, rate, decay, column, columns, number,

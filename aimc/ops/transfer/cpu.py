@@ -34,6 +34,11 @@ def word_at(position, key):
 
 
 @njit(inline="always", **OPTIONS)
+def uniform_at(position, key):
+    return _f((word_at(position, key) + 0.5) * _2M32)
+
+
+@njit(inline="always", **OPTIONS)
 def read(value, noise, half, bound, position, key):
     """One output of a one-hot read: noise, then the converter."""
     if noise > 0:
@@ -308,9 +313,8 @@ def reencode(
     """
     tiles, rows, width = held.shape
     most = max(tries, last_tries)
-    slots = (
-        2 * most + 1
-    )  # pulses of a cell, tile and visit: on the way down, the carry, on the way down from there
+    # Pulses of a cell, tile and visit: on the way down, the carry, on the way down from there.
+    slots = 2 * most + 1
     visited = np.zeros((tiles, slots, columns), np.bool_)
     together = max(min(_CELLS // columns, rows), 1)  # rows
     cells = together * columns
@@ -415,7 +419,7 @@ def reencode(
         for f in range(many):
             q = stuck[f]
             missing = prefix[0, q] + moved[q]
-            uniform = _f((word_at(((top + row_of[q]) << 40) + number + visit_of[q], carry_key) + 0.5) * _2M32)
+            uniform = uniform_at(((top + row_of[q]) << 40) + number + visit_of[q], carry_key)
             if uniform * unit < abs(missing):
                 whole = max(abs(missing), unit)
                 prefix[0, q] = (whole if missing > 0 else -whole) - moved[q]
@@ -465,9 +469,7 @@ def reencode(
                 prefix[t, q] = prefix[t - 1, q] + share * y[t - 1, q]
         for f in range(carrying):
             q = carried[f]
-            uniforms[q] = _f(
-                (word_at(((top + row_of[q]) << 40) + number + visit_of[q], return_key) + 0.5) * _2M32
-            )
+            uniforms[q] = uniform_at(((top + row_of[q]) << 40) + number + visit_of[q], return_key)
         for t in range(tiles - 2, -1, -1):
             many = 0
             for f in range(carrying):

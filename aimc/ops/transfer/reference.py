@@ -161,9 +161,8 @@ def reencode(
 ) -> None:  # fmt: skip
     tiles, rows, width = held.shape
     device, most = held.device, max(tries, last_tries)
-    slots = (
-        2 * most + 1
-    )  # pulses of a cell, tile and visit: on the way down, the carry, on the way down from there
+    # Pulses of a cell, tile and visit: on the way down, the carry, on the way down from there.
+    slots = 2 * most + 1
     row, quiet = torch.arange(rows, device=device), torch.zeros(rows, device=device)
     least_, unit_ = single(least), single(unit)
     for n in range(columns):
