@@ -40,7 +40,7 @@ mutants: $(VENV)/installed-dev
 	$(BIN)/python tools/mutants.py
 
 soak: $(VENV)/installed-dev
-	$(BIN)/python tools/soak.py
+	$(BIN)/python -m tools.soak
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

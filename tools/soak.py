@@ -1,4 +1,4 @@
-"""Kill runs, feed rubbish and compare seeds: python tools/soak.py [--minutes 10] [--seed 0]
+"""Kill runs, feed rubbish and compare seeds: python -m tools.soak [--minutes 10] [--seed 0]
 
 Prints kills survived, bad inputs tried, seeds compared and bytes differing, and fails if anything went wrong:
 
@@ -27,20 +27,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-import aimc  # noqa: E402
-from aimc import presets  # noqa: E402
-from aimc.algorithms import ALGORITHMS  # noqa: E402
-from aimc.config import Config  # noqa: E402
-from aimc.files import read_records  # noqa: E402
-from aimc.recipes import MLP, RECIPES, hwa, in_memory, run_experiment  # noqa: E402
-from aimc.train import Progress, fit, fit_in_memory, load_checkpoint  # noqa: E402
-from tests import rubbish  # noqa: E402
-from tests.train.test_loader_workers import Drawn, trained  # noqa: E402
+import aimc
+from aimc import presets
+from aimc.algorithms import ALGORITHMS
+from aimc.config import Config
+from aimc.files import read_records
+from aimc.recipes import MLP, RECIPES, hwa, in_memory, run_experiment
+from aimc.train import Progress, fit, fit_in_memory, load_checkpoint
+from tests import rubbish
+from tests.train.test_loader_workers import Drawn, trained
 
 SMALL = {
     "dataset.train_images": 160, "dataset.validation_images": 20, "dataset.test_images": 20,
