@@ -53,9 +53,9 @@ def first(values: Tensor) -> Tensor:
     """
     if count() == 1 or values.numel() == 0:
         return values
-    values = values.clone(memory_format=torch.contiguous_format)
-    dist.broadcast(values, src=0)
-    return values
+    sent = _sendable(values)
+    dist.broadcast(sent, src=0)
+    return sent.to(values.device)
 
 
 def alike(what: Any) -> bool:
@@ -79,18 +79,29 @@ def together() -> bool:
 
 def summed(values: Tensor) -> Tensor:
     """The sum over all processes, the same bits in each."""
-    if count() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
+    return _reduced(values, dist.ReduceOp.SUM) if count() > 1 else values
 
 
 def largest(values: Tensor) -> Tensor:
     """The largest over all processes, element by element."""
-    if count() > 1:
-        values = values.clone()
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-    return values
+    return _reduced(values, dist.ReduceOp.MAX) if count() > 1 else values
+
+
+def _reduced(values: Tensor, how: Any) -> Tensor:
+    sent = _sendable(values)
+    dist.all_reduce(sent, how)
+    return sent.to(values.device)
+
+
+def _sendable(values: Tensor) -> Tensor:
+    """A copy on a device whose tensors the group can send: one of nccl alone knows none of the CPU."""
+    # As "cpu:gloo,cuda:nccl".
+    devices = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]
+    device = values.device
+    if device.type not in devices:
+        # The current one, which every process of a group of GPUs has set for itself.
+        device = torch.device(devices[0])
+    return values.to(device, copy=True, memory_format=torch.contiguous_format)
 
 
 def spread(values: Tensor) -> tuple[float, float]:
@@ -177,6 +188,8 @@ def joined(values: Tensor, what: str) -> Tensor:
     longest = max(shape[0] for shape, _ in everyone)
     padded = values.new_zeros((longest, *values.shape[1:]))
     padded[: len(values)] = values
-    parts = [torch.empty_like(padded) for _ in everyone]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[: shape[0]] for part, (shape, _) in zip(parts, everyone, strict=True)])
+    sent = _sendable(padded)
+    parts = [torch.empty_like(sent) for _ in everyone]
+    dist.all_gather(parts, sent)
+    found = torch.cat([part[: shape[0]] for part, (shape, _) in zip(parts, everyone, strict=True)])
+    return found.to(values.device)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import re
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,12 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 import aimc
 from aimc import processes
 from aimc.errors import AimcError
+from tests.algorithms.helpers import ALGORITHMS
 from tests.helpers import assert_close
 
 CAN_SHARD = "ignored_params" in inspect.signature(fully_shard).parameters
-shards = pytest.mark.skipif(
-    not CAN_SHARD, reason="the first fully_shard of torch had no way to leave cells out"
-)
+TOO_OLD = "the first fully_shard of torch had no way to leave cells out"
 
 STEPS = 4
 X = torch.randn(STEPS, 8, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -74,18 +74,23 @@ def without_read_noise() -> aimc.Hardware:
     return hardware_aware().replace(output_noise=0.0, short_term_noise=0.0)
 
 
-def in_cells() -> aimc.PulsedHardware:
+def in_cells(algorithm: aimc.algorithms.Algorithm | None = None) -> aimc.PulsedHardware:
     # The forward and backward reads are noisy, so that every vector has to have the noise of its place in the batch.
     noisy = aimc.periphery.ArrayIO(output_noise=0.1)
-    return aimc.presets.reram(states=20).replace(forward=noisy, backward=noisy)
+    return aimc.presets.reram(20, algorithm).replace(forward=noisy, backward=noisy)
 
 
-CASES = {
+CASES: dict[str, tuple] = {
     "hardware-aware": (convolutional, hardware_aware),
     "remapped": (convolutional, remapped),
     "recurrent": (Recurrent, without_read_noise),
     "attention": (Attention, hardware_aware),
     "in cells": (convolutional, in_cells),
+}
+SHARDED = [name for name in CASES if CAN_SHARD or name != "in cells"]
+CASES |= {
+    f"in cells, {name}": (convolutional, partial(in_cells, algorithm))
+    for name, algorithm in ALGORITHMS.items()
 }
 
 
@@ -100,10 +105,11 @@ def build(name: str) -> nn.Module:
 def sharded(net: nn.Module) -> nn.Module:
     """Each child and the rest, as one does with blocks; cells are left whole."""
     cells = {p for p in net.parameters() if isinstance(p, aimc.nn.CellWeight)}
+    options: dict[str, Any] = {"ignored_params": cells} if cells else {}
     for child in net.children():
         if any(p not in cells for p in child.parameters()):
-            fully_shard(child, ignored_params=cells)
-    fully_shard(net, ignored_params=cells)
+            fully_shard(child, **options)
+    fully_shard(net, **options)
     return net
 
 
@@ -268,7 +274,7 @@ def work(rank: int, place: str, folder: str) -> None:
     for name in CASES:
         net = build(name)
         found[name] = train(net, DistributedDataParallel(net), part)
-        if CAN_SHARD:
+        if name in SHARDED:
             net = sharded(build(name))
             found[f"{name}, sharded"] = train(net, net, part, whole_state)
     torch.manual_seed(rank)  # each would draw another one
@@ -281,8 +287,9 @@ def work(rank: int, place: str, folder: str) -> None:
     except AimcError as error:
         found["message"] = {error.message: torch.zeros(())}
     found["unequal"] = unequally_started(rank, part, early, optimizer)
-    if CAN_SHARD:
-        found["refused"] = {name: refused(act) for name, (act, _) in REFUSED.items()}
+    found["refused"] = {
+        name: refused(act) for name, (act, _) in REFUSED.items() if CAN_SHARD or name != "cells"
+    }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -294,20 +301,20 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("how", ["", pytest.param(", sharded", marks=shards)], ids=["replicated", "sharded"])
-@pytest.mark.parametrize("name", list(CASES))
-def test_two_processes_are_one(ranks, name, how):
+@pytest.mark.parametrize("case", [*CASES, *(f"{name}, sharded" for name in SHARDED)])
+def test_two_processes_are_one(ranks, case):
+    name = case.removesuffix(", sharded")
     net = build(name)
     start = copy.deepcopy(net.state_dict())
     alone = train(net, net, slice(None))
     moved = 0.0
     for key, value in alone.items():
-        found = [rank[name + how][key] for rank in ranks]
+        found = [rank[case][key] for rank in ranks]
         assert torch.equal(*found), f"the ranks differ in {key}"
         if value.is_floating_point():
             assert_close(key, found[0], value, atol=2e-5)
             moved = max(moved, float((value - start[key]).nan_to_num().abs().max()))
-        elif how:  # no more and no fewer reads and steps
+        elif case != name:  # no more and no fewer reads and steps
             assert torch.equal(found[0], value), key
     assert moved > 0.01
 
@@ -358,15 +365,19 @@ def test_what_processes_have_together(ranks):
         assert "different columns" in next(iter(found["message"]))
 
 
-@shards
-@pytest.mark.parametrize("what", list(REFUSED))
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(name == "cells" and not CAN_SHARD, reason=TOO_OLD))
+        for name in REFUSED
+    ],
+)
 def test_what_shards_cannot_do_is_refused_with_the_layer_and_the_way_out(ranks, what):
     for found in ranks:
         said = found["refused"][what]
         assert re.search(f"layer '.*{REFUSED[what][1]}", said), said
 
 
-@shards
 def test_gathered_weights_age_on_a_chip_as_those_of_one_process(ranks):
     alone, gathered = build("hardware-aware"), build("hardware-aware")
     train(alone, alone, slice(None))

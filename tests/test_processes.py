@@ -1,0 +1,78 @@
+"""A group that cannot send tensors of the CPU, as one of nccl alone: here of two equal processes, of which this is one."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import aimc
+from aimc import processes
+from tests.other_device import DEVICE, Elsewhere, OtherDevice
+
+
+@pytest.fixture
+def of_gpus_alone(monkeypatch):
+    def sent(tensor):
+        if not isinstance(tensor, Elsewhere):
+            raise RuntimeError("No backend type associated with device type cpu")
+        return tensor
+
+    def reduce(tensor, op=dist.ReduceOp.SUM):
+        if op == dist.ReduceOp.SUM:
+            sent(tensor).mul_(2)
+        sent(tensor)
+
+    def gather(parts, tensor):
+        for part in parts:
+            sent(part).copy_(sent(tensor))
+
+    def gather_objects(found, what):
+        found[:] = [what] * len(found)
+
+    monkeypatch.setattr(processes, "together", lambda: True)
+    for name, stand_in in {
+        "get_rank": lambda: 0,
+        "get_world_size": lambda: 2,
+        "get_backend_config": lambda: f"{DEVICE.type}:nccl",
+        "broadcast": lambda tensor, src: sent(tensor),
+        "all_reduce": reduce,
+        "all_gather": gather,
+        "all_gather_object": gather_objects,
+    }.items():
+        monkeypatch.setattr(dist, name, stand_in)
+    with OtherDevice():
+        yield
+
+
+def trained(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    net = aimc.convert(nn.Linear(6, 3), aimc.presets.reram(states=20), seed=0)
+    optimizer = aimc.optim.wrap(torch.optim.SGD(net.parameters(), lr=0.5), net)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+X, Y = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.filterwarnings("ignore:weights beyond")
+def test_cells_train_where_the_group_knows_gpus_alone(request):
+    alone = trained(torch.cat([X, X]), torch.cat([Y, Y]))
+    request.getfixturevalue("of_gpus_alone")
+    for name, value in trained(X, Y).items():
+        assert torch.equal(value, alone[name]), name
+
+
+def test_what_is_sent_comes_back_to_where_it_was(of_gpus_alone):
+    counters = torch.tensor([3, 4])
+    for found, expected in (
+        (processes.first(counters), [3, 4]),
+        (processes.summed(counters), [6, 8]),
+        (processes.largest(counters), [3, 4]),
+        (processes.joined(counters, "counters"), [3, 4, 3, 4]),
+    ):
+        assert type(found) is torch.Tensor and found.dtype == torch.int64 and found.tolist() == expected
+    assert counters.tolist() == [3, 4]
