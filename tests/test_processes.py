@@ -1,4 +1,4 @@
-"""A group that cannot send tensors of the CPU, as one of nccl alone: here of two equal processes, of which this is one."""
+"""A group that cannot send tensors of the CPU, as one of nccl alone: of two equal processes, of which this is one."""
 
 import pytest
 import torch

@@ -49,12 +49,15 @@ def register(layer: nn.Module) -> int:
 
 def followed(input: Any) -> bool:
     """Whether somebody follows the forward pass."""
-    return (
-        torch.compiler.is_compiling()
-        or transformed()
-        or torch._C._get_tracing_state() is not None
-        or isinstance(input, torch.fx.Proxy)
-    )
+    return torch.compiler.is_compiling() or transformed() or _written_down(input)
+
+
+def _written_down(input: Any) -> bool:
+    """Whether a tracer, which there is no graph break for, writes down the operations of the forward pass."""
+    return torch._C._get_tracing_state() is not None or isinstance(input, torch.fx.Proxy)
+
+
+_is_exporting: Any = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since torch 2.7
 
 
 def transformed() -> bool:
@@ -79,10 +82,13 @@ def read_opaquely(layer: Any, input: Tensor, output_size: list[int] | None) -> T
 def result_dtype(x: Tensor) -> torch.dtype:
     """What a layer returns for such an input: its own type, or autocast's where that is on, as torch's layers do."""
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # The first compilers do not know the question, so it is asked of rare devices alone.
+    available = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    autocast = available and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
 
 
+_NO_GRAPH = "recurrent analog layers and cells have no place in a graph of torch's operations"
 _FRAMES: Any = _C._dynamo.eval_frame
 
 
@@ -93,16 +99,24 @@ def outside_graphs(forward: Any) -> Any:
     """
 
     @functools.wraps(forward)
-    def run(self, *args, **kwargs):
+    def run(self, input, *args, **kwargs):
+        if _is_exporting() or _written_down(input):
+            raise AimcError(
+                f"{_NO_GRAPH}; torch.compile runs it between its graphs (without fullgraph=True), and to take a "
+                "network elsewhere export aimc.to_digital(net)",
+                layer=getattr(self, "analog_name", None) or getattr(self, "name", None),
+            )
         before = _FRAMES.set_eval_frame(None)
         try:
             if callable(before):
                 unwatched(self)
-            return forward(self, *args, **kwargs)
+            return forward(self, input, *args, **kwargs)
         finally:
             _FRAMES.set_eval_frame(before)
 
-    run._torchdynamo_disable = True  # type: ignore[attr-defined]  (torch's own mark on a function)
+    # Torch's own marks on a function.
+    run._torchdynamo_disable = True  # type: ignore[attr-defined]
+    run._torchdynamo_disable_msg = f"{_NO_GRAPH}; export aimc.to_digital(net)"  # type: ignore[attr-defined]
     return run
 
 

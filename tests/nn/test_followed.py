@@ -1,6 +1,7 @@
 """Whoever follows a network instead of running it, or runs it twice, gets what a plain run gives."""
 
 import copy
+import inspect
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from aimc.nn.replay import Records
 from tests.helpers import assert_close
 
 FIXED = aimc.presets.pcm().replace(**{"input_range.value": 3.0})
+MESSAGES = "_torchdynamo_disable_msg" in inspect.getsource(torch._dynamo.decorators)
+"""Whether this torch tells why a function is left out of graphs."""
 X = torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -161,6 +164,37 @@ def test_an_exported_network(strict, tmp_path):
     plain.eval()
     for x in (X, X[:3]):
         assert_close("output", again(x), plain(x), atol=1e-6)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(5, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+NO_GRAPH = {
+    "recurrent": (Recurrent, FIXED, torch.ones(2, 4, 5), "lstm"),
+    "cell": (lambda: nn.Sequential(nn.GRUCell(5, 3)), FIXED, torch.ones(2, 5), "0"),
+    "in cells": (lambda: nn.Sequential(nn.Linear(5, 3)), aimc.presets.reram(20), torch.ones(2, 5), "0"),
+}
+
+
+@pytest.mark.parametrize("name", list(NO_GRAPH))
+def test_what_has_no_place_in_a_graph_says_so_and_how_to_export_it(name):
+    make, hardware, x, layer = NO_GRAPH[name]
+    net = aimc.convert(make(), hardware, seed=0).eval()
+    with pytest.raises(AimcError, match=rf"layer '{layer}': .*no place in a graph.*aimc\.to_digital\(net\)"):
+        torch.export.export(net, (x,), strict=False)
+    with pytest.raises(Exception, match="no place in a graph" if MESSAGES else "disable"):
+        torch.export.export(net, (x,), strict=True)
+    with pytest.raises(AimcError if name == "recurrent" else Exception):
+        torch.jit.trace(net, x)
+    digital = aimc.to_digital(net)
+    exported = torch.export.export(digital, (x,), strict=False).module()
+    assert_close("exported", exported(x), digital(x), atol=1e-6)
 
 
 def test_a_layer_that_is_gone_says_where_it_ran():
