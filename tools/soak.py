@@ -288,8 +288,8 @@ def seeds(count: Count, until: float, rng: random.Random, folder: Path, most: in
 
 def ways(config: Config) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Pairs of settings that change nothing: on one core and on all of them, where chips are evaluated side by side,
-    and others. Torch's own sums, of which a hardware-aware network has many, are other ones with other threads; those of
-    mixed precision from some dozen hidden units on, which the networks here do not have."""
+    and others. Torch's own sums, of which a hardware-aware network has many, are other ones with other threads;
+    those of mixed precision from some dozen hidden units on, which the networks here do not have."""
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"cores": ({}, {})}
     if isinstance(config, in_memory.InSituExperiment):
         found["threads"] = {"threads": 1}, {"threads": 2}
