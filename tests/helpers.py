@@ -53,11 +53,12 @@ def _timeless(value: Any) -> Any:
 
 def assert_same_run(place: Path, expected: Path) -> None:
     """Fail unless two run directories hold the same records, but for clocks, and to the bit the same checkpoints."""
-    assert _timeless(read_records(place)) == _timeless(read_records(expected))
+    records, wanted = (_timeless(read_records(d)) for d in (place, expected))
+    assert records == wanted, f"records: {records}, expected {wanted}"
     ours, truth = (
         {p.name: load_checkpoint(p)[0] for p in (d / "checkpoints").iterdir()} for d in (place, expected)
     )
-    assert ours.keys() == truth.keys()
+    assert ours.keys() == truth.keys(), f"checkpoints: {sorted(ours)}, expected {sorted(truth)}"
     for file, tensors in truth.items():
         assert ours[file].keys() == tensors.keys(), file
         off = [n for n, t in tensors.items() if not torch.equal(ours[file][n], t)]
