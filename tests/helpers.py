@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from aimc.files import read_records
+from aimc.train import load_checkpoint
 
 
 def assert_close(
@@ -38,3 +43,23 @@ def assert_close(
         f"{name}: {int(off.sum())} of {a.numel()} elements are off; largest error {error.flatten()[flat]:.3g} "
         f"at {position}: {a.flatten()[flat]:.9g}, expected {e.flatten()[flat]:.9g} (atol {atol:g}, rtol {rtol:g})"
     )
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if k != "seconds"}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def assert_same_run(place: Path, expected: Path) -> None:
+    """Fail unless two run directories hold the same records, but for clocks, and to the bit the same checkpoints."""
+    records, wanted = (_timeless(read_records(d)) for d in (place, expected))
+    assert records == wanted, f"records: {records}, expected {wanted}"
+    ours, truth = (
+        {p.name: load_checkpoint(p)[0] for p in (d / "checkpoints").iterdir()} for d in (place, expected)
+    )
+    assert ours.keys() == truth.keys(), f"checkpoints: {sorted(ours)}, expected {sorted(truth)}"
+    for file, tensors in truth.items():
+        assert ours[file].keys() == tensors.keys(), file
+        off = [n for n, t in tensors.items() if not torch.equal(ours[file][n], t)]
+        assert off == [], f"{file}: {off}"

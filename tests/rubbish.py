@@ -193,7 +193,10 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def try_run_directory(seed: int, finished: Path) -> bool:
-    """A finished run with one file spoilt: reported, and gone on with. What is refused stays as it was."""
+    """A finished run with one file spoilt, or another run's or stage's in its place: reported, and gone on with.
+
+    What is refused stays as it was, and a checkpoint from elsewhere is never taken.
+    """
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
@@ -205,16 +208,25 @@ def try_run_directory(seed: int, finished: Path) -> bool:
         )
         victim = rng.choice(names)
         data = victim.read_bytes()
+        foreign = victim.suffix == ".safetensors" and rng.random() < 0.3
         by_structure = victim.suffix in (".json", ".jsonl") and rng.random() < 0.6
-        victim.write_bytes(spoilt_json(rng, data) if by_structure else spoilt_bytes(rng, data))
+        if foreign:
+            others = [finished.with_name(f"{finished.name} of another seed") / victim.relative_to(place)]
+            others += [p for p in names if p.suffix == ".safetensors" and p != victim]
+            source = rng.choice(others)
+            shutil.copy(source, victim)
+            about = f"{victim.relative_to(place)} replaced by {source}, seed {seed}"
+        else:
+            victim.write_bytes(spoilt_json(rng, data) if by_structure else spoilt_bytes(rng, data))
+            about = f"{victim.relative_to(place)} spoilt, seed {seed}"
         config, before = read_config(finished), _contents(place)
-        about = f"{victim.relative_to(place)} spoilt, seed {seed}"
         reported = accepted(
             f"report of {about}", lambda: [str(t.rows) for t in tables(load_run(place))] and None
         )
         gone_on = accepted(
             f"running on with {about}", lambda: run_experiment(config, place, tensorboard=False) and None
         )
+        require(not (foreign and gone_on), f"{about}: taken")
         if not gone_on:
             after = _contents(place)
             lost = [n for n, d in before.items() if n != "environment.json" and after.get(n) != d]
@@ -585,7 +597,7 @@ def try_layer(seed: int) -> bool:
 
 
 def finished_runs(folder: Path) -> list[Path]:
-    """A finished run of each half, made in a second or two."""
+    """A finished run of each half, made in a second or two, and beside each the same of another seed."""
     small = {"dataset.train_images": 80, "dataset.validation_images": 20, "dataset.test_images": 20}
     hwa = RECIPES["demo"].config().replace(
         **small, **{"teacher.epochs": 1, "student.epochs": 1, "evaluation.chips": 2, "evaluation.times": ("1h", "1y")}
@@ -599,6 +611,7 @@ def finished_runs(folder: Path) -> list[Path]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run_experiment(config, folder / name, tensorboard=False)
+            run_experiment(config.replace(seed=5), folder / f"{name} of another seed", tensorboard=False)
     return [folder / "hwa", folder / "cells"]
 
 

@@ -15,8 +15,10 @@ from aimc.cells import PCM, Hermes
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import read_config, read_records
-from aimc.recipes import RECIPES
+from aimc.recipes import RECIPES, run_experiment
 from aimc.recipes.overrides import _fields, configure, describe, parse
+from aimc.train import Progress
+from tests.helpers import assert_same_run
 
 DEMO = RECIPES["demo"].config()
 TINY = [
@@ -420,47 +422,39 @@ def test_an_error_below_ends_without_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "aimc: error: layer 'fc1': too hot\n"
 
 
-def test_a_run_that_is_killed_goes_on(tmp_path, finished):
-    path = tmp_path / "run"
-    words = [
-        sys.executable,
-        "-m",
-        "aimc.cli",
-        "run",
-        "demo",
-        "--output",
-        str(path),
-        *TINY,
-        "--teacher.epochs",
-        "400",
-    ]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=os.getcwd())
+class Interrupts(Progress):
+    """Ctrl-C at the third line; keeps them."""
+
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+        if len(self.lines) == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_like_one_left_alone(tmp_path):
+    path, words = tmp_path / "run", ["run", "demo", *TINY, "--teacher.epochs", "100", "--output"]
+    command = [sys.executable, "-m", "aimc.cli", *words, str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=os.getcwd())
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(read_records(path) if path.exists() else []) < 3:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    count = len(read_records(path))
-    assert 3 <= count < 400
-    from aimc.train import Progress
-
-    class Stop(Progress):
-        lines: list[str] = []
-
-        def line(self, text):
-            self.lines.append(text)
-            if len(self.lines) == 3:
-                raise KeyboardInterrupt
-
-    from aimc.recipes import run_experiment
-
+    assert 3 <= len(read_records(path)) < 98
+    progress = Interrupts()
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(read_config(path), path, tensorboard=False, progress=Stop())
-    assert Stop.lines[0].startswith("teacher: goes on after epoch ")
+        run_experiment(read_config(path), path, tensorboard=False, progress=progress)
+    assert progress.lines[0].startswith("teacher: goes on after epoch ")
     assert [r["epoch"] for r in read_records(path)] == list(range(1, len(read_records(path)) + 1))
+    run_experiment(read_config(path), path, tensorboard=False)
+    assert cli.main([*words, str(tmp_path / "alone")]) == 0
+    assert_same_run(path, tmp_path / "alone")
 
 
 def test_report_works_in_a_process_of_its_own(tmp_path):

@@ -1,6 +1,7 @@
 """Bad input of every kind is taken or refused with a message; ``make soak`` tries thousands more."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import aimc
+from aimc.algorithms import ALGORITHMS
 from aimc.errors import AimcError
 from aimc.files import read_config, read_records
 from aimc.recipes import evaluate_run, run_experiment
@@ -152,12 +154,33 @@ def test_no_pickle_is_loaded(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def soaked(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "tools.soak", *words], capture_output=True, text=True, timeout=600, cwd=ROOT
+    )
+
+
 def test_a_short_soak():
     """Kills in both halves, and nothing that differs afterwards."""
-    words = ["--only", "hardware-aware", "residual", "--kills", "2", "--most", "1", "--minutes", "3"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "soak.py"), *words], capture_output=True, text=True, timeout=300
-    )
+    done = soaked("--only", "hardware-aware", "residual", "--kills", "2", "--most", "1", "--minutes", "3")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 kills survived" in done.stdout and "8 bad inputs tried" in done.stdout
+    assert "2 hardware-aware, 2 residual" in done.stdout
     assert "0 wrong" in done.stdout and "\n0 bytes differ" in done.stdout
+
+
+@pytest.mark.slow
+def test_every_experiment_survives_a_kill():
+    done = soaked("--kills", "1", "--most", "0", "--minutes", "9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    killed = ", ".join(f"1 {name}" for name in ("hardware-aware", *sorted(ALGORITHMS)))
+    assert re.search("8 kills survived, [4-8] of them while", done.stdout) and killed in done.stdout
+    assert "\n0 bytes differ" in done.stdout
+
+
+def test_a_soak_without_the_time_for_its_kills_fails_and_says_so():
+    done = soaked("--only", "sgd", "--kills", "2", "--most", "0", "--minutes", "0")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "0 kills survived" in done.stdout and "\n0 bytes differ" in done.stdout
+    assert "MISSED: sgd was killed 0 times of 2: not enough time" in done.stdout
+    assert "MISSED: no checkpoint was hit while it was written" in done.stdout

@@ -29,7 +29,6 @@ from aimc.train import (
     Schedule,
     fit_in_memory,
     load_weights,
-    save_checkpoint,
     schedule_table,
     schedule_warnings,
 )
@@ -252,7 +251,7 @@ def onto_chips(
         compensations: of drift; None takes the setting's and none.
     """
     digital = to_digital(net)
-    save_checkpoint(run.checkpoint(COMPOSITE), prefixed("model", digital.state_dict()), {"name": COMPOSITE})
+    run.save_finished(COMPOSITE, prefixed("model", digital.state_dict()), {})
     metric = images.metric("test", setting.evaluation.batch_size)
     with evaluating(digital):
         reference = metric(digital)

@@ -97,7 +97,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         raise AimcError(
             f"{path} is damaged: its checksum does not fit; delete it to start over", field="checkpoint"
         )
-    return tensors, json.loads(text)
+    try:
+        details = json.loads(text)
+    except ValueError:
+        details = None
+    if not isinstance(details, dict):
+        raise AimcError(f"{path} is damaged: its details are no names and values", field="checkpoint")
+    return tensors, details
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -114,7 +120,7 @@ def load_state(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Put a state into a network, or say that ``source`` belongs to another one."""
     try:
         net.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, AimcError) as error:  # the latter of analog layers, which name the entry
         raise AimcError(f"{source} belongs to another network: {error}", field="checkpoint") from None
 
 
@@ -124,12 +130,15 @@ def generators(net: nn.Module) -> dict[str, Tensor]:
     return states | {f"generator of {d}": torch.cuda.get_rng_state(d) for d in gpus(net)}
 
 
-def set_generators(net: nn.Module, states: dict[str, Tensor]) -> None:
-    """Give torch's generators what :func:`generators` returned."""
-    torch.set_rng_state(states["generator"])
-    for device in gpus(net):
-        if f"generator of {device}" in states:
-            torch.cuda.set_rng_state(states[f"generator of {device}"], device)
+def set_generators(net: nn.Module, states: dict[str, Tensor], source: str) -> None:
+    """Give torch's generators what :func:`generators` returned, or say that ``source`` holds no state of them."""
+    try:
+        torch.set_rng_state(states["generator"])
+        for device in gpus(net):
+            if f"generator of {device}" in states:
+                torch.cuda.set_rng_state(states[f"generator of {device}"], device)
+    except (RuntimeError, TypeError) as error:
+        raise AimcError(f"{source} has no state of torch's generator: {error}", field="checkpoint") from None
 
 
 def gpus(net: nn.Module) -> list[torch.device]:

@@ -28,7 +28,6 @@ from aimc.train.checkpoint import (
     load_state,
     moments,
     prefixed,
-    save_checkpoint,
     set_generators,
     under,
 )
@@ -36,6 +35,7 @@ from aimc.train.config import Schedule
 from aimc.train.loop import Batches, EpochState, Fitted, Metric
 from aimc.train.progress import Progress
 from aimc.train.run import Run
+from aimc.train.stages import EPOCHS
 
 
 def fit_in_memory(
@@ -80,7 +80,8 @@ def fit_in_memory(
         progress: where lines and bars go.
 
     Raises:
-        AimcError: a loss that is not finite, no batches, or a checkpoint that is damaged or of another network.
+        AimcError: a loss that is not finite, no batches, or a checkpoint that is damaged or of another network, stage
+            or run.
 
     Example:
         >>> import tempfile
@@ -100,7 +101,7 @@ def fit_in_memory(
         raise AimcError("there is no training data", field="batches")
     final = run.checkpoint(name)
     if final.exists():
-        tensors, details = run.load_finished(name)
+        tensors, details = run.load_finished(name, EPOCHS)
         load_state(net, under("model", tensors), str(final))
         run.settle(name, details["history"])
         run.forget_progress(name)
@@ -116,7 +117,7 @@ def fit_in_memory(
         for epoch in range(len(training.history), epochs):
             row = training.epoch(epoch, schedule.rate(lr, epoch, epochs), validate, test)
             training.settle(row)
-    save_checkpoint(final, prefixed("model", net.state_dict()), {"name": name, "history": training.history})
+    run.save_finished(name, prefixed("model", net.state_dict()), {"history": training.history})
     run.forget_progress(name)
     return Fitted(tuple(training.history), epochs)
 
@@ -157,7 +158,7 @@ class _Training:
             place, tensors, details = found
             load_state(self.net, under("model", tensors), str(place))
             load_moments(self.optimizer, under("optimizer", tensors))
-            set_generators(self.net, tensors)
+            set_generators(self.net, tensors, str(place))
             self.history = details["history"]
             self.current = EpochState(
                 **details.get("current", {})
@@ -172,7 +173,7 @@ class _Training:
         """Write everything that the rest of the training depends on."""
         tensors = prefixed("model", self.net.state_dict()) | prefixed("optimizer", moments(self.optimizer))
         tensors |= generators(self.net)
-        details = {"name": self.name, "history": self.history, "current": dataclasses.asdict(self.current)}
+        details = {"history": self.history, "current": dataclasses.asdict(self.current)}
         self.run.save_progress(self.name, tensors, details)
 
     def epoch(self, epoch: int, rate: float, validate: Metric, test: Metric) -> dict[str, Any]:

@@ -21,21 +21,21 @@ from aimc.random import Key
 from aimc.train.checkpoint import (
     generators,
     gpus,
-    load_checkpoint,
     load_moments,
     load_state,
     moments,
     prefixed,
-    save_checkpoint,
     set_generators,
     under,
 )
 from aimc.train.config import Optimizer, Stage
 from aimc.train.objective import Classification, Objective
 from aimc.train.progress import Progress
-from aimc.train.run import Run, again
+from aimc.train.run import Run
+from aimc.train.stages import EPOCHS, Checkpoints
 
 Metric = Callable[[nn.Module], float]
+_SELECTED = EPOCHS | {"chosen": int}
 
 
 class Batches(Protocol):
@@ -185,7 +185,8 @@ def fit(
         progress: where lines and bars go.
 
     Raises:
-        AimcError: a loss that is not finite, no batches, or a checkpoint that is damaged or of another network.
+        AimcError: a loss that is not finite, no batches, or a checkpoint that is damaged or of another network, stage
+            or run.
 
     Example:
         >>> class Two:
@@ -200,7 +201,7 @@ def fit(
     if len(batches) == 0:
         raise AimcError("there is no training data", field="batches")
     if run is not None and run.checkpoint(name).exists():
-        tensors, details = run.load_finished(name)
+        tensors, details = run.load_finished(name, _SELECTED)
         load_state(net, under("model", tensors), str(run.checkpoint(name)))
         run.settle(name, details["history"])
         run.forget_progress(name)
@@ -226,8 +227,8 @@ def fit(
     load_state(net, training.best, name)
     history, chosen = training.history, training.chosen
     if run is not None:
-        details = {"name": name, "history": history, "chosen": chosen, "stage": stage.to_dict()}
-        save_checkpoint(run.checkpoint(name), prefixed("model", net.state_dict()), details)
+        details = {"history": history, "chosen": chosen, "stage": stage.to_dict()}
+        run.save_finished(name, prefixed("model", net.state_dict()), details)
         run.forget_progress(name)
     return Fitted(tuple(history), chosen)
 
@@ -261,12 +262,12 @@ class _Training:
         """Go on from the run's checkpoint, if there is one; the records follow it."""
         if self.run is None:
             return
-        found = self.run.load_progress(self.name)
+        found = self.run.load_progress(self.name, _SELECTED)
         if found is not None:
             place, tensors, details = found
             load_state(self.net, under("model", tensors), str(place))
             load_moments(self.optimizer, under("optimizer", tensors))
-            set_generators(self.net, tensors)
+            set_generators(self.net, tensors, str(place))
             self.history, self.chosen = details["history"], details["chosen"]
             self.best = under("best", tensors)
             self.objective.carry_on(under("carried", tensors))
@@ -288,8 +289,7 @@ class _Training:
         if self.current.batches:
             tensors |= prefixed("carried", self.objective.carried())
         details = {
-            "name": self.name, "history": self.history, "chosen": self.chosen,
-            "current": dataclasses.asdict(self.current),
+            "history": self.history, "chosen": self.chosen, "current": dataclasses.asdict(self.current),
         }  # fmt: skip
         self.run.save_progress(self.name, tensors, details)
 
@@ -392,19 +392,9 @@ def load_weights(net: nn.Module, run: Run | str, name: str) -> None:
         name: of the stage.
 
     Raises:
-        AimcError: the run has not finished the stage, or the layers differ.
+        AimcError: the run has not finished the stage, its checkpoint is damaged or of another run, or the layers
+            differ.
     """
-    import pathlib
-
-    path = (
-        run.checkpoint(name)
-        if isinstance(run, Run)
-        else pathlib.Path(run, "checkpoints", f"{name}.safetensors")
-    )
-    try:
-        tensors, _ = load_checkpoint(path)
-    except AimcError as error:
-        if not path.exists():
-            raise
-        raise AimcError(f"{error.message}. {again(path, name)}", field="checkpoint") from None
-    load_state(net, under("model", tensors), str(path))
+    held = run if isinstance(run, Run) else Checkpoints(run)
+    tensors, _ = held.load_finished(name)
+    load_state(net, under("model", tensors), str(held.checkpoint(name)))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -23,15 +22,12 @@ import platform
 import subprocess
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aimc.config import Config, differences
 from aimc.errors import AimcError, BusyError
 from aimc.files import read_config, read_json, read_records, record_line, unfit_record, usable, write_atomic
-from aimc.train.checkpoint import load_checkpoint, save_checkpoint
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from aimc.train.stages import Checkpoints
 
 try:
     import fcntl
@@ -126,21 +122,7 @@ def _git_hash() -> str | None:
         return None
 
 
-def again(damaged: pathlib.Path, stage: str) -> str:
-    """The way out where the checkpoint of a finished stage is damaged.
-
-    Example:
-        >>> again(pathlib.Path("student.safetensors"), "student")
-        "Of a finished stage no others are kept: put a copy back, or delete student.safetensors, and the same aimc run
-        trains 'student' again, to the same bits"
-    """
-    return (
-        f"Of a finished stage no others are kept: put a copy back, or delete {damaged}, and the same aimc run trains "
-        f"{stage!r} again, to the same bits"
-    )
-
-
-class Run:
+class Run(Checkpoints):
     """A run directory that is being written. Use as a context manager.
 
     Args:
@@ -178,7 +160,7 @@ class Run:
     ):
         if keep < 1:
             raise AimcError(f"keeps at least the latest checkpoint, got {keep}", field="keep")
-        self.path, self.keep = pathlib.Path(usable(path, "output")), keep
+        super().__init__(usable(path, "output"), keep)
         self.config = config
         self._tensorboard, self._writer, self._lock = tensorboard, None, None
         try:
@@ -322,91 +304,6 @@ class Run:
             rest = [r for r in self.records if r not in held]
             self.records = rest + wanted
             self._rewrite()
-
-    def checkpoint(self, name: str) -> pathlib.Path:
-        """Where a checkpoint of this name lies."""
-        return self.path / "checkpoints" / f"{name}.safetensors"
-
-    def save_progress(self, stage: str, tensors: dict[str, Tensor], details: dict[str, Any]) -> None:
-        """Write how far a stage is. Until the new file is whole the latest one stays, and then becomes the one before.
-
-        Args:
-            stage: its name.
-            tensors, details: as for :func:`aimc.train.save_checkpoint`.
-        """
-        new = self.checkpoint(f"{stage}.epoch.new")
-        save_checkpoint(new, tensors, details)
-        places = [self._progress(stage, age) for age in range(self.keep)]
-        try:
-            for younger, older in reversed(list(itertools.pairwise(places))):
-                if younger.exists():
-                    os.replace(younger, older)
-            os.replace(new, places[0])
-        except OSError as error:
-            raise AimcError(f"cannot write {places[0]}: {error.strerror}", field="output") from None
-
-    def load_progress(self, stage: str) -> tuple[pathlib.Path, dict[str, Tensor], dict[str, Any]] | None:
-        """File, tensors and details of the latest checkpoint of a stage under way; None if there is none.
-
-        Raises:
-            AimcError: it is damaged or foreign; says from where one could go on.
-        """
-        places = self._all_progress(stage)
-        if not places:
-            return None
-        latest, *older = places
-        try:
-            return latest, *load_checkpoint(latest)
-        except AimcError as error:
-            raise AimcError(f"{error.message}. {self._way_out(latest, older)}", field="checkpoint") from None
-
-    def load_finished(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and details of the checkpoint of a finished stage.
-
-        Raises:
-            AimcError: there is none, or it is damaged or foreign; says what to delete, and from where the run goes on.
-        """
-        place = self.checkpoint(stage)
-        try:
-            return load_checkpoint(place)
-        except AimcError as error:
-            if not place.exists():
-                raise
-            older = self._all_progress(stage)  # of a process that was killed before it removed them
-            way_out = self._way_out(place, older) if older else again(place, stage)
-            raise AimcError(f"{error.message}. {way_out}", field="checkpoint") from None
-
-    def _way_out(self, damaged: pathlib.Path, older: list[pathlib.Path]) -> str:
-        for place in older:
-            try:
-                _, details = load_checkpoint(place)
-            except AimcError:
-                continue
-            done, within = len(details["history"]), details.get("current", {}).get("batches", 0)
-            newer = [damaged, *older[: older.index(place)]]
-            return (
-                f"The one before it is whole: delete {' and '.join(map(str, newer))}, and the run goes on from {place} "
-                f"(after epoch {done}{f' and {within} batches' if within else ''})"
-            )
-        others = " and those before it" if older else ""
-        return f"There is no whole one before it: delete {damaged}{others} to start over"
-
-    def forget_progress(self, stage: str) -> None:
-        """Remove the checkpoints of a stage that is finished."""
-        for place in (*self._all_progress(stage), self.checkpoint(f"{stage}.epoch.new")):
-            place.unlink(missing_ok=True)
-
-    def _progress(self, stage: str, age: int) -> pathlib.Path:
-        return self.checkpoint(f"{stage}.epoch.{age}" if age else f"{stage}.epoch")
-
-    def _all_progress(self, stage: str) -> list[pathlib.Path]:
-        """Latest first, however many were kept when they were written."""
-        found = [self._progress(stage, 0)]
-        prefix, suffix = f"{stage}.epoch.", ".safetensors"
-        names = [p.name for p in (self.path / "checkpoints").iterdir()]
-        ages = [n[len(prefix) : -len(suffix)] for n in names if n.startswith(prefix) and n.endswith(suffix)]
-        found += [self._progress(stage, age) for age in sorted(int(a) for a in ages if a.isdecimal())]
-        return [place for place in found if place.exists()]
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One point of a TensorBoard curve; where they cannot be written the run goes on without, and says so once."""

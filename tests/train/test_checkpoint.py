@@ -80,6 +80,42 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("kind", ["text", "checkpoint"])
+def test_a_file_is_on_the_disk_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch, kind):
+    """Otherwise a power cut leaves an empty file where the old one was, or the old one where the new one was."""
+    calls, place = [], tmp_path / "a.safetensors"
+
+    def name_of(handle):
+        return os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))
+
+    def fsync(handle, real=os.fsync):
+        whole = "folder" if os.path.isdir(f"/proc/self/fd/{handle}") else os.fstat(handle).st_size == size
+        calls.append(("fsync", name_of(handle), whole))
+        real(handle)
+
+    def replace(source, target, real=os.replace):
+        calls.append(("replace", os.path.basename(source), os.path.basename(target)))
+        real(source, target)
+
+    def write():
+        write_atomic(place, "hello") if kind == "text" else save_checkpoint(place, _tensors(), {})
+
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("there is no /proc to see what a handle is of")
+    write()
+    size = place.stat().st_size
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write()
+    part = calls[0][1]
+    assert part.startswith(".a.safetensors.") and part.endswith(".part")
+    assert calls == [
+        ("fsync", part, True),  # when all of it was written
+        ("replace", part, "a.safetensors"),
+        ("fsync", tmp_path.name, "folder"),
+    ]
+
+
 def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_old_one(tmp_path, monkeypatch):
     import safetensors
 

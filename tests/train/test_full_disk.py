@@ -25,9 +25,10 @@ from aimc.recipes import MLP, RECIPES, evaluate_run, hwa, in_memory, run_experim
 from aimc.recipes.compare import Case, compare
 from aimc.report import draw, load_run
 from aimc.train import Progress, Run, Stage, fit, fit_in_memory, load_checkpoint, save_checkpoint
+from tests.helpers import assert_same_run
 
 FULL = "No space left on device|File too large"
-UNWRITABLE = "Read-only file system|Not a directory"
+UNWRITABLE = "Read-only file system|Not a directory|Permission denied"
 
 
 def mounted(folder, *options) -> None:
@@ -94,10 +95,18 @@ def freed(test):
     return run
 
 
-@pytest.fixture(params=["read-only", "below a file"])
+@pytest.fixture(params=["read-only", "below a file", "permissions"])
 def unwritable(request, tmp_path):
-    """A folder with a finished run's files in it where that is possible; this process may be root's."""
+    """A folder that takes no files: for root, too, or by its permissions, which bind ordinary users alone."""
     folder = tmp_path / "place"
+    if request.param == "permissions":
+        folder.mkdir()
+        folder.chmod(0o555)
+        if os.access(folder, os.W_OK):
+            pytest.skip("this user may write anywhere")
+        yield folder
+        folder.chmod(0o755)
+        return
     if request.param == "below a file":
         folder.write_text("x")
         yield folder
@@ -141,13 +150,6 @@ def hidden(place):
     return [p.name for p in place.rglob("*") if p.name.startswith(".") and p.name != ".lock"]
 
 
-def contents(place):
-    """Records without their clocks, and every tensor of the checkpoints."""
-    records = [{k: v for k, v in r.items() if k != "seconds"} for r in read_records(place)]
-    tensors = {p.name: load_checkpoint(p)[0] for p in (place / "checkpoints").iterdir()}
-    return records, {f"{file} {name}": t for file, found in tensors.items() for name, t in found.items()}
-
-
 class FillsUp(Progress):
     """Fills a disk after a number of batches of a run's last stage, but for half a checkpoint."""
 
@@ -184,10 +186,7 @@ def test_a_run_that_meets_a_full_disk_keeps_its_last_checkpoint_and_goes_on_to_t
         read_records(place)
     disk.free()
     trained(config, place)
-    records, tensors = contents(place)
-    expected, truth = contents(tmp_path / "alone")
-    assert records == expected and tensors.keys() == truth.keys()
-    assert [name for name, value in truth.items() if not torch.equal(value, tensors[name])] == []
+    assert_same_run(place, tmp_path / "alone")
 
 
 @freed
@@ -352,6 +351,26 @@ def test_a_run_that_may_only_be_read_is_reported_and_not_evaluated(tmp_path, fin
         assert f"cannot write to {place}: Read-only file system" in capsys.readouterr().err
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_run_of_somebody_else_is_reported_and_not_evaluated(tmp_path, finished, capsys):
+    """As above for ordinary users: by permissions, where nothing can be mounted."""
+    place = tmp_path / "run"
+    shutil.copytree(finished, place)
+    held = [place, *place.rglob("*")]
+    for path in held:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        if os.access(place, os.W_OK):
+            pytest.skip("this user may write anywhere")
+        before = read_records(place)
+        assert main(["report", str(place)]) == 0
+        assert main(["evaluate", str(place)]) == 2
+        assert f"cannot write to {place}: Permission denied" in capsys.readouterr().err
+        assert read_records(place) == before
+    finally:
+        for path in held:
+            path.chmod(0o755)
 
 
 def test_standard_output_that_takes_nothing_is_said_on_the_other():
