@@ -71,6 +71,19 @@ def test_the_runs_with_weight_decay_are_those_of_their_records():
             assert f" {100 * found:.2f} %" in text
 
 
+def test_the_runs_with_eight_tiles_are_those_of_their_records():
+    (paragraph,) = [p for p in RESULTS.split("\n\n") if p.startswith("**With 8 tiles**")]
+    for name, decay in (
+        ("insitu_fashion_mnist_20_8_tiles", 5e-4),
+        ("insitu_fashion_mnist_20_8_tiles_2e-3", 2e-3),
+    ):
+        (entry,) = load_comparison(ROOT / "docs" / "runs" / name)
+        settings = entry["hardware"]["algorithm"]
+        assert (entry["epochs"], entry["tiles"], settings["weight_decay"]) == (20, 8, decay)
+        assert f"{100 * entry['test']:.2f} % ([record](runs/{name}))" in " ".join(paragraph.split())
+        assert f"{100 * entry['validation']:.2f}" in paragraph
+
+
 def test_the_demo_in_memory_is_that_of_its_record():
     (paragraph,) = [p for p in RESULTS.split("\n\n") if p.startswith("`aimc demo insitu`")]
     named = {

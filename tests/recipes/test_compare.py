@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +266,60 @@ def test_processes_side_by_side_give_the_same(compared, tmp_path):
     ]
     assert sum(" epoch " in line for line in watch.lines) == 2 * len(wanted)
     assert read_config(tmp_path / wanted[0].name) == wanted[0].config
+
+
+ON_TWO_NODES = """
+import os, sys
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from aimc import cli, jobs
+from aimc.recipes.compare import compare
+from aimc.train import Progress
+from tests.recipes import test_compare as these
+
+small = {"num_cpus": 1, "object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
+other = cluster.add_node(**small)
+os.environ["RAY_ADDRESS"] = cluster.address
+
+class Watch(Progress):
+    begun = 0
+
+    def line(self, text):
+        self.begun += " epoch 1/" in text
+        if self.begun == 2 and other in cluster.worker_nodes:  # one run on each of them
+            cluster.remove_node(other, allow_graceful=False)
+
+place = Path(sys.argv[1])
+with jobs.engine("ray"):
+    assert jobs.most() == 2
+    wanted = these.cases(these.RECIPE, ["mp", "residual"], states=[10], tiles=[2, 3])
+    compare(wanted, place / "compared", jobs=2, progress=Watch())
+assert other not in cluster.worker_nodes
+flags = "--dataset.train_images 40 --dataset.validation_images 20 --dataset.test_images 20 --teacher.epochs 1 --student.epochs 1"
+flags = [*flags.split(), "--evaluation.chips", "2", "--evaluation.times", "1h", "--threads", "1"]
+assert cli.main(["run", "demo", *flags, "--output", str(place / "run"), "--engine", "ray"]) == 0
+assert cli.main(["run", "demo", *flags, "--output", str(place / "alone")]) == 0
+print("all of it")
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_machine_loses_no_run(compared, tmp_path):
+    pytest.importorskip("ray", reason="ray is an extra")
+    done = subprocess.run(
+        [sys.executable, "-c", ON_TWO_NODES, str(tmp_path)], capture_output=True, text=True, timeout=600,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0 and "all of it" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
+    _, _, alone = compared
+    found = json.loads((tmp_path / "compared" / "comparison.json").read_text())["runs"]
+    assert list(map(_timeless, found)) == list(map(_timeless, alone["runs"]))
+    first, second = (
+        [_timeless(r) for r in load_run(tmp_path / name).records if r["kind"] == "evaluation"]
+        for name in ("run", "alone")
+    )
+    assert len(first) >= 2 and first[: len(second)] == second
 
 
 @pytest.mark.parametrize(
