@@ -296,8 +296,8 @@ with jobs.engine("ray"):
     wanted = these.cases(these.RECIPE, ["mp", "residual"], states=[10], tiles=[2, 3])
     compare(wanted, place / "compared", jobs=2, progress=Watch())
 assert other not in cluster.worker_nodes
-flags = "--dataset.train_images 40 --dataset.validation_images 20 --dataset.test_images 20 --teacher.epochs 1 --student.epochs 1"
-flags = [*flags.split(), "--evaluation.chips", "2", "--evaluation.times", "1h", "--threads", "1"]
+flags = "--dataset.train_images 40 --dataset.validation_images 20 --dataset.test_images 20 --threads 1".split()
+flags += "--teacher.epochs 1 --student.epochs 1 --evaluation.chips 2 --evaluation.times 1h".split()
 assert cli.main(["run", "demo", *flags, "--output", str(place / "run"), "--engine", "ray"]) == 0
 assert cli.main(["run", "demo", *flags, "--output", str(place / "alone")]) == 0
 print("all of it")
