@@ -25,7 +25,9 @@ from tests.algorithms.helpers import ALGORITHMS
 from tests.helpers import assert_close
 
 CAN_SHARD = "ignored_params" in inspect.signature(fully_shard).parameters
-TOO_OLD = "the first fully_shard of torch had no way to leave cells out"
+shards = pytest.mark.skipif(
+    not CAN_SHARD, reason="the first fully_shard of torch does not run on CPUs, nor leave cells out"
+)
 
 STEPS = 4
 X = torch.randn(STEPS, 8, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -87,7 +89,7 @@ CASES: dict[str, tuple] = {
     "attention": (Attention, hardware_aware),
     "in cells": (convolutional, in_cells),
 }
-SHARDED = [name for name in CASES if CAN_SHARD or name != "in cells"]
+SHARDED = list(CASES)
 CASES |= {
     f"in cells, {name}": (convolutional, partial(in_cells, algorithm))
     for name, algorithm in ALGORITHMS.items()
@@ -105,11 +107,10 @@ def build(name: str) -> nn.Module:
 def sharded(net: nn.Module) -> nn.Module:
     """Each child and the rest, as one does with blocks; cells are left whole."""
     cells = {p for p in net.parameters() if isinstance(p, aimc.nn.CellWeight)}
-    options: dict[str, Any] = {"ignored_params": cells} if cells else {}
     for child in net.children():
         if any(p not in cells for p in child.parameters()):
-            fully_shard(child, **options)
-    fully_shard(net, **options)
+            fully_shard(child, ignored_params=cells)
+    fully_shard(net, ignored_params=cells)
     return net
 
 
@@ -274,7 +275,7 @@ def work(rank: int, place: str, folder: str) -> None:
     for name in CASES:
         net = build(name)
         found[name] = train(net, DistributedDataParallel(net), part)
-        if name in SHARDED:
+        if CAN_SHARD and name in SHARDED:
             net = sharded(build(name))
             found[f"{name}, sharded"] = train(net, net, part, whole_state)
     torch.manual_seed(rank)  # each would draw another one
@@ -287,9 +288,8 @@ def work(rank: int, place: str, folder: str) -> None:
     except AimcError as error:
         found["message"] = {error.message: torch.zeros(())}
     found["unequal"] = unequally_started(rank, part, early, optimizer)
-    found["refused"] = {
-        name: refused(act) for name, (act, _) in REFUSED.items() if CAN_SHARD or name != "cells"
-    }
+    if CAN_SHARD:
+        found["refused"] = {name: refused(act) for name, (act, _) in REFUSED.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -301,7 +301,9 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("case", [*CASES, *(f"{name}, sharded" for name in SHARDED)])
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(f"{name}, sharded", marks=shards) for name in SHARDED)]
+)
 def test_two_processes_are_one(ranks, case):
     name = case.removesuffix(", sharded")
     net = build(name)
@@ -365,19 +367,15 @@ def test_what_processes_have_together(ranks):
         assert "different columns" in next(iter(found["message"]))
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        pytest.param(name, marks=pytest.mark.skipif(name == "cells" and not CAN_SHARD, reason=TOO_OLD))
-        for name in REFUSED
-    ],
-)
+@shards
+@pytest.mark.parametrize("what", list(REFUSED))
 def test_what_shards_cannot_do_is_refused_with_the_layer_and_the_way_out(ranks, what):
     for found in ranks:
         said = found["refused"][what]
         assert re.search(f"layer '.*{REFUSED[what][1]}", said), said
 
 
+@shards
 def test_gathered_weights_age_on_a_chip_as_those_of_one_process(ranks):
     alone, gathered = build("hardware-aware"), build("hardware-aware")
     train(alone, alone, slice(None))

@@ -49,15 +49,21 @@ def register(layer: nn.Module) -> int:
 
 def followed(input: Any) -> bool:
     """Whether somebody follows the forward pass."""
-    return torch.compiler.is_compiling() or transformed() or _written_down(input)
+    return (
+        torch.compiler.is_compiling()
+        or transformed()
+        or torch._C._get_tracing_state() is not None
+        or isinstance(input, torch.fx.Proxy)
+    )
 
 
 def _written_down(input: Any) -> bool:
-    """Whether a tracer, which there is no graph break for, writes down the operations of the forward pass."""
-    return torch._C._get_tracing_state() is not None or isinstance(input, torch.fx.Proxy)
+    """Whether the operations of the forward pass are written down, by a tracer that knows no break in its graph.
 
-
-_is_exporting: Any = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since torch 2.7
+    ``torch.compiler.is_compiling`` also says so between the graphs of ``torch.compile``, where numbers are at hand.
+    """
+    numberless = type(input).__module__.startswith("torch._subclasses")  # as torch.export has them
+    return numberless or torch._C._get_tracing_state() is not None or isinstance(input, torch.fx.Proxy)
 
 
 def transformed() -> bool:
@@ -100,7 +106,7 @@ def outside_graphs(forward: Any) -> Any:
 
     @functools.wraps(forward)
     def run(self, input, *args, **kwargs):
-        if _is_exporting() or _written_down(input):
+        if _written_down(input):
             raise AimcError(
                 f"{_NO_GRAPH}; torch.compile runs it between its graphs (without fullgraph=True), and to take a "
                 "network elsewhere export aimc.to_digital(net)",

@@ -70,11 +70,11 @@ def test_the_default_compiler_makes_a_noisy_network_that_trains_alike(tmp_path, 
     import torch._inductor.config as inductor
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(inductor, "compile_threads", 1)  # no pool of processes that outlives the test
     torch._dynamo.reset()
     net, plain = twins(nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 3)), aimc.presets.pcm())
-    # What a compiler of C++ makes of a sum depends on the processor.
-    assert_equal_training(net, torch.compile(net, fullgraph=True), plain, X, rtol=1e-5)
+    with inductor.patch(compile_threads=1):  # no pool of processes that outlives the test
+        # What a compiler of C++ makes of a sum depends on the processor.
+        assert_equal_training(net, torch.compile(net, fullgraph=True), plain, X, rtol=1e-5)
     assert list(tmp_path.rglob("*.so")), "nothing was compiled"
 
 
