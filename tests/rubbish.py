@@ -17,10 +17,12 @@ import shutil
 import signal
 import struct
 import tempfile
+import typing
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -35,12 +37,12 @@ from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import read_config
 from aimc.periphery import InputRange
-from aimc.recipes import RECIPES, run_experiment
+from aimc.recipes import MLP, RECIPES, run_experiment
 from aimc.report import load_run, tables
 from aimc.train import load_checkpoint
 
-LIMIT = 60
-"""Seconds after which an input counts as one that hangs."""
+LIMIT = 180
+"""Seconds after which an input counts as one that hangs; the first one of its kind may have to compile a loop."""
 
 
 class Wrong(AssertionError):
@@ -152,6 +154,103 @@ def try_configuration(seed: int) -> bool:
         require(Config.from_yaml(config.to_yaml()) == config, f"changes on a trip through YAML:\n{text}")
 
     return accepted(text, attempt)
+
+
+# Settings that are run -----------------------------------------------------------------------------------------------
+
+NUMBERS: tuple[Any, ...] = (
+    0, 1, -1, 2, 3, 5, 1000, 2**31 - 1, 10**19, 10**30, 0.0, 0.5, -1.5, 1.5, 0.999, 1e-3, 100.0, 1e-6, 1e6, 1e-18,
+    1e-30, 1e-45, 1e-300, 1e18, 1e30, 1e38, 1e300, None, True, False,
+)  # fmt: skip
+HELD = (
+    "epochs", "train_images", "validation_images", "test_images", "chips", "network", "type", "version", "name",
+    "threads", "batch_size", "torch_device", "images", "validation_repeats", "cells_per_visit", "probes",
+)  # fmt: skip
+"""Sizes, on which the time of a run depends, and names."""
+
+
+CELLS = (aimc.cells.SoftBounds(), aimc.cells.LinearStep(), aimc.cells.Ladder())
+"""One of each kind of compiled loop; every other one takes a minute to compile."""
+
+
+def _settings(config: Config, path: str = "") -> list[tuple[str, Any]]:
+    """Dotted paths of the settings that hold no configuration, with the type of each."""
+    found = []
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name, None)
+        if name in HELD or name not in config.field_names():
+            continue
+        if isinstance(value, Config):
+            found += _settings(value, f"{path}{name}.")
+        if not isinstance(value, Config) or type(None) in typing.get_args(hint):
+            found.append((path + name, hint))
+    return found
+
+
+def changed_settings(rng: random.Random, config: Config) -> dict[str, Any]:
+    """One to three numbers, choices or switches of any size, but no sizes: what ``replace`` takes."""
+    found = {}
+    for path, hint in rng.sample(_settings(config), rng.choice((1, 1, 1, 2, 3))):
+        kinds = typing.get_args(hint) if not isinstance(hint, type) else (hint,)
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        numbers = [v for v in NUMBERS if type(v) in kinds or (float in kinds and type(v) is int)]
+        found[path] = rng.choice(choices or (numbers if numbers and rng.random() < 0.95 else NUMBERS))
+    return found
+
+
+def small_experiment(rng: random.Random) -> Config:
+    """An experiment of either half that is run in a fraction of a second."""
+    small = {
+        "dataset.train_images": 40, "dataset.validation_images": 20, "dataset.test_images": 20, "threads": 1,
+        "network": MLP(hidden=(6,)),
+    }  # fmt: skip
+    if rng.random() < 0.4:
+        cell = rng.choice((aimc.cells.PCM(), aimc.cells.Hermes(), aimc.cells.SingleExponentPCM(), Ideal()))
+        compensation = rng.choice((LeastSquares(), MeanAbs(), PerColumn()))
+        return RECIPES["demo"].config().replace(
+            **small, **{"hardware.cell": cell, "evaluation.compensation": compensation, "teacher.epochs": 1,
+            "student.epochs": 1, "evaluation.chips": 1, "evaluation.times": ("0s",) if cell == Ideal() else ("1h",)}
+        )  # fmt: skip
+    name = rng.choice(list(ALGORITHMS))
+    made = RECIPES["demo_insitu"].config(
+        algorithm=name, io=rng.choice(("perfect", "noisy")), **({"tiles": 2} if name == "residual" else {})
+    )
+    return made.replace(**small, epochs=1, baseline=False, **{"hardware.cell": rng.choice(CELLS)})
+
+
+def try_settings(seed: int) -> bool:
+    """An experiment, or hardware, with settings of any size: refused when it is read or run, or it has a result."""
+    rng = random.Random(seed)
+    whole = rng.random() < 0.5
+    config = small_experiment(rng) if whole else rng.choice((_pulsed_hardware, _inference_hardware))(rng)
+    changes = changed_settings(rng, config)
+    about = f"{changes} of {config}, seed {seed}"
+
+    def experiment() -> None:
+        changed = config.replace(**changes)
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undrawn:
+            for module in (aimc.recipes.hwa, aimc.recipes.in_memory):  # figures take longer than the rest
+                for name in vars(module):
+                    if name.startswith("draw"):
+                        undrawn.enter_context(mock.patch.object(module, name))
+            run_experiment(changed, folder, tensorboard=False)
+
+    def hardware() -> None:
+        found: Any = config.replace(**changes)
+        torch.manual_seed(seed)
+        digital = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 3))
+        x = torch.randn(4, 1, 3, 3)
+        net = aimc.convert(digital, found, seed=seed)
+        _trained(net, x)
+        net.eval()
+        require(net(x).shape == (4, 3), f"another shape of {about}")
+        if isinstance(found, aimc.PulsedHardware):
+            aimc.to_digital(net)(x)
+            return
+        with aimc.program(net, seed=1).at(0.0 if isinstance(found.cell, Ideal) else "1h"):
+            require(net(x).shape == (4, 3), f"another shape of {about}")
+
+    return accepted(about, experiment if whole else hardware)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -156,8 +156,8 @@ class Residual(Transferring):
         self.require(self.period >= 1, "period", "must be at least 1")
         self.require(self.period_growth >= 1, "period_growth", "must be at least 1")
         self.require(self.cells_per_visit >= 1, "cells_per_visit", "must be at least 1")
-        self.require(self.tries >= 1, "tries", "must be at least 1")
-        self.require(self.last_tries >= 1, "last_tries", "must be at least 1")
+        for name in ("tries", "last_tries"):
+            self.require(1 <= getattr(self, name) <= 1024, name, "is between 1 and 1024")
         self.require(self.threshold > 0, "threshold", "must be positive")
         for name in ("floor", "rounding", "weight_decay"):
             self.require(getattr(self, name) >= 0, name, "must not be negative")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -69,6 +70,8 @@ class Evaluation(Config):
     seed: int = 0
     compensation: Compensation = LeastSquares()
     batch_size: int = 1000
+
+    WIDE: ClassVar[tuple[str, ...]] = ("seed",)
 
     def validate(self):
         self.require(len(self.times) > 0, "times", "needs at least one time")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -59,6 +59,8 @@ class HwaExperiment(Config):
     threads: int | None = None
     torch_device: str = "cpu"
     backend: str = "auto"
+
+    WIDE: ClassVar[tuple[str, ...]] = ("seed",)
 
     def validate(self):
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -104,6 +104,8 @@ class InSituExperiment(Config):
     threads: int | None = None
     torch_device: str = "cpu"
     backend: str = "auto"
+
+    WIDE: ClassVar[tuple[str, ...]] = ("seed",)
 
     def validate(self):
         for name in ("epochs", "batch_size"):
