@@ -104,6 +104,28 @@ class Config(metaclass=_Strict):
         if not condition:
             raise AimcError(f"{message} (in {type(self).__name__})", field=field)
 
+    def unused(self, why: str, *names: str) -> None:
+        """Refuse values other than the default of fields that have no effect, such as those of another mode.
+
+        Args:
+            why: completes "does nothing ...".
+            names: of the fields.
+
+        Example:
+            >>> from aimc.periphery import InputRange
+            >>> InputRange(mode="dynamic", decay=0.1)
+            Traceback (most recent call last):
+            ...
+            aimc.errors.AimcError: field 'decay': does nothing with mode 'dynamic'; leave it at 0.001 (in InputRange)
+        """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  (every subclass is a dataclass)
+            if field.name in names:
+                self.require(
+                    getattr(self, field.name) == field.default,
+                    field.name,
+                    f"does nothing {why}; leave it at {field.default!r}",
+                )
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; a dotted path in a dict reaches nested ones.
 
@@ -307,7 +329,7 @@ def _bound(value: Any, field: str, most: int) -> None:
     elif isinstance(value, float):
         if value != 0 and not SMALLEST <= abs(value) <= LARGEST:
             raise AimcError(
-                f"must be 0, or between {SMALLEST:g} and {LARGEST:g} in magnitude, got {value:g}", field=field
+                f"must be 0, or between {SMALLEST:g} and {LARGEST:g} in magnitude, got {value!r}", field=field
             )
     elif isinstance(value, int) and abs(value) > most:
         raise AimcError(f"must be at most {most} in magnitude, got {value}", field=field)

@@ -98,6 +98,10 @@ class TikiTakaV2(Transferring):
             not self.auto_scale or self.pulses.length_management or self.pulses.fixed_length,
             "auto_scale", "needs pulses.length_management or pulses.fixed_length",
         )  # fmt: skip
+        if self.auto_scale:
+            self.unused("with auto_scale, whose rate follows the means", "scale_fast_lr")
+        else:
+            self.unused("without auto_scale", "auto_momentum")
 
     def fixed_rates(self) -> tuple[str, ...]:
         found = super().fixed_rates()

@@ -77,9 +77,8 @@ def _load(name: str, kind: str, **options: Any) -> Any:
         raise AimcError("encoders need transformers; install aimc[language]", field="name") from None
     folder = _folder(name)
     if kind != "AutoTokenizer":
-        options["use_safetensors"] = (
-            True  # other files of weights are pickles, which run code when they are loaded
-        )
+        # Other files of weights are pickles, which run code when they are loaded.
+        options["use_safetensors"] = True
     try:
         with _quiet(transformers.logging):
             return getattr(transformers, kind).from_pretrained(
@@ -98,7 +97,7 @@ def _load(name: str, kind: str, **options: Any) -> Any:
             if folder
             else f"{name!r} is no folder, no installed package with, and on the hub"
         )
-        lines = str(error).splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"{where} no encoder that transformers can load from safetensors: {lines[0]}"
         raise AimcError(reason, field="name") from error
 
@@ -139,7 +138,7 @@ def _packaged(name: str) -> str | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     for file in package.files or ():
-        folder = Path(os.fspath(package.locate_file(file))).parent
+        folder = Path(str(package.locate_file(file))).parent
         if file.name == "config.json" and any(folder.glob("*.safetensors")):
             return os.fspath(folder)
     return None
