@@ -32,8 +32,9 @@ from aimc.errors import AimcError, suggest
 
 _REGISTRY: dict[str, type[Config]] = {}
 _ATOMS = (bool, int, float, str, type(None))
-LARGEST, SMALLEST = 1e18, 1e-20
-"""Magnitudes of a number that is not 0: one times or divided by another is still a number in single precision."""
+LARGEST, SMALLEST = 1e18, 1e-30
+"""Magnitudes of a number that is not 0: two of them multiplied, or one of them inverted, is no overflow in single
+precision."""
 MOST = 2**31 - 1
 """Largest magnitude of a whole number: sums and products of some of them fit into 64 bits."""
 _PLAIN = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}

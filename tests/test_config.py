@@ -384,11 +384,11 @@ def test_a_recipes_field_that_does_nothing_is_refused(recipe, changes, field):
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 1e19, 1e-45, -1e-300])
 def test_numbers_that_single_precision_cannot_count_with_are_refused(value):
-    with pytest.raises(AimcError, match=r"^field '\w+(\[1\])?': must be 0, or between 1e-20 and 1e\+18"):
+    with pytest.raises(AimcError, match=r"^field '\w+(\[1\])?': must be 0, or between 1e-30 and 1e\+18"):
         Sizes(x=value)
     with pytest.raises(AimcError, match=r"xs\[1\]"):
         Sizes(xs=(1.0, value))
-    assert Sizes(x=0.0, xs=(1e18, -1e-20)).x == 0
+    assert Sizes(x=0.0, xs=(1e18, -1e-30)).x == 0
 
 
 def test_whole_numbers_that_compiled_loops_cannot_count_with_are_refused():

@@ -82,6 +82,13 @@ class PulsedCell(Config):
             most = 10.0  # exp of six times it is a number in float32
             self.require(self.dw_min_dtod <= most, "dw_min_dtod", f"is log-normal: must be at most {most:g}")
         self.require(self.w_max > self.w_min, "w_max", "must exceed w_min")
+        for name in ("w_max", "w_min"):  # weights are divided by them
+            value = getattr(self, name)
+            self.require(
+                value == 0 or abs(value) >= _LEAST,
+                name,
+                f"must be 0 or at least {_LEAST:g} in size, got {value}",
+            )
         for name in self.field_names():
             if name.endswith(("_dtod", "_std", "lifetime", "diffusion")):
                 self.require(
