@@ -166,6 +166,7 @@ NUMBERS: tuple[Any, ...] = (
 HELD = (
     "epochs", "train_images", "validation_images", "test_images", "chips", "network", "type", "version", "name",
     "threads", "batch_size", "torch_device", "images", "validation_repeats", "cells_per_visit", "probes",
+    "averages",
 )  # fmt: skip
 """Sizes, on which the time of a run depends, and names."""
 
