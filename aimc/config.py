@@ -32,6 +32,11 @@ from aimc.errors import AimcError, suggest
 
 _REGISTRY: dict[str, type[Config]] = {}
 _ATOMS = (bool, int, float, str, type(None))
+LARGEST, SMALLEST = 1e18, 1e-30
+"""Magnitudes of a number that is not 0: two of them multiplied, or one of them inverted, is no overflow in single
+precision."""
+MOST = 2**31 - 1
+"""Largest magnitude of a whole number: sums and products of some of them fit into 64 bits."""
 _PLAIN = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
 
@@ -65,9 +70,13 @@ class Config(metaclass=_Strict):
     Values are numbers, text, booleans, None, tuples of these, and other configurations; a list given becomes a
     tuple. A number is accepted for a ``float`` field whether it is written ``1`` or ``1.0``. Equality, hashing
     and ``repr`` are those of a frozen dataclass.
+
+    Every number is bounded, see :data:`LARGEST`, :data:`SMALLEST` and :data:`MOST`; whole numbers that may take all of
+    64 bits are named in ``WIDE``.
     """
 
     version: ClassVar[int] = 1
+    WIDE: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -84,7 +93,9 @@ class Config(metaclass=_Strict):
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  (every subclass is a dataclass)
             value = _freeze(self.__dict__[field.name], field.name, hints[field.name])
             object.__setattr__(self, field.name, value)
-        self.validate()
+        self.validate()  # before the bounds of every number: it knows better ones, and what they are for
+        for name in self.field_names():
+            _bound(getattr(self, name), name, 2**63 - 1 if name in type(self).WIDE else MOST)
 
     def validate(self) -> None:
         """Override to check values; raise through :meth:`require`."""
@@ -93,6 +104,28 @@ class Config(metaclass=_Strict):
         """Raise an :class:`AimcError` that names the field unless the condition holds."""
         if not condition:
             raise AimcError(f"{message} (in {type(self).__name__})", field=field)
+
+    def unused(self, why: str, *names: str) -> None:
+        """Refuse values other than the default of fields that have no effect, such as those of another mode.
+
+        Args:
+            why: completes "does nothing ...".
+            names: of the fields.
+
+        Example:
+            >>> from aimc.periphery import InputRange
+            >>> InputRange(mode="dynamic", decay=0.1)
+            Traceback (most recent call last):
+            ...
+            aimc.errors.AimcError: field 'decay': does nothing with mode 'dynamic'; leave it at 0.001 (in InputRange)
+        """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  (every subclass is a dataclass)
+            if field.name in names:
+                self.require(
+                    getattr(self, field.name) == field.default,
+                    field.name,
+                    f"does nothing {why}; leave it at {field.default!r}",
+                )
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; a dotted path in a dict reaches nested ones.
@@ -287,6 +320,20 @@ def _freeze(value: Any, field: str, hint: Any) -> Any:
     if isinstance(value, str) and any(value == kind.__name__ for o in fitting for kind in _kinds(o)):
         way = f"; to choose it write {{type: {value}}}"
     raise AimcError(f"expects {' or '.join(_describe(o) for o in fitting)}, got {value!r}{way}", field=field)
+
+
+def _bound(value: Any, field: str, most: int) -> None:
+    """Refuse numbers with which single precision, or a compiled loop, cannot count."""
+    if isinstance(value, tuple):
+        for i, each in enumerate(value):
+            _bound(each, f"{field}[{i}]", most)
+    elif isinstance(value, float):
+        if value != 0 and not SMALLEST <= abs(value) <= LARGEST:
+            raise AimcError(
+                f"must be 0, or between {SMALLEST:g} and {LARGEST:g} in magnitude, got {value!r}", field=field
+            )
+    elif isinstance(value, int) and abs(value) > most:
+        raise AimcError(f"must be at most {most} in magnitude, got {value}", field=field)
 
 
 def _kinds(option: Any) -> list[type[Config]]:

@@ -87,6 +87,8 @@ class PulsedMapping(Config):
         self.require(
             isinstance(self.scale, str) or self.scale > 0, "scale", f"must be positive, got {self.scale}"
         )
+        if not isinstance(self.scale, str):
+            self.unused("where the scale is given as a number", "factor")
 
     def scale_of(self, fan_in: int, bound: float, largest: float) -> float:
         """The scale of a layer.

@@ -17,10 +17,12 @@ import shutil
 import signal
 import struct
 import tempfile
+import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -35,12 +37,13 @@ from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import read_config
 from aimc.periphery import InputRange
-from aimc.recipes import RECIPES, run_experiment
-from aimc.report import load_run, tables
+from aimc.recipes import MLP, RECIPES, run_experiment
+from aimc.report import comparison_table, draw_comparison, load_comparison, load_run, tables
+from aimc.report.cell_figures import read_pulses
 from aimc.train import load_checkpoint
 
-LIMIT = 60
-"""Seconds after which an input counts as one that hangs."""
+LIMIT = 180
+"""Seconds after which an input counts as one that hangs; the first one of its kind may have to compile a loop."""
 
 
 class Wrong(AssertionError):
@@ -152,6 +155,104 @@ def try_configuration(seed: int) -> bool:
         require(Config.from_yaml(config.to_yaml()) == config, f"changes on a trip through YAML:\n{text}")
 
     return accepted(text, attempt)
+
+
+# Settings that are run -----------------------------------------------------------------------------------------------
+
+NUMBERS: tuple[Any, ...] = (
+    0, 1, -1, 2, 3, 5, 1000, 2**31 - 1, 10**19, 10**30, 0.0, 0.5, -1.5, 1.5, 0.999, 1e-3, 100.0, 1e-6, 1e6, 1e-18,
+    1e-30, 1e-45, 1e-300, 1e18, 1e30, 1e38, 1e300, None, True, False,
+)  # fmt: skip
+HELD = (
+    "epochs", "train_images", "validation_images", "test_images", "chips", "network", "type", "version", "name",
+    "threads", "batch_size", "torch_device", "images", "validation_repeats", "cells_per_visit", "probes",
+    "averages",
+)  # fmt: skip
+"""Sizes, on which the time of a run depends, and names."""
+
+
+CELLS = (aimc.cells.SoftBounds(), aimc.cells.LinearStep(), aimc.cells.Ladder())
+"""One of each kind of compiled loop; every other one takes a minute to compile."""
+
+
+def _settings(config: Config, path: str = "") -> list[tuple[str, Any]]:
+    """Dotted paths of the settings that hold no configuration, with the type of each."""
+    found = []
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name, None)
+        if name in HELD or name not in config.field_names():
+            continue
+        if isinstance(value, Config):
+            found += _settings(value, f"{path}{name}.")
+        if not isinstance(value, Config) or type(None) in typing.get_args(hint):
+            found.append((path + name, hint))
+    return found
+
+
+def changed_settings(rng: random.Random, config: Config) -> dict[str, Any]:
+    """One to three numbers, choices or switches of any size, but no sizes: what ``replace`` takes."""
+    found = {}
+    for path, hint in rng.sample(_settings(config), rng.choice((1, 1, 1, 2, 3))):
+        kinds = typing.get_args(hint) if not isinstance(hint, type) else (hint,)
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        numbers = [v for v in NUMBERS if type(v) in kinds or (float in kinds and type(v) is int)]
+        found[path] = rng.choice(choices or (numbers if numbers and rng.random() < 0.95 else NUMBERS))
+    return found
+
+
+def small_experiment(rng: random.Random) -> Config:
+    """An experiment of either half that is run in a fraction of a second."""
+    small = {
+        "dataset.train_images": 40, "dataset.validation_images": 20, "dataset.test_images": 20, "threads": 1,
+        "network": MLP(hidden=(6,)),
+    }  # fmt: skip
+    if rng.random() < 0.4:
+        cell = rng.choice((aimc.cells.PCM(), aimc.cells.Hermes(), aimc.cells.SingleExponentPCM(), Ideal()))
+        compensation = rng.choice((LeastSquares(), MeanAbs(), PerColumn()))
+        return RECIPES["demo"].config().replace(
+            **small, **{"hardware.cell": cell, "evaluation.compensation": compensation, "teacher.epochs": 1,
+            "student.epochs": 1, "evaluation.chips": 1, "evaluation.times": ("0s",) if cell == Ideal() else ("1h",)}
+        )  # fmt: skip
+    name = rng.choice(list(ALGORITHMS))
+    made = RECIPES["demo_insitu"].config(
+        algorithm=name, io=rng.choice(("perfect", "noisy")), **({"tiles": 2} if name == "residual" else {})
+    )
+    return made.replace(**small, epochs=1, baseline=False, **{"hardware.cell": rng.choice(CELLS)})
+
+
+def try_settings(seed: int) -> bool:
+    """An experiment, or hardware, with settings of any size: refused when it is read or run, or it has a result."""
+    rng = random.Random(seed)
+    whole = rng.random() < 0.5
+    config = small_experiment(rng) if whole else rng.choice((_pulsed_hardware, _inference_hardware))(rng)
+    changes = changed_settings(rng, config)
+    about = f"{changes} of {config}, seed {seed}"
+
+    def experiment() -> None:
+        changed = config.replace(**changes)
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undrawn:
+            for module in (aimc.recipes.hwa, aimc.recipes.in_memory):  # figures take longer than the rest
+                for name in vars(module):
+                    if name.startswith("draw"):
+                        undrawn.enter_context(mock.patch.object(module, name))
+            run_experiment(changed, folder, tensorboard=False)
+
+    def hardware() -> None:
+        found: Any = config.replace(**changes)
+        torch.manual_seed(seed)
+        digital = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 3))
+        x = torch.randn(4, 1, 3, 3)
+        net = aimc.convert(digital, found, seed=seed)
+        _trained(net, x)
+        net.eval()
+        require(net(x).shape == (4, 3), f"another shape of {about}")
+        if isinstance(found, aimc.PulsedHardware):
+            aimc.to_digital(net)(x)
+            return
+        with aimc.program(net, seed=1).at(0.0 if isinstance(found.cell, Ideal) else "1h"):
+            require(net(x).shape == (4, 3), f"another shape of {about}")
+
+    return accepted(about, experiment if whole else hardware)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -349,6 +450,140 @@ def try_result(seed: int, file: Path) -> bool:
             require(str(again) == str(result), f"a result changes on its way through a file, seed {seed}")
 
         return accepted(f"a result, seed {seed}", attempt)
+
+
+def text_files(folder: Path) -> list[Path]:
+    """A running text and labelled sentences as parquet and jsonl files, each in a folder of its own."""
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = [" ".join("abcde"[(i * k) % 5] for k in range(6)) for i in range(12)]
+    columns = {
+        "wikitext-2": {"text": lines},
+        "sst2": {"sentence": lines, "label": [i % 2 for i in range(12)]},
+    }
+    found = []
+    for name, rows in columns.items():
+        for kind in ("parquet", "jsonl"):
+            place = folder / f"{name} {kind}" / name
+            place.mkdir(parents=True)
+            if kind == "parquet":
+                found.append(place / "train-00000-of-00001.parquet")
+                pyarrow.parquet.write_table(pyarrow.table(rows), found[-1])
+            else:
+                found.append(place / "train.jsonl")
+                each = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+                found[-1].write_text("".join(json.dumps(row) + "\n" for row in each))
+    return found
+
+
+def try_text(seed: int, file: Path) -> bool:
+    """A file of texts, spoilt: refused by its name, or read as numbers of words, or as sentences with labels."""
+    rng = random.Random(seed)
+    data, name = file.read_bytes(), file.parent.name
+    by_structure = file.suffix == ".jsonl" and rng.random() < 0.6
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / name / file.name
+        place.parent.mkdir()
+        place.write_bytes(spoilt_json(rng, data) if by_structure else spoilt_bytes(rng, data))
+
+        def lengths(lines: Sequence[str]) -> tuple[Tensor, Tensor]:
+            return torch.tensor([[len(line)] for line in lines]), torch.ones(len(lines), 1, dtype=torch.int64)
+
+        def attempt() -> None:
+            try:
+                if name == "sst2":
+                    found = aimc.data.load_sentences(name, "train", lengths, root=folder)
+                    labels = found.targets
+                    require(len(found.inputs[0]) == len(labels) > 0, f"sentences of {file}, seed {seed}")
+                    require(bool(((labels >= 0) & (labels < 2)).all()), f"labels of {file}, seed {seed}")
+                else:
+                    text = aimc.data.load_tokens(name, "train", root=folder)
+                    require(0 <= int(text.tokens.min()), f"words of {file}, seed {seed}")
+                    require(int(text.tokens.max()) < len(text.words), f"words of {file}, seed {seed}")
+            except AimcError as error:
+                require(file.name in str(error), f"{error} does not name {file.name}, seed {seed}")
+                raise
+
+        return accepted(f"{file.name} of {name}, seed {seed}", attempt)
+
+
+def pulses_file(folder: Path) -> Path:
+    """Two devices that were pulsed up and down."""
+    rows = ["pulse,direction,value,device"]
+    for device in ("a", "b"):
+        rows += [f"{k},up,{1 - 0.8**k:.4f},{device}" for k in range(12)]
+        rows += [f"{k},down,{0.8 ** (k - 12):.4f},{device}" for k in range(12, 24)]
+    (folder / "pulses.csv").write_text("\n".join(rows) + "\n")
+    return folder / "pulses.csv"
+
+
+def try_pulses(seed: int, file: Path) -> bool:
+    """A file of measured pulses, spoilt: refused, by its name where it is the reading, or a cell is fitted to it."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "spoilt.csv"
+        if rng.random() < 0.6:
+            rows = [line.split(",") for line in file.read_text().splitlines()]
+            for _ in range(rng.randint(1, 3)):
+                row, bad = rng.choice(rows[rng.choice((0, 1, 1, 1)) :]), rng.random() < 0.4
+                row[rng.randrange(len(row)) if bad else 2] = rng.choice(
+                    ("", "nan", "1e400", "x", "up", '"', "1,2", "0\n", "\x00", "٣")
+                    if bad
+                    else ("0.5", "-9", "0", "1e30", "-1e-30", "1e300", "1e6", "inf")
+                )
+            text = "\n".join(",".join(row) for row in rows)
+            place.write_text(spoilt_text(rng, text) if rng.random() < 0.2 else text)
+        else:
+            place.write_bytes(spoilt_bytes(rng, file.read_bytes()))
+
+        def attempt() -> None:
+            try:
+                values, directions = read_pulses(place)
+            except AimcError as error:
+                require("spoilt.csv" in str(error), f"{error} does not name the file, seed {seed}")
+                raise
+            require(
+                values.shape == directions.shape and bool(np.isfinite(values).all()), f"read, seed {seed}"
+            )
+            found = aimc.cells.fit_cell(values, directions, kind="SoftBounds")
+            require(math.isfinite(found.rmse) and len(str(found)) > 10, f"fitted, seed {seed}")
+
+        return accepted(f"pulses, seed {seed}", attempt)
+
+
+def comparison_file(folder: Path) -> Path:
+    """What ``aimc compare`` writes."""
+    entry = {
+        "algorithm": "mp", "states": 4.0, "tiles": 1, "seed": 0, "dataset": "mnist", "epochs": 2, "batch_size": 8,
+        "lr": 0.1, "validation": 0.5, "test": 0.5, "seconds": 3.0, "io": "noisy",
+        "curve": {"test": [0.1, 0.5], "pulses": [10.0, 20.0]},
+        "budget": {"pulses": 3.0, "reads": 2.0, "products": 1.0, "kept": 3, "passing": 4},
+    }  # fmt: skip
+    digital = {**entry, "algorithm": "digital", "states": None, "tiles": None, "budget": None}
+    (folder / "comparison.json").write_text(json.dumps({"runs": [entry, {**entry, "seed": 1}, digital]}))
+    return folder / "comparison.json"
+
+
+def try_comparison(seed: int, file: Path) -> bool:
+    """The file of a comparison, spoilt: refused by its name, or it has a table, and a figure of it is drawn."""
+    rng = random.Random(seed)
+    data = file.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "comparison.json"
+        place.write_bytes(spoilt_json(rng, data) if rng.random() < 0.7 else spoilt_bytes(rng, data))
+
+        def attempt() -> None:
+            try:
+                entries = load_comparison(folder)
+            except AimcError as error:
+                require(folder in str(error), f"{error} does not name the file, seed {seed}")
+                raise
+            require(len(comparison_table(entries).rows) > 0, f"an empty table, seed {seed}")
+            if rng.random() < 0.2:
+                draw_comparison(entries, Path(folder) / "figure.png")
+
+        return accepted(f"a comparison, seed {seed}", attempt)
 
 
 # States ---------------------------------------------------------------------------------------------------------------

@@ -227,7 +227,8 @@ def test_a_comparison_the_whole_way_through(tmp_path, capsys):
         f"| mp | 4 | 1 | 0.3 | 1 | {100 * entries[1]['validation']:.2f} |" in out
         and (tmp_path / "x.png").exists()
     )
-    assert cli.main([*words, "--set", "digital.baseline_lr=1e30", "--output", f"{path} too"]) == 1
+    diverging = ["--set", "digital.baseline_lr=1e18", "--weight_decay", "1e18"]
+    assert cli.main([*words, *diverging, "--output", f"{path} too"]) == 1
     assert "failed: digital-seed0: " in capsys.readouterr().out
 
 

@@ -6,14 +6,21 @@ import copy
 import dataclasses
 import json
 import pickle
-from typing import Any, Literal
+import types
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimc.config import Config, differences, load_yaml
+from aimc.algorithms import MixedPrecision, Residual, TikiTakaV2, TikiTakaV3
+from aimc.cells import SoftBounds
+from aimc.config import LARGEST, MOST, SMALLEST, Config, differences, load_yaml
 from aimc.errors import AimcError
+from aimc.hardware import PulsedMapping
+from aimc.ops.pulsed_update import PulseTrain
+from aimc.periphery import ArrayIO, InputRange
+from aimc.recipes import RECIPES
 
 
 class Inner(Config):
@@ -40,6 +47,15 @@ class Outer(Config):
     anything: Any = None
 
 
+class Sizes(Config):
+    x: float = 1.0
+    xs: tuple[float, ...] = ()
+    n: int = 1
+    seed: int = 0
+
+    WIDE: ClassVar[tuple[str, ...]] = ("seed",)
+
+
 class Needy(Config):
     must: int
 
@@ -49,20 +65,21 @@ class Second(Config):
     x: int = 0
 
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
-inners = st.builds(Inner, bits=st.none() | st.integers(2, 10**20), bound=finite)
-others = st.builds(Other, level=st.floats(allow_nan=False, allow_infinity=False))
+finite = st.just(0.0) | st.floats(SMALLEST, LARGEST) | st.floats(-LARGEST, -SMALLEST)
+whole = st.integers(-MOST, MOST)
+inners = st.builds(Inner, bits=st.none() | st.integers(2, MOST), bound=finite)
+others = st.builds(Other, level=finite)
 outers = st.builds(
     Outer,
     inner=inners,
     either=st.none() | inners | others,
     many=st.lists(inners | others, max_size=3).map(tuple),
-    pair=st.tuples(st.integers(), st.integers()),
+    pair=st.tuples(whole, whole),
     grid=st.lists(st.lists(finite, max_size=2).map(tuple), max_size=2).map(tuple),
     mode=st.sampled_from(["fast", "slow", 3]),
     name=st.text(),
     flag=st.booleans(),
-    anything=st.none() | st.booleans() | st.integers() | finite | st.text(),
+    anything=st.none() | st.booleans() | whole | finite | st.text(),
 )
 
 
@@ -305,3 +322,83 @@ def test_no_differences_means_equal(a, b):
 def test_two_classes_of_one_name_are_refused_when_defined():
     with pytest.raises(TypeError, match="two configurations are called Inner"):
         type("Inner", (Config,), {"__module__": "elsewhere", "__annotations__": {}})
+
+
+@pytest.mark.parametrize(
+    "kind, settings, field",
+    [
+        *((InputRange, {"mode": mode, name: value}, name)
+          for mode in ("static", "dynamic")
+          for name, value in (("init_batches", 5), ("init_std", 2.0), ("decay", 0.1), ("keep", 0.5),
+                              ("gradient_scale", 2.0), ("manage_output_clipping", True))),
+        (InputRange, {"value": 1.0, "init_batches": 0, "init_std": 2.0}, "init_std"),
+        (ArrayIO, {"adc": None, "bound_management": False}, "bound_management"),
+        (PulseTrain, {"kind": "none", "length": 5}, "length"),
+        (PulseTrain, {"kind": "none_bounded", "x_resolution": 0.1}, "x_resolution"),
+        (PulseTrain, {"fixed_length": False}, "fixed_length"),
+        (PulseTrain, {"length_management": False, "management": False, "gradient_scale": 2.0}, "gradient_scale"),
+        (PulsedMapping, {"scale": 0.5, "factor": 2.0}, "factor"),
+        (TikiTakaV2, {"auto_momentum": 0.5}, "auto_momentum"),
+        (TikiTakaV3, {"scale_fast_lr": True}, "scale_fast_lr"),
+        (MixedPrecision, {"pulses": PulseTrain(length=5)}, "pulses"),
+        (MixedPrecision, {"stochastic_bins": False}, "stochastic_bins"),
+        *((Residual, {name: value}, name)
+          for name, value in (("period", 3), ("period_growth", 2), ("periods", (1, 2, 3, 4, 5)), ("transfer_lr", 0.5),
+                              ("scale_transfer_lr", True), ("transfer_growth", 2.0),
+                              ("transfer_lrs", (0.1,) * 5), ("transfer_pulses", PulseTrain(length=5)),
+                              ("fast_lr", 0.5), ("scale_fast_lr", False), ("pulses", PulseTrain(length=5)))),
+        (Residual, {"gradient": "pulsed", "rounding": 0.5}, "rounding"),
+        (Residual, {"columns": 3, "cells_per_visit": 99}, "cells_per_visit"),
+        *((Residual, {"order": "paper", name: value}, name)
+          for name, value in (("gradient", "pulsed"), ("cells_per_visit", 99), ("rounding", 0.5), ("threshold", 0.5),
+                              ("tries", 3), ("last_tries", 3), ("floor", 0.5))),
+        (Residual, {"order": "cpu", "tiles": 2, "periods": (3,), "period": 5}, "period"),
+        (Residual, {"order": "cpu", "tiles": 2, "transfer_lrs": (3.0,), "transfer_growth": 5.0}, "transfer_growth"),
+    ],
+)  # fmt: skip
+def test_a_field_that_does_nothing_is_refused(kind, settings, field):
+    with pytest.raises(AimcError, match=rf"^field '{field}': does nothing .*; leave it at "):
+        kind(**settings)
+    kind(
+        **{**settings, field: getattr(kind(), field)}
+    )  # its default may stay, as in files of earlier versions
+
+
+@pytest.mark.parametrize(
+    "recipe, changes, field",
+    [
+        ("demo", {"student.optimizer.factor": 0.5}, "student.optimizer.factor"),
+        ("demo", {"teacher.optimizer.milestones": (0.2,)}, "teacher.optimizer.milestones"),
+        (
+            "demo",
+            {"hardware.input_range.mode": "dynamic", "calibration.method": "max"},
+            "calibration.method",
+        ),
+        ("demo_insitu", {"schedule.every": 3}, "schedule.every"),
+    ],
+)
+def test_a_recipes_field_that_does_nothing_is_refused(recipe, changes, field):
+    with pytest.raises(AimcError, match=f"^field '{field}': does nothing"):
+        RECIPES[recipe].config().replace(**changes)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 1e19, 1e-45, -1e-300])
+def test_numbers_that_single_precision_cannot_count_with_are_refused(value):
+    with pytest.raises(AimcError, match=r"^field '\w+(\[1\])?': must be 0, or between 1e-30 and 1e\+18"):
+        Sizes(x=value)
+    with pytest.raises(AimcError, match=r"xs\[1\]"):
+        Sizes(xs=(1.0, value))
+    assert Sizes(x=0.0, xs=(1e18, -1e-30)).x == 0
+
+
+def test_whole_numbers_that_compiled_loops_cannot_count_with_are_refused():
+    with pytest.raises(AimcError, match="field 'n': must be at most 2147483647 in magnitude"):
+        Sizes(n=2**31)
+    assert Sizes(n=-(2**31) + 1, seed=2**63 - 1).seed == 2**63 - 1
+    with pytest.raises(AimcError, match="field 'seed'"):
+        Sizes(seed=2**63)
+
+
+def test_a_period_beyond_every_training_is_one_that_loops_count_with():
+    array = types.SimpleNamespace(cell=SoftBounds(), shape=(2, 3))
+    assert TikiTakaV2(auto_period=1e18).period_of(array) == 2**31 - 1  # pyright: ignore[reportArgumentType]

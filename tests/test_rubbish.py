@@ -1,6 +1,7 @@
 """Bad input of every kind is taken or refused with a message; ``make soak`` tries thousands more."""
 
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,9 @@ import aimc
 from aimc.algorithms import ALGORITHMS
 from aimc.errors import AimcError
 from aimc.files import read_config, read_records
-from aimc.recipes import evaluate_run, run_experiment
+from aimc.recipes import Encoder, evaluate_run, run_experiment
+from aimc.report import load_comparison
+from aimc.report.cell_figures import read_pulses
 from aimc.train import load_checkpoint
 from tests import rubbish
 
@@ -31,6 +35,12 @@ def runs(tmp_path_factory):
 def test_configurations(start):
     taken = [rubbish.try_configuration(seed) for seed in range(start, start + 10)]
     assert not all(taken)
+
+
+@pytest.mark.parametrize("start", range(0, 40, 20))
+def test_settings_that_are_run(start):
+    taken = [rubbish.try_settings(seed) for seed in range(start, start + 20)]
+    assert any(taken) and not all(taken)
 
 
 @pytest.mark.parametrize("start", range(0, 120, 20))
@@ -59,6 +69,26 @@ def test_results(tmp_path):
     aimc.calibrate(net, [torch.randn(32, 6)])
     file = rubbish.saved_result(tmp_path, net)
     taken = [rubbish.try_result(seed, file) for seed in range(150)]
+    assert any(taken) and not all(taken)
+
+
+def test_texts(tmp_path):
+    pytest.importorskip("datasets", reason="texts need aimc[language]")
+    files = rubbish.text_files(tmp_path)
+    assert len(files) == 4
+    taken = [rubbish.try_text(seed, files[seed % 4]) for seed in range(60)]
+    assert any(taken) and not all(taken)
+
+
+def test_measured_pulses(tmp_path):
+    file = rubbish.pulses_file(tmp_path)
+    taken = [rubbish.try_pulses(seed, file) for seed in range(60)]
+    assert any(taken) and not all(taken)
+
+
+def test_comparisons(tmp_path):
+    file = rubbish.comparison_file(tmp_path)
+    taken = [rubbish.try_comparison(seed, file) for seed in range(60)]
     assert any(taken) and not all(taken)
 
 
@@ -131,24 +161,76 @@ def test_a_hang_is_found(monkeypatch):
         rubbish.accepted("something", hang)
 
 
-def test_no_pickle_is_loaded(tmp_path):
+def _encoder_of(place, part):
+    """An encoder whose folder holds one file of these bytes, in a place where transformers looks for weights."""
+    from tests.recipes.tasks import tiny_encoder
+
+    folder = tiny_encoder(place.parent / f"encoder {part}")
+    if part.startswith("pytorch_model"):
+        (folder / "model.safetensors").unlink()
+    shutil.copy(place, folder / part)
+    network = Encoder(name=str(folder))
+    return network.tokenizer(8) if part == "tokenizer.json" else network.build((), 2)
+
+
+def _data_of(place, name):
+    folder = place.parent / "data" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for old in folder.parent.iterdir():
+        old.unlink()
+    shutil.copy(place, folder)
+    return aimc.data.load("mnist", "test", root=folder.parents[1])
+
+
+TAKERS = {
+    "checkpoint": lambda place: aimc.train.load_checkpoint(place),
+    "chip": lambda place: aimc.Chip.load(place, rubbish.programmed(place.parent)[0]),
+    "result": lambda place: aimc.DriftResult.load(place),
+    "pulses": lambda place: read_pulses(place),
+    "comparison": lambda place: load_comparison(shutil.copy(place, place.parent / "comparison.json") and place.parent),
+    "configuration": lambda place: read_config(shutil.copy(place, place.parent / "config.yaml") and place.parent),
+    "npz": lambda place: _data_of(place, "mnist/test.npz"),
+    "parquet": lambda place: _data_of(place, "mnist/test-00000-of-00001.parquet"),
+    "idx": lambda place: _data_of(place, "mnist/t10k-images-idx3-ubyte"),
+    "encoder, weights": lambda place: _encoder_of(place, "model.safetensors"),
+    "encoder, old weights": lambda place: _encoder_of(place, "pytorch_model.bin"),
+    "encoder, tokenizer": lambda place: _encoder_of(place, "tokenizer.json"),
+}  # fmt: skip
+
+
+class Evil:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return (Path.touch, (self.place,))
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_no_pickle_is_loaded(taker, tmp_path):
     """A file that would run code when unpickled is refused wherever a file is taken."""
-    import pickle
-
-    class Evil:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
-    file = tmp_path / "evil.safetensors"
-    net, _ = rubbish.programmed(tmp_path)
-    for data in (pickle.dumps(Evil()), None):
-        if data is None:
-            torch.save(Evil(), file)
-        else:
-            file.write_bytes(data)
-        for load in (aimc.train.load_checkpoint, lambda place: aimc.Chip.load(place, net)):
+    if taker.startswith("encoder"):
+        pytest.importorskip("transformers", reason="encoders need aimc[language]")
+    ran, file = tmp_path / "ran", tmp_path / "evil"
+    objects = np.array([Evil(ran)], dtype=object)
+    for write in (
+        lambda: file.write_bytes(pickle.dumps(Evil(ran))),
+        lambda: torch.save({"weight": torch.ones(1), "x": Evil(ran)}, file),
+        lambda: np.savez(file.open("wb"), x=objects, y=objects),
+    ):
+        write()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             with pytest.raises(AimcError):
-                load(file)
+                TAKERS[taker](file)
+        assert not ran.exists()
+    pickle.loads(pickle.dumps(Evil(ran)))  # noqa: S301
+    assert ran.exists()  # as it is where a pickle is loaded
+
+
+def test_no_tag_of_yaml_runs_code(tmp_path):
     with pytest.raises(AimcError):
         aimc.config.Config.from_yaml(f"!!python/object/apply:pathlib.Path.touch ['{tmp_path}/ran']")
     assert not (tmp_path / "ran").exists()
@@ -164,7 +246,7 @@ def test_a_short_soak():
     """Kills in both halves, and nothing that differs afterwards."""
     done = soaked("--only", "hardware-aware", "residual", "--kills", "2", "--most", "1", "--minutes", "3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 kills survived" in done.stdout and "8 bad inputs tried" in done.stdout
+    assert "4 kills survived" in done.stdout and "12 bad inputs tried" in done.stdout
     assert "2 hardware-aware, 2 residual" in done.stdout
     assert "0 wrong" in done.stdout and "\n0 bytes differ" in done.stdout
 

@@ -232,6 +232,8 @@ def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, mos
     files = rubbish.data_files(folder / "data")
     aimc.calibrate(net, [torch.randn(32, 6)])
     result = rubbish.saved_result(folder, net)
+    texts, pulses = rubbish.text_files(folder / "texts"), rubbish.pulses_file(folder)
+    comparison = rubbish.comparison_file(folder)
     checkpoints = [file for run in runs for file in sorted((run / "checkpoints").iterdir())]
     kinds: list[Callable[[int], bool]] = [
         rubbish.try_configuration,
@@ -242,6 +244,10 @@ def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, mos
         lambda seed: rubbish.try_run_directory(seed, runs[seed % len(runs)]),
         lambda seed: rubbish.try_data(seed, files[seed % len(files)]),
         lambda seed: rubbish.try_result(seed, result),
+        rubbish.try_settings,
+        lambda seed: rubbish.try_text(seed, texts[seed % len(texts)]),
+        lambda seed: rubbish.try_pulses(seed, pulses),
+        lambda seed: rubbish.try_comparison(seed, comparison),
     ]
     tried = 0
     while time.perf_counter() < until and (most is None or tried < most):

@@ -53,6 +53,9 @@ class MixedPrecision(Paired):
         for name in ("x_bins", "d_bins"):
             value = getattr(self, name)
             self.require(value == 0 or 2 <= value <= 65536, name, "is 0 (none), or between 2 and 65536")
+        self.unused("here: whole steps are counted out", "pulses")
+        if self.x_bins == self.d_bins == 0:
+            self.unused("without x_bins and d_bins", "stochastic_bins")
 
     def extra(self, array: Array, device: torch.device) -> State:
         return {

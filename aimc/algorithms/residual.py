@@ -156,8 +156,8 @@ class Residual(Transferring):
         self.require(self.period >= 1, "period", "must be at least 1")
         self.require(self.period_growth >= 1, "period_growth", "must be at least 1")
         self.require(self.cells_per_visit >= 1, "cells_per_visit", "must be at least 1")
-        self.require(self.tries >= 1, "tries", "must be at least 1")
-        self.require(self.last_tries >= 1, "last_tries", "must be at least 1")
+        for name in ("tries", "last_tries"):
+            self.require(1 <= getattr(self, name) <= 1024, name, "is between 1 and 1024")
         self.require(self.threshold > 0, "threshold", "must be positive")
         for name in ("floor", "rounding", "weight_decay"):
             self.require(getattr(self, name) >= 0, name, "must not be negative")
@@ -188,6 +188,7 @@ class Residual(Transferring):
             "warm_start",
             "is of the published orders; with 'reencode' every tile is reached at once",
         )
+        self._refuse_unused()
         warm = self.warm_start
         if warm is not None and warm.target is not None:
             source = self.source_of(warm)
@@ -196,6 +197,30 @@ class Residual(Transferring):
                 "warm_start.target",
                 f"is a tile above the source {source} and below tiles ({self.tiles}), got {warm.target}",
             )
+
+    def _refuse_unused(self) -> None:
+        """Every order has settings of its own."""
+        if self.order == "reencode":
+            self.unused(
+                "with the order 'reencode', which goes through all tiles in every visit", "period", "period_growth",
+                "periods", "transfer_lr", "scale_transfer_lr", "transfer_growth", "transfer_lrs", "transfer_pulses",
+            )  # fmt: skip
+            if self.gradient == "digital":
+                why = "with gradient 'digital', which sends no trains"
+                self.unused(why, "fast_lr", "scale_fast_lr", "pulses")
+            else:
+                self.unused("with gradient 'pulsed'", "rounding")
+        else:
+            self.unused(
+                f"with the order {self.order!r}, only with 'reencode'", "gradient", "cells_per_visit", "rounding",
+                "threshold", "tries", "last_tries", "floor",
+            )  # fmt: skip
+        if self.columns is not None:
+            self.unused("where columns are given", "cells_per_visit")
+        if self.periods:
+            self.unused("where periods are given", "period", "period_growth")
+        if self.transfer_lrs:
+            self.unused("where transfer_lrs are given", "transfer_lr", "transfer_growth")
 
     # The numbers of a layer ------------------------------------------------------------------------------------------
 

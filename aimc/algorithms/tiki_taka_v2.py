@@ -21,6 +21,7 @@ from aimc.algorithms.base import (
 )  # fmt: skip
 from aimc.algorithms.losses import BufferBefore, counts_of, places
 from aimc.algorithms.transferring import Transferring
+from aimc.config import MOST
 from aimc.ops.pulsed_update import Vectors
 from aimc.ops.transfer import Buffer, buffered_update
 
@@ -97,6 +98,10 @@ class TikiTakaV2(Transferring):
             not self.auto_scale or self.pulses.length_management or self.pulses.fixed_length,
             "auto_scale", "needs pulses.length_management or pulses.fixed_length",
         )  # fmt: skip
+        if self.auto_scale:
+            self.unused("with auto_scale, whose rate follows the means", "scale_fast_lr")
+        else:
+            self.unused("without auto_scale", "auto_momentum")
 
     def fixed_rates(self) -> tuple[str, ...]:
         found = super().fixed_rates()
@@ -127,7 +132,8 @@ class TikiTakaV2(Transferring):
         """Period of the reads of a layer, in ``unit``."""
         if self.auto_period == 0:
             return self.period
-        return max(round(self.auto_period * array.cell.states / max(array.shape[1], 1)), 1)
+        found = self.auto_period * array.cell.states / max(array.shape[1], 1)
+        return max(round(min(found, MOST)), 1)  # no training is that long, and counters hold it
 
     def buffer(self, array: Array, state: State, period: int, lr: float) -> Buffer:
         """The digital side of the transfers; ``period`` in vectors."""

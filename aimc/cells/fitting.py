@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.special import ndtr
 
+from aimc import config
 from aimc.cells.constant_step import ConstantStep
 from aimc.cells.exp_step import ExpStep
 from aimc.cells.linear_step import LinearStep
@@ -352,7 +353,9 @@ def _cell(name: str, kind: _Kind, solutions: list[Array], devices: list[_Steps])
     plain: dict[str, Any] = {
         k: float(v) if isinstance(v, (float, np.floating, np.ndarray)) else v for k, v in fields.items()
     }
-    return _TYPES[name](**plain)
+    # What rounding leaves of a spread that there is none of is no number of a configuration.
+    tiny = {k: 0.0 for k, v in plain.items() if isinstance(v, float) and abs(v) < config.SMALLEST}
+    return _TYPES[name](**{**plain, **tiny})
 
 
 def _noise(

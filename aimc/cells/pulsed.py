@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from aimc.config import Config
+from aimc.config import LARGEST, Config
 from aimc.random import Key, normal, uniform
 
 UP, DOWN, BMAX, BMIN = range(4)
 """The first four columns of every parameter tensor: step up, step down, upper and lower bound."""
 
-_MOST, _LEAST, _LONGEST = 1e6, 1e-12, 1e30
-"""Largest number in a field, smallest step, longest lifetime: what is made of them are numbers in float32, too."""
+_MOST, _LEAST = 1e6, 1e-12
+"""Largest number in a field, smallest step: what is made of them are numbers in float32, too."""
 
 
 class PulsedCell(Config):
@@ -72,7 +72,7 @@ class PulsedCell(Config):
 
     def validate(self):
         for name in self.field_names():
-            value, most = getattr(self, name), _LONGEST if name.startswith("lifetime") else _MOST
+            value, most = getattr(self, name), LARGEST if name.startswith("lifetime") else _MOST
             numbers = value if isinstance(value, tuple) else (value,)
             worst = max((x for x in numbers if isinstance(x, (int, float))), key=abs, default=0.0)
             self.require(abs(worst) <= most, name, f"must be within ±{most:g}, got {worst}")
@@ -82,6 +82,13 @@ class PulsedCell(Config):
             most = 10.0  # exp of six times it is a number in float32
             self.require(self.dw_min_dtod <= most, "dw_min_dtod", f"is log-normal: must be at most {most:g}")
         self.require(self.w_max > self.w_min, "w_max", "must exceed w_min")
+        for name in ("w_max", "w_min"):  # weights are divided by them
+            value = getattr(self, name)
+            self.require(
+                value == 0 or abs(value) >= _LEAST,
+                name,
+                f"must be 0 or at least {_LEAST:g} in size, got {value}",
+            )
         for name in self.field_names():
             if name.endswith(("_dtod", "_std", "lifetime", "diffusion")):
                 self.require(

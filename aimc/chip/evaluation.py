@@ -471,7 +471,8 @@ def evaluate_over_time(
             ``higher_is_better`` and ``logarithmic`` are used if present. See :class:`Accuracy`, :class:`Perplexity`.
         times: seconds after programming, or text such as ``"1h"``.
         chips: number of chips.
-        seed: of the set of chips.
+        seed: of the set of chips and of every read. It alone rules an evaluation, so that one made again is the same;
+            ``torch.manual_seed`` does not, unlike in :func:`aimc.program`. ``seed=torch.initial_seed()`` follows torch.
         compensation: drift compensation, or None.
         reference: metric of the digital network that A* compares with, as a rule the one that training began with; None
             measures :func:`aimc.to_digital` of this one: A* then shows what the hardware costs, not what training did.

@@ -33,3 +33,5 @@ class ArrayIO(Config):
 
     def validate(self):
         self.require(self.output_noise >= 0, "output_noise", "must not be negative")
+        if self.adc is None:
+            self.unused("without an ADC, as nothing saturates", "bound_management")

@@ -27,6 +27,8 @@ class InputRange(Config):
         manage_output_clipping: also widen the range, by the share of outputs that saturate the ADC per unit learning
             rate, while fewer than ``keep`` of them fit: a wider range makes smaller voltages and smaller currents.
 
+    Fields that the mode does not use have to stay at their defaults.
+
     In single precision a range is at least 1.2e-32, whatever the inputs are: those far below it vanish in its steps.
 
     The gradient is that of IBM's simulator: only inputs that clip can widen the range, and saturated outputs where they
@@ -62,3 +64,10 @@ class InputRange(Config):
             "value",
             "has no meaning with mode 'dynamic'",
         )
+        if self.mode != "learned":
+            self.unused(
+                f"with mode {self.mode!r}", "init_batches", "init_std", "decay", "keep", "gradient_scale",
+                "manage_output_clipping",
+            )  # fmt: skip
+        elif self.value is not None and self.init_batches == 0:
+            self.unused("with a value and without init_batches", "init_std")

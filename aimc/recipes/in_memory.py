@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -19,7 +19,13 @@ from aimc.files import read_config, write_atomic
 from aimc.hardware import Hardware, PulsedHardware
 from aimc.ops import check_backend
 from aimc.random import Key
-from aimc.recipes.chips import Calibration, Evaluation, evaluate_variant, measure_ranges
+from aimc.recipes.chips import (
+    Calibration,
+    Evaluation,
+    evaluate_variant,
+    measure_ranges,
+    refuse_unused_steps,
+)
 from aimc.recipes.networks import Network
 from aimc.recipes.parts import Dataset, Images, find_device, fresh_network, limited_threads, load_images
 from aimc.report import Table, draw, draw_accuracy, draw_telemetry, load_run, transfer_table
@@ -104,6 +110,8 @@ class InSituExperiment(Config):
     torch_device: str = "cpu"
     backend: str = "auto"
 
+    WIDE: ClassVar[tuple[str, ...]] = ("seed",)
+
     def validate(self):
         for name in ("epochs", "batch_size"):
             self.require(getattr(self, name) >= 1, name, f"must be at least 1, got {getattr(self, name)}")
@@ -117,6 +125,7 @@ class InSituExperiment(Config):
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
+        refuse_unused_steps("schedule", self.schedule, self.schedule.kind, "every", "factor")
         self.require(
             self.baseline or self.hardware is not None,
             "hardware",

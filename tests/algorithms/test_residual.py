@@ -230,10 +230,10 @@ def test_each_transfer_has_the_rate_of_its_source():
     # Two pulses make 0.2 on tile 1, which is then read: 0.4 * 0.2 / 0.1 is 0.8 pulses on tile 2, one or none.
     assert state["counts"].flatten().tolist()[1] == 2 and state["counts"][2] <= 1
     assert float(state["held"][1]) == pytest.approx(0.2) and state["reads"].tolist() == [1, 1, 0]
-    growing = Residual(tiles=4, transfer_lr=0.1, transfer_growth=1.2, scale_transfer_lr=True)
+    growing = Residual(tiles=4, order="paper", scale_transfer_lr=True)
     assert [growing.rate_of(t, 0.5) for t in range(3)] == pytest.approx([0.0864, 0.072, 0.06])
     assert [Residual(tiles=4).period_of(t) for t in range(3)] == [2, 10, 50]
-    assert [Residual(tiles=3, periods=(7, 3)).period_of(t) for t in range(2)] == [7, 3]
+    assert [Residual(tiles=3, order="paper", periods=(7, 3)).period_of(t) for t in range(2)] == [7, 3]
 
 
 def test_shares():
@@ -321,6 +321,13 @@ def test_a_ladder_of_four_levels_is_trained_too():
     assert torch.equal(
         torch.stack([Ladder(levels=4, **RANGE).snap(h, q) for h, q in zip(state["held"], p)]), state["held"]
     )
+
+
+@pytest.mark.parametrize("name", ["tries", "last_tries"])
+def test_tries_are_bounded(name):
+    for value in (0, 1025):
+        with pytest.raises(AimcError, match=f"field '{name}': is between 1 and 1024"):
+            Residual(**{name: value})
 
 
 def test_shares_that_are_not_positive_are_refused():

@@ -242,8 +242,9 @@ def test_a_buffer_grows_by_rate_times_read_over_the_granularity():
 def test_with_corrected_magnitudes_the_buffer_holds_the_step_of_plain_descent(fast_lr, lr, scaled, auto):
     """``lr d x / (scale g)`` pulses, whatever the fast tile's rate; exact where the fast tile moves exactly."""
     algorithm = TikiTakaV2(
-        fast_lr=fast_lr, scale_fast_lr=scaled, columns="all", threshold=1e5, correct_gradient_magnitudes=True,
-        auto_scale=auto, pulses=PulseTrain(length=1024, kind="deterministic", length_management=False),
+        fast_lr=fast_lr, scale_fast_lr=scaled and not auto, columns="all", threshold=1e5,
+        correct_gradient_magnitudes=True, auto_scale=auto,
+        pulses=PulseTrain(length=1024, kind="deterministic", length_management=False),
     )  # fmt: skip
     if auto:
         algorithm = algorithm.replace(fast_lr=0.25)

@@ -228,7 +228,7 @@ def _timeless(entry):
 
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
-    wanted = cases(RECIPE, ["mp"], own=["digital.baseline_lr=1e30"])
+    wanted = cases(RECIPE, ["mp"], flags=[("weight_decay", "1e18")], own=["digital.baseline_lr=1e18"])
     found = compare(wanted, tmp_path)
     assert (
         list(found["failed"]) == ["digital-seed0"]

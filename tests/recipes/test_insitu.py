@@ -231,7 +231,7 @@ def test_vectors_of_a_convolution_are_counted_for_the_schedule(tmp_path):
 
 def test_a_loss_that_is_not_finite_is_refused(tmp_path):
     with pytest.raises(AimcError, match=r"'lr'.*'digital' became .* lower the learning rate"):
-        _run(TINY.replace(baseline_lr=1e30), tmp_path)
+        _run(TINY.replace(baseline_lr=1e18, weight_decay=1e18), tmp_path)
 
 
 # The recipe ----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 import importlib.util
 import math
+import pathlib
+import shutil
 import sys
-import types
 
 import pytest
 import torch
@@ -149,14 +150,56 @@ def test_encoders_that_are_not_there_are_named(tmp_path, encoder, monkeypatch):
         Encoder(name=encoder).build((), 2)
 
 
-def test_an_installed_package_may_bring_the_encoder(encoder, monkeypatch):
-    package = types.ModuleType("my_encoder")
-    package.get_model_path = lambda: encoder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "my_encoder", package)
+def _installed(site, encoder):
+    """A package with a model, as an installer leaves it; its code must not run."""
+    shutil.copytree(encoder, site / "my_encoder" / "model")
+    (site / "my_encoder" / "__init__.py").write_text("raise RuntimeError('imported')")
+    about = site / "my_encoder-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-encoder\nVersion: 1.0\n")
+    files = sorted(str(p.relative_to(site)) for p in site.rglob("*") if p.is_file())
+    (about / "RECORD").write_text("".join(f"{f},,\n" for f in files))
+
+
+def test_an_installed_package_may_bring_the_encoder(tmp_path, encoder, monkeypatch):
+    _installed(tmp_path / "site", encoder)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
     for name in ("my_encoder", "my-encoder"):
         assert Encoder(name=name).build((), 2).encoder.config.hidden_size == 16
     config = RECIPES["bert_sst2"].config(encoder="my-encoder")
     assert config.network.name == "my-encoder"
+
+
+def test_an_encoders_name_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "evilmod.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n1/0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(AimcError, match="'evilmod' is no folder, no installed package with"):
+        Encoder(name="evilmod").build((), 2)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_a_pickle_are_refused_with_the_way_out(encoder):
+    from safetensors.torch import load_file
+
+    held = load_file(f"{encoder}/model.safetensors")
+    pathlib.Path(encoder, "model.safetensors").unlink()
+    torch.save(held, f"{encoder}/pytorch_model.bin")
+    with pytest.raises(AimcError, match=r"as a pickle \(pytorch_model.bin\).*save_pretrained"):
+        Encoder(name=encoder).build((), 2)
+
+
+def test_a_damaged_encoder_is_named(encoder):
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        file = pathlib.Path(encoder, name)
+        whole = file.read_bytes()
+        for data in (b"", b"\x00" * 100, whole[: len(whole) // 2]):
+            file.write_bytes(data)
+            with pytest.raises(AimcError, match=f"{encoder} holds no encoder"):
+                Encoder(name=encoder).tokenizer(8) if name == "tokenizer.json" else Encoder(
+                    name=encoder
+                ).build((), 2)
+        file.write_bytes(whole)
 
 
 def test_the_encoder_of_the_measured_row(data_folder):

@@ -49,6 +49,13 @@ class PulseTrain(Config):
         self.require(
             self.management or not self.length_management, "management", "is needed by length_management"
         )
+        if self.kind in ("none", "none_bounded"):
+            names = [n for n in self.field_names() if n != "kind"]
+            self.unused(f"with kind {self.kind!r}, which sends no pulses", *names)
+        elif self.length_management:
+            self.unused("with length_management; set that to false for longer trains", "fixed_length")
+        elif not self.management:
+            self.unused("without management", "gradient_scale")
 
     def most_slots(self, lr: float, granularity: float) -> int:
         """Slots of the longest train at this learning rate; draws are laid out that far apart.
