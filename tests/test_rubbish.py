@@ -37,7 +37,8 @@ def test_configurations(start):
     assert not all(taken)
 
 
-@pytest.mark.parametrize("start", range(0, 40, 20))
+# From 80 and 280: among them are numbers that are refused, and would end a run in an error of torch or numba.
+@pytest.mark.parametrize("start", (0, 80, 280))
 def test_settings_that_are_run(start):
     taken = [rubbish.try_settings(seed) for seed in range(start, start + 20)]
     assert any(taken) and not all(taken)
