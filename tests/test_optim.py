@@ -482,7 +482,6 @@ def test_whatever_touches_an_array_redraws_its_write_noise():
         (aimc.algorithms.TikiTakaV2(), "fast_lr"),
         (aimc.algorithms.TikiTakaV3(), "fast_lr"),
         (aimc.algorithms.TikiTakaV3(scale_transfer_lr=False), "fast_lr and transfer_lr"),
-        (aimc.algorithms.TikiTakaV3(scale_fast_lr=True), "fast_lr"),
         (aimc.algorithms.Residual(order="paper"), "transfer_lr"),
         (aimc.algorithms.Residual(), None),
         (aimc.algorithms.AnalogSGD(), None),

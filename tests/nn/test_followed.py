@@ -269,6 +269,30 @@ def test_activation_checkpoints_meet_the_same_noise(name, reentrant):
             assert_close(where, p.grad, q.grad, atol=1e-6)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_cells_under_activation_checkpoints_take_the_same_pulses(reentrant):
+    noisy = aimc.presets.reram(20, io="noisy").replace(**{"mapping.overflow": "clip"})
+    net, plain = twins(nn.Sequential(nn.Flatten(), nn.Linear(50, 6), nn.Tanh(), nn.Linear(6, 3)), noisy)
+    x = X.clone().requires_grad_()
+    for one, forward in ((net, lambda x: checkpoint(net, x, use_reentrant=reentrant)), (plain, plain)):
+        optimizer = aimc.optim.wrap(torch.optim.SGD(one.parameters(), lr=0.1), one)
+        for _ in range(3):
+            optimizer.zero_grad()
+            forward(x).pow(2).sum().backward()
+            optimizer.step()
+    assert int(net[1].cells.statistics[0, 2]) > 0
+    for name, value in plain.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value), name
+
+
+def test_noise_on_the_way_back_alone_is_another_one_in_every_step():
+    back = aimc.presets.reram(20, io="noisy").replace(forward=None)
+    net, x, gradients = aimc.convert(nn.Linear(5, 3), back, seed=0), X[0, 0].clone().requires_grad_(), []
+    for _ in range(2):
+        gradients.append(torch.autograd.grad(net(x).sum(), x)[0])
+    assert not torch.equal(*gradients)
+
+
 def test_a_shared_layer_under_checkpoints():
     """Two passes of one layer with equal inputs, each with noise of its own."""
     net, plain = twins(nn.Linear(5, 5))

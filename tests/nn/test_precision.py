@@ -155,3 +155,30 @@ def test_torchs_scaler_makes_the_gradients_of_a_scale_of_one(net):
     scaler.update()
     assert scaler.get_scale() == 2.0**99
     assert all(torch.equal(p, before[n]) for n, p in analog.named_parameters())
+
+
+def test_every_layer_passes_a_gradient_check_in_double_precision(net):
+    analog = aimc.convert(net, IDEAL).double()
+    assert torch.autograd.gradcheck(analog, (X.double().requires_grad_(),))
+
+
+def test_cells_train_in_half_precision_with_a_scaler(net):
+    """Autocast in float16 and torch's scaler, for 50 steps, come to where single precision does."""
+    losses = {}
+    for half in (True, False):
+        cells = aimc.convert(net, aimc.presets.reram(200, w_max_dtod=0.0, w_min_dtod=0.0), seed=0)
+        optimizer = aimc.optim.wrap(torch.optim.SGD(cells.parameters(), lr=0.05), cells)
+        scaler, losses[half] = torch.amp.GradScaler("cpu", enabled=half), []
+        for _ in range(50):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16, enabled=half):
+                y = cells(X)
+            loss = (y.float() - torch.tensor([1.0, 0.0, -1.0])).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses[half].append(loss.item())
+            assert y.dtype == (torch.float16 if half else torch.float32)
+        assert all(torch.isfinite(value).all() for value in cells.state_dict().values())
+        assert losses[half][-1] < 0.5 * losses[half][0]
+    assert_close("last losses", torch.tensor(losses[True][-1]), torch.tensor(losses[False][-1]), atol=0.05)

@@ -40,6 +40,26 @@ def test_a_seed_is_a_run_and_a_layer_at_the_end_changes_none_before_it():
     assert not torch.equal(one["first read"], one["second read"])
 
 
+@pytest.mark.parametrize("hardware", [PCM, RERAM], ids=["on a chip", "in cells"])
+def test_the_order_in_which_layers_are_made_changes_none(hardware):
+    """Devices and draws go by a layer's name."""
+    torch.manual_seed(0)
+    layers, found = {name: nn.Linear(8, 8) for name in "abc"}, []
+    for order in ("abc", "cab"):
+        net = aimc.convert(nn.ModuleDict({name: layers[name] for name in order}), hardware, seed=5)
+        if hardware is RERAM:
+            optimizer = sgd(net)
+            sum(net[name](X).square().mean() for name in "abc").backward()
+            optimizer.step()
+            found.append({n: v.clone() for n, v in net.state_dict().items()})
+            continue
+        with torch.no_grad(), aimc.program(net.eval(), seed=5).at(3600):
+            found.append({name: net[name](X) for name in "abc"})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
 KINDS = {
     "linear": (lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), (3, 8)),
     "lstm": (lambda: nn.LSTM(8, 4, batch_first=True), (3, 2, 8)),

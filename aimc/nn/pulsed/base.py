@@ -445,7 +445,9 @@ class PulsedLayer(nn.Module):
             bias = self.bias
             if bias is not None and not isinstance(bias, CellWeight) and self._is_fsdp_managed_module:
                 bias = bias.clone()  # compiled bodies never let go of memory that fully_shard wants to free
-            return CellProduct.apply(x, self.weight, bias, self)  # type: ignore[return-value]
+            exact = self.hardware.forward is None and self.hardware.backward is None
+            place = (0, 0) if exact else self.reads.begin(x, self.training)
+            return CellProduct.apply(x, self.weight, bias, self, place)  # type: ignore[return-value]
         except AimcError as error:
             raise error.at(layer=self.name, shape=x.shape) from None
 
@@ -617,12 +619,12 @@ class CellProduct(torch.autograd.Function):
     """The product of a layer; its backward pass keeps the vectors instead of multiplying them out."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, layer: PulsedLayer):
+    def forward(ctx, x, weight, bias, layer: PulsedLayer, place: tuple[int, int]):
         ctx.save_for_backward(x, weight)
-        ctx.layer, ctx.number = layer, layer.reads.forwards
+        ctx.layer, ctx.number = layer, place[0]
         if layer.hardware.forward is None:
             return layer.form.product(x, weight, bias)
-        return layer.reads.forward(layer, x, weight, bias)
+        return layer.reads.forward(layer, x, weight, bias, place)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -642,7 +644,7 @@ class CellProduct(torch.autograd.Function):
                 grad_x = layer.reads.backward(layer, grad, x, weight, ctx.number)
             if need_bias:
                 grad_bias = layer.form.bias_gradient(grad)
-        return grad_x, None, grad_bias, None
+        return grad_x, None, grad_bias, None, None
 
 
 def _wanted(ctx, layer: PulsedLayer) -> bool:

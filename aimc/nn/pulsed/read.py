@@ -11,6 +11,7 @@ from torch import Tensor
 from aimc import processes
 from aimc.crossbar import Layout
 from aimc.hardware import PulsedHardware
+from aimc.nn.replay import Records, fingerprint, inside_backward, may_come_back
 from aimc.ops import convert_input, read_out
 from aimc.ops.read_out import ReadOut
 from aimc.periphery import ArrayIO
@@ -37,6 +38,7 @@ class Reads:
     ):
         self.layout, self.key = layout, key
         self.forwards, self.evaluated = forwards, evaluated
+        self._records = Records()
         rows, limit = layout.outputs // layout.groups, hardware.tile.columns
         parts = max(-(-rows // limit), 1) if limit else 1
         edges = [round(rows * k / parts) for k in range(parts + 1)]
@@ -47,7 +49,25 @@ class Reads:
         """What a checkpoint keeps."""
         return self.forwards, self.evaluated
 
-    def forward(self, layer: PulsedLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def begin(self, x: Tensor, training: bool) -> tuple[int, int]:
+        """The counters that a forward pass of ``x`` draws by: its own, or those of the pass that it makes again."""
+        if len(self._records) and inside_backward():
+            record = self._records.matching(fingerprint(x))
+            if record is not None:
+                record.used = True
+                return record.step, record.evaluated
+        place = self.counters
+        if may_come_back(training):
+            self._records.add(
+                step=place[0], evaluated=place[1], training=training, started=True, chip=None,
+                fingerprint=fingerprint(x),
+            )  # fmt: skip
+        self.forwards += training
+        return place
+
+    def forward(
+        self, layer: PulsedLayer, x: Tensor, weight: Tensor, bias: Tensor | None, place: tuple[int, int]
+    ) -> Tensor:
         """``bias + s sum_k r_k ADC(w_k DAC(x_k / r_k) + noise)``: row tiles k, r the largest input of a vector."""
         io = layer.hardware.forward
         assert io is not None
@@ -61,10 +81,9 @@ class Reads:
             return y if one is None else y.addcmul_(one[:, None, None], bias[None, :, None])  # type: ignore[index]
 
         if layer.training:
-            key, offset = self.key.fold("forward").at(step=self.forwards % (1 << 32)), None
-            self.forwards += 1
+            key, offset = self.key.fold("forward").at(step=place[0] % (1 << 32)), None
         else:
-            key, offset = self.key.fold("evaluation"), self.evaluated
+            key, offset = self.key.fold("evaluation"), place[1]
         x = x.contiguous()
         images, outputs, seen = form.parts(x), [], 0
         for part in images:
@@ -76,7 +95,7 @@ class Reads:
                 y += bias[None, :, None]
             outputs.append(form.output(y, x[part]))
         if not layer.training:
-            self.evaluated += seen
+            self.evaluated = max(self.evaluated, place[1] + seen)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def backward(self, layer: PulsedLayer, grad: Tensor, x: Tensor, weight: Tensor, number: int) -> Tensor:
