@@ -65,7 +65,8 @@ def _same(algorithm, cell, form):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm(name):
     form = "linear" if name.startswith("ttv2") else "convolution"
-    _same(ALGORITHMS[name].replace(**{"pulses.length": 5}), soft(10), form)
+    trains = name not in ("mp", "residual")
+    _same(ALGORITHMS[name].replace(**{"pulses.length": 5} if trains else {}), soft(10), form)
 
 
 @pytest.mark.parametrize("name", PULSED)
@@ -75,4 +76,5 @@ def test_every_cell(name):
 
 @pytest.mark.parametrize("kind", ["mean_count", "deterministic", "none", "none_bounded"])
 def test_every_kind_of_train(kind):
-    _same(AnalogSGD(pulses=PulseTrain(kind=kind, length=5)), PULSED["reference"], "linear")
+    train = PulseTrain(kind=kind, **({} if "none" in kind else {"length": 5}))
+    _same(AnalogSGD(pulses=train), PULSED["reference"], "linear")

@@ -161,8 +161,9 @@ def test_bodies_agree_for_every_train(managements, kind):
         (True, False), (0.0, 0.15), ((1, 1.0), (3, 2.0)), (1e-5, 0.7, 3.5)
     ):
         train = PulseTrain(
-            kind=kind, length=length, length_management=length_management, management=management, fixed_length=fixed,
-            gradient_scale=scale, x_resolution=resolution, d_resolution=resolution / 2,
+            kind=kind, length=length, length_management=length_management, management=management,
+            fixed_length=fixed or length_management, gradient_scale=scale if management else 1.0,
+            x_resolution=resolution, d_resolution=resolution / 2,
         )  # fmt: skip
         found = named(by_both(NOISY, vectors, share * STEP, train))
         assert found["active"] == 3
@@ -605,7 +606,7 @@ def test_endless_trains_are_refused():
     train = PulseTrain(length_management=False, fixed_length=False)
     with pytest.raises(AimcError, match="field 'lr': asks for trains of 1e.07 slots, at most 65536"):
         update(IDEAL, with_gaps(3, 2, 2), 1e7 * G, train)
-    update(IDEAL, with_gaps(3, 2, 2), 1e7 * G, train.replace(length_management=True))
+    update(IDEAL, with_gaps(3, 2, 2), 1e7 * G, PulseTrain())
 
 
 def test_shapes_that_do_not_fit_are_errors():

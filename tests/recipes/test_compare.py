@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,7 @@ def test_processes_side_by_side_give_the_same(compared, tmp_path):
 ON_TWO_NODES = """
 import os, sys
 from pathlib import Path
+import ray
 from ray.cluster_utils import Cluster
 from aimc import cli, jobs
 from aimc.recipes.compare import compare
@@ -300,6 +302,8 @@ flags = "--dataset.train_images 40 --dataset.validation_images 20 --dataset.test
 flags += "--teacher.epochs 1 --student.epochs 1 --evaluation.chips 2 --evaluation.times 1h".split()
 assert cli.main(["run", "demo", *flags, "--output", str(place / "run"), "--engine", "ray"]) == 0
 assert cli.main(["run", "demo", *flags, "--output", str(place / "alone")]) == 0
+ray.shutdown()
+cluster.shutdown()
 print("all of it")
 """
 
@@ -307,10 +311,12 @@ print("all of it")
 @pytest.mark.slow
 def test_a_ray_cluster_that_loses_a_machine_loses_no_run(compared, tmp_path):
     pytest.importorskip("ray", reason="ray is an extra")
-    done = subprocess.run(
-        [sys.executable, "-c", ON_TWO_NODES, str(tmp_path)], capture_output=True, text=True, timeout=600,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    # In a folder of its own, or other tests would take this cluster for this machine's; its sockets need a short name.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", ON_TWO_NODES, str(tmp_path)], capture_output=True, text=True, timeout=600,
+            cwd=Path(__file__).parents[2], env=os.environ | {"RAY_TMPDIR": folder},
+        )  # fmt: skip
     assert done.returncode == 0 and "all of it" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
     _, _, alone = compared
     found = json.loads((tmp_path / "compared" / "comparison.json").read_text())["runs"]

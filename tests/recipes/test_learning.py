@@ -198,7 +198,7 @@ def test_a_hardware_aware_run_keeps_to_its_device(name, tmp_path):
 def test_a_run_in_memory_keeps_to_its_device(tmp_path):
     """With AutoAugment, momentum beside the cells, a stage of convolutions in cells, and a second step after pulses."""
     config = RECIPES["resnet18_insitu"].config(blocks=("D", "D", "D", "D", "A", "A"), tiles=2)
-    small = {"network.width": 2, "network.depth": 10, "hardware.algorithm.pulses.length": 5}
+    small = {"network.width": 2, "network.depth": 10}
     config = shrunk(config, tmp_path, images=4).replace(epochs=1, batch_size=2, backend="reference", **small)
     expected, found = _here_and_elsewhere(config, tmp_path)
     assert found["last_epoch"] == expected["last_epoch"]

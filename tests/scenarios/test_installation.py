@@ -19,9 +19,6 @@ net = aimc.convert(torch.nn.Linear(4, 3), aimc.presets.pcm()).eval()
 aimc.calibrate(net, [torch.ones(2, 4)])
 with aimc.program(net).at("1y"), torch.no_grad():
     assert net(torch.ones(2, 4)).isfinite().all()
-net = aimc.convert(torch.nn.Linear(4, 3), aimc.presets.reram(states=20))
-net(torch.ones(2, 4)).sum().backward()
-aimc.optim.wrap(torch.optim.SGD(net.parameters(), lr=0.1), net).step()
 aimc.data.load("mnist_small", "test", limit=1)
 """
 
