@@ -207,7 +207,7 @@ def test_any_hardware_aware_layer(name, layer, rows, columns, weights, inputs, b
     check(*layer, hardware, weights, inputs, backend)
 
 
-@settings(max_examples=30)
+@settings(max_examples=16)
 @pytest.mark.parametrize("name", list(IN_CELLS))
 @given(io=st.sampled_from(("perfect", "noisy")), **anything)
 def test_any_layer_in_cells(name, io, layer, rows, columns, weights, inputs, backend):
@@ -216,7 +216,7 @@ def test_any_layer_in_cells(name, io, layer, rows, columns, weights, inputs, bac
     check(*layer, hardware, weights, inputs, backend)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @pytest.mark.parametrize("name", list(INFERENCE))
 @given(**{**anything, "layer": composites()})
 def test_any_hardware_aware_layer_of_several_matrices(name, layer, rows, columns, weights, inputs, backend):
@@ -224,7 +224,7 @@ def test_any_hardware_aware_layer_of_several_matrices(name, layer, rows, columns
     check(*layer, hardware, weights, inputs, backend)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @pytest.mark.parametrize("name", list(IN_CELLS))
 @given(io=st.sampled_from(("perfect", "noisy")), **{**anything, "layer": composites()})
 def test_any_layer_of_several_matrices_in_cells(name, io, layer, rows, columns, weights, inputs, backend):
