@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aimc.files import read_records
-from aimc.train import load_checkpoint
+from aimc.train import Progress, load_checkpoint
 
 
 def assert_close(
@@ -45,15 +45,28 @@ def assert_close(
     )
 
 
-def _timeless(value: Any) -> Any:
+class Watch(Progress):
+    """Keeps the lines; Ctrl-C when one begins in some way."""
+
+    def __init__(self, stop: str | None = None):
+        self.stop, self.lines = stop, []
+
+    def line(self, text):
+        self.lines.append(text)
+        if self.stop is not None and text.startswith(self.stop):
+            raise KeyboardInterrupt
+
+
+def timeless(value: Any) -> Any:
+    """Records without their clocks."""
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k != "seconds"}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
+        return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def assert_same_run(place: Path, expected: Path) -> None:
     """Fail unless two run directories hold the same records, but for clocks, and to the bit the same checkpoints."""
-    records, wanted = (_timeless(read_records(d)) for d in (place, expected))
+    records, wanted = (timeless(read_records(d)) for d in (place, expected))
     assert records == wanted, f"records: {records}, expected {wanted}"
     ours, truth = (
         {p.name: load_checkpoint(p)[0] for p in (d / "checkpoints").iterdir()} for d in (place, expected)

@@ -38,6 +38,7 @@ from aimc.files import read_records
 from aimc.recipes import MLP, RECIPES, hwa, in_memory, run_experiment
 from aimc.train import Progress, fit, fit_in_memory, load_checkpoint
 from tests import rubbish
+from tests.helpers import timeless
 from tests.train.test_loader_workers import Drawn, trained
 
 SMALL = {
@@ -109,15 +110,9 @@ def train(config: Config, place: Path) -> None:
 # Comparisons ----------------------------------------------------------------------------------------------------------
 
 
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k != "seconds"}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
-
-
 def contents(place: Path) -> dict[str, bytes]:
     """What a run came to, byte for byte: the records without their clocks, and every tensor of its checkpoints."""
-    records = _timeless(read_records(place))
+    records = timeless(read_records(place))
     found = {f"record {i}": json.dumps(r, sort_keys=True).encode() for i, r in enumerate(records)}
     for file in sorted((place / "checkpoints").iterdir()):
         tensors, _ = load_checkpoint(file)

@@ -772,7 +772,6 @@ class AnalogLayer(nn.Module):
         state["_range_version"] = -1
         state["statistics"] = state["_observer"] = state["_pass"] = None
         state["_replay"] = state["_recording"] = state["_sharded"] = None
-        state["_records"] = Records()  # of backward passes that the copy does not have
         return state
 
     def __setstate__(self, state):

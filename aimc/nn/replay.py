@@ -68,6 +68,9 @@ class Records:
         self._held: collections.deque[Record] = collections.deque(maxlen=_KEPT)
         self._count = 0
 
+    def __reduce__(self):
+        return Records, ()  # a copy has none of the backward passes that these are of
+
     def __len__(self) -> int:
         return len(self._held)
 

@@ -19,7 +19,8 @@ from aimc.recipes.compare import cases, compare
 from aimc.recipes.named import RATES, named_algorithm, named_hardware
 from aimc.recipes.parts import Images
 from aimc.report import load_run
-from aimc.train import Progress, Run, load_checkpoint
+from aimc.train import Run, load_checkpoint
+from tests.helpers import Watch
 
 
 def tiny(
@@ -40,18 +41,6 @@ def tiny(
 
 
 RECIPE = Recipe(tiny)
-
-
-class Watch(Progress):
-    """Keeps the lines; Ctrl-C when one begins in some way."""
-
-    def __init__(self, stop=None):
-        self.stop, self.lines = stop, []
-
-    def line(self, text):
-        self.lines.append(text)
-        if self.stop is not None and text.startswith(self.stop):
-            raise KeyboardInterrupt
 
 
 def _names(*args, **kwargs):

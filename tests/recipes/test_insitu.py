@@ -29,7 +29,7 @@ from aimc.recipes.overrides import configured
 from aimc.recipes.parts import Images, Shuffled, fresh_network, load_images
 from aimc.train import Progress, Run, load_checkpoint, load_weights
 from aimc.train.checkpoint import under
-from tests.helpers import assert_close
+from tests.helpers import Watch, assert_close
 
 RECIPE = RECIPES["lenet_mnist_insitu"]
 TINY = InSituExperiment(
@@ -44,18 +44,6 @@ TINY = InSituExperiment(
     baseline_lr=0.2,
     threads=1,
 )
-
-
-class Watch(Progress):
-    """Keeps the lines; Ctrl-C when one begins in some way."""
-
-    def __init__(self, stop=None):
-        self.stop, self.lines = stop, []
-
-    def line(self, text):
-        self.lines.append(text)
-        if self.stop is not None and text.startswith(self.stop):
-            raise KeyboardInterrupt
 
 
 def _run(config, path, **options):

@@ -26,6 +26,7 @@ from aimc.recipes import (
 from aimc.recipes.hwa import VARIANTS
 from aimc.train import Optimizer, Progress, Stage, load_checkpoint
 from aimc.train.checkpoint import under
+from tests.helpers import Watch
 
 TINY = HwaExperiment(
     dataset=Dataset(name="mnist_small", train_images=300, validation_images=60, test_images=100),
@@ -37,17 +38,6 @@ TINY = HwaExperiment(
     threads=1,
 )
 PARTS = [f"{v}, {c}" for v in VARIANTS for c in ("compensated", "not compensated")]
-
-
-class Stop(Progress):
-    """Ctrl-C when a line begins in some way."""
-
-    def __init__(self, start):
-        self.start = start
-
-    def line(self, text):
-        if text.startswith(self.start):
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +110,7 @@ def test_an_interrupted_experiment_ends_like_a_straight_one(straight, tmp_path, 
     path, expected = straight
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
-            run_experiment(TINY, tmp_path / "run", tensorboard=False, progress=Stop(stop))
+            run_experiment(TINY, tmp_path / "run", tensorboard=False, progress=Watch(stop))
         torch.rand(3)
     results = run_experiment(TINY, tmp_path / "run", tensorboard=False)
     assert _without_time(results) == _without_time(expected)
@@ -171,7 +161,7 @@ def test_chips_that_were_measured_before_an_interruption_are_kept(straight, tmp_
 def test_training_and_selection_do_not_see_the_test_set(tmp_path, straight):
     other = TINY.replace(**{"dataset.test_images": 50})
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(other, tmp_path, tensorboard=False, progress=Stop("student, digital"))
+        run_experiment(other, tmp_path, tensorboard=False, progress=Watch("student, digital"))
     for stage in ("teacher", "student"):
         ours, _ = load_checkpoint(tmp_path / "checkpoints" / f"{stage}.safetensors")
         theirs, _ = load_checkpoint(straight[0] / "checkpoints" / f"{stage}.safetensors")
@@ -244,7 +234,7 @@ def test_evaluating_needs_a_finished_run(tmp_path):
     with pytest.raises(AimcError, match="no run directory"):
         evaluate_run(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(TINY, tmp_path / "a", tensorboard=False, progress=Stop("teacher epoch 1/"))
+        run_experiment(TINY, tmp_path / "a", tensorboard=False, progress=Watch("teacher epoch 1/"))
     with pytest.raises(AimcError, match="no such checkpoint"):
         evaluate_run(tmp_path / "a")
 

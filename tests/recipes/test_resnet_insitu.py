@@ -20,6 +20,7 @@ from aimc.recipes.overrides import configured
 from aimc.recipes.parts import fresh_network, load_images
 from aimc.recipes.resnet_insitu import digital_parts
 from aimc.train import Progress, Run, fit_in_memory, load_checkpoint, load_weights
+from tests.helpers import Watch
 
 RECIPE = RECIPES["resnet18_insitu"]
 
@@ -164,23 +165,12 @@ def test_the_labels_of_any_number_of_classes_are_smoothed(pictures, tmp_path):
     assert losses[0] != losses[1] and all(3 < loss < 7 for loss in losses)  # ln 100 = 4.6 by chance
 
 
-class Stop(Progress):
-    """Ctrl-C when a line begins in some way."""
-
-    def __init__(self, start):
-        self.start = start
-
-    def line(self, text):
-        if text.startswith(self.start):
-            raise KeyboardInterrupt
-
-
 def test_a_run_goes_on_to_the_bit_with_momentum_and_augmentation(pictures, tmp_path):
     config = _tiny(tiles=3).replace(epochs=3)
     run_experiment(config, tmp_path / "a", data=pictures, tensorboard=False)
     for stop in ("digital epoch 1/", "analog epoch 2/"):
         with pytest.raises(KeyboardInterrupt):
-            run_experiment(config, tmp_path / "b", data=pictures, tensorboard=False, progress=Stop(stop))
+            run_experiment(config, tmp_path / "b", data=pictures, tensorboard=False, progress=Watch(stop))
     run_experiment(config, tmp_path / "b", data=pictures, tensorboard=False)
     for stage in ("digital", "analog"):
         one, other = (

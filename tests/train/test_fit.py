@@ -12,7 +12,6 @@ from aimc.hwa import CellNoise, HardwareAware
 from aimc.random import Key, normal, permutation
 from aimc.train import (
     Optimizer,
-    Progress,
     Run,
     Stage,
     build_optimizer,
@@ -21,6 +20,7 @@ from aimc.train import (
     load_weights,
     noisy,
 )  # fmt: skip
+from tests.helpers import Watch
 
 X = normal(Key(1), (96, 12))
 Y = (X[:, 0] > 0).long() + 2 * (X[:, 1] > 0).long()
@@ -39,17 +39,6 @@ class Shuffled:
         self.epochs.append(epoch)
         for rows in permutation(Key(5).fold(epoch), len(X)).split(32):
             yield X[rows], Y[rows]
-
-
-class Stop(Progress):
-    """Ctrl-C when a line begins in some way."""
-
-    def __init__(self, start):
-        self.start = start
-
-    def line(self, text):
-        if text.startswith(self.start):
-            raise KeyboardInterrupt
 
 
 def _digital():
@@ -106,7 +95,7 @@ def test_an_interrupted_stage_ends_bit_for_bit_like_a_straight_one(tmp_path, kin
         expected = fit(straight, stage, Shuffled(), validate, run=run, **options)
     for after in (1, 3):
         with Run(tmp_path / "resumed", stage, tensorboard=False) as run, pytest.raises(KeyboardInterrupt):
-            fit(make(), stage, Shuffled(), validate, run=run, progress=Stop(f"s epoch {after}/"), **options)
+            fit(make(), stage, Shuffled(), validate, run=run, progress=Watch(f"s epoch {after}/"), **options)
         torch.manual_seed(after)  # what else happened to the generator must not matter
     resumed, batches = make(), Shuffled()
     with Run(tmp_path / "resumed", stage, tensorboard=False) as run:
@@ -176,7 +165,7 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path):
     expected = fit(straight, stage, Shuffled(), METRIC, name="s")
     with Run(tmp_path, stage, tensorboard=False) as run:
         with pytest.raises(KeyboardInterrupt):
-            fit(_digital(), stage, Shuffled(), METRIC, run=run, name="s", progress=Stop("s epoch 1/"))
+            fit(_digital(), stage, Shuffled(), METRIC, run=run, name="s", progress=Watch("s epoch 1/"))
         tensors, details = load_checkpoint(run.checkpoint("s.epoch"))
         del details["current"]
         save_checkpoint(run.checkpoint("s.epoch"), tensors, details)

@@ -12,8 +12,9 @@ from torch import nn
 from aimc.errors import AimcError
 from aimc.files import read_records
 from aimc.recipes import MLP, RECIPES, evaluate_run, hwa, in_memory, run_experiment
-from aimc.train import Progress, Run, Stage, fit, load_checkpoint, load_weights, save_checkpoint
+from aimc.train import Run, Stage, fit, load_checkpoint, load_weights, save_checkpoint
 from aimc.train.stages import Checkpoints
+from tests.helpers import Watch
 
 SMALL = {
     "dataset.train_images": 60, "dataset.validation_images": 20, "dataset.test_images": 20,
@@ -26,17 +27,6 @@ AWARE = (
 CELLS = RECIPES["demo_insitu"].config(algorithm="sgd").replace(**SMALL, epochs=2)
 HALVES = {"hardware-aware": (AWARE, "teacher", "student"), "in memory": (CELLS, "digital", "analog")}
 """A configuration of each half, and its two stages."""
-
-
-class Stop(Progress):
-    """Ctrl-C when a line begins in some way."""
-
-    def __init__(self, start):
-        self.start = start
-
-    def line(self, text):
-        if text.startswith(self.start):
-            raise KeyboardInterrupt
 
 
 def trained(config, place, progress=None):
@@ -57,7 +47,7 @@ def runs(tmp_path_factory):
             trained(config.replace(seed=seed), folder / half / f"finished {seed}")
             with pytest.raises(KeyboardInterrupt):
                 trained(
-                    config.replace(seed=seed), folder / half / f"stopped {seed}", Stop(f"{last} epoch 1/")
+                    config.replace(seed=seed), folder / half / f"stopped {seed}", Watch(f"{last} epoch 1/")
                 )
     yield folder
     patch.undo()
