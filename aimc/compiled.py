@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache
+
+from aimc.errors import warn
 
 
 class _Cache(FunctionCache):
@@ -54,8 +55,7 @@ def _warn(why: str) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(
+        warn(
             f"compiled functions cannot be kept ({why}), so that every start compiles them; NUMBA_CACHE_DIR names "
             "another folder",
-            stacklevel=3,
         )

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import math
 import threading
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,8 +15,9 @@ import torch
 from torch import nn
 
 from aimc import processes
+from aimc.arguments import checked
 from aimc.crossbar import Layout, TileSize
-from aimc.errors import AimcError
+from aimc.errors import AimcError, warn
 from aimc.handlers import find_handler, matches
 from aimc.hardware import Hardware, PulsedHardware
 from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, pulsed_layers
@@ -120,6 +120,7 @@ def _pulsed_row(name: str, layer: PulsedLayer, parameters: int) -> Row:
     )  # fmt: skip
 
 
+@checked
 def convert(
     net: nn.Module,
     hardware: Hardware | PulsedHardware,
@@ -392,7 +393,7 @@ def _refuse_products(net: nn.Module) -> None:
     )
     text = f"these matrix products are not made on tiles, and no hardware acts on them:{lines}\n"
     if not net.__dict__["_aimc_watch"].strict:
-        warnings.warn(text + "aimc.summary(net) counts them as digital", stacklevel=4)
+        warn(text + "aimc.summary(net) counts them as digital")
         return
     first = found[0]
     name, inside = first.names[0], f"{first.module}." if first.module else ""
@@ -545,6 +546,7 @@ def _on_tiles(net: nn.Module) -> dict[str, AnalogLayer | PulsedLayer]:
     return {**analog_layers(net), **pulsed_layers(net)}
 
 
+@checked
 def to_digital(net: nn.Module) -> nn.Module:
     """A digital copy: every analog layer becomes the torch layer with the same weights, output gains multiplied in.
 
@@ -560,6 +562,7 @@ def to_digital(net: nn.Module) -> nn.Module:
     return digital
 
 
+@checked
 def set_hardware(net: nn.Module, hardware: Hardware) -> None:
     """Exchange the hardware of every analog layer; weights, and ranges and gains that still apply, stay.
 
@@ -581,6 +584,7 @@ def set_hardware(net: nn.Module, hardware: Hardware) -> None:
         layer.set_hardware(hardware)
 
 
+@checked
 def set_backend(net: nn.Module, backend: str) -> None:
     """Choose the body of the operations for every analog layer."""
     check_backend(backend)
@@ -589,6 +593,7 @@ def set_backend(net: nn.Module, backend: str) -> None:
         layer.backend = backend
 
 
+@checked
 def set_noise_strength(net: nn.Module, strength: float | None) -> None:
     """Scale the training noise of every analog layer; None gives it back to the hardware's own ramp."""
     if strength is not None and not 0 <= strength < math.inf:
@@ -597,6 +602,7 @@ def set_noise_strength(net: nn.Module, strength: float | None) -> None:
         layer.noise_strength = strength
 
 
+@checked
 def set_check_finite(net: nn.Module, check: bool) -> None:
     """Whether every analog layer refuses NaN and infinite inputs (it does at first), or passes them through.
 
@@ -611,6 +617,7 @@ def set_check_finite(net: nn.Module, check: bool) -> None:
         layer.check_finite = check
 
 
+@checked
 def remap(net: nn.Module) -> None:
     """Let every digital scale follow the present weights; the network's function does not change."""
     for layer in require_analog(net).values():
@@ -680,6 +687,7 @@ def _modules_rows(net: nn.Module) -> list[Row]:
     ]
 
 
+@checked
 def coverage(net: nn.Module, example: Any = None) -> Coverage:
     """Where every parameter of a network lives, and what its forward passes multiply by beside the tiles.
 
@@ -713,6 +721,7 @@ def coverage(net: nn.Module, example: Any = None) -> Coverage:
     return Coverage(tuple(rows))
 
 
+@checked
 def summary(net: nn.Module, example: Any = None) -> str:
     """The coverage as a table: layer, where it lives, tiles and their use, converter levels, full scale."""
     return str(coverage(net, example))

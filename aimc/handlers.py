@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
+from aimc.arguments import checked
 from aimc.errors import AimcError
 from aimc.hardware import Hardware, PulsedHardware
 from aimc.nn import (
@@ -105,6 +106,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+@checked
 def register(
     *types: type[nn.Module] | str,
     hardware: type | tuple[type, ...] = BOTH,
@@ -169,6 +171,7 @@ def _registering(
     return add
 
 
+@checked
 def register_products(
     *types: type[nn.Module] | str,
     weights: Iterable[str],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from torch import nn
 
 from aimc import processes
-from aimc.errors import AimcError
+from aimc.arguments import checked
+from aimc.errors import AimcError, warn
 from aimc.nn.pulsed import CellWeight, PulsedLayer, pulsed_layers
 
 __all__ = ["PulsedOptimizer", "observe", "wrap"]
@@ -158,10 +158,9 @@ class PulsedOptimizer(torch.optim.Optimizer):
         doubtful = [layer for layer, doubt in zip(self._layers, doubts.tolist()) if doubt]
         stale = [layer.name for layer in doubtful if layer.agree() and layer.pending]
         if stale:
-            warnings.warn(
+            warn(
                 f"the cells of layers {', '.join(stale)} were not those of process 0, and are now; the gradients of "
                 "this step are those of the old ones. Write or load weights in all processes alike",
-                stacklevel=3,
             )
 
     def _placed(self) -> list[tuple[PulsedLayer, dict[str, Any]]]:
@@ -185,11 +184,10 @@ class PulsedOptimizer(torch.optim.Optimizer):
         algorithms = {type(m.hardware.algorithm).__name__: m.hardware.algorithm.fixed_rates() for m in layers}
         for name, fixed in algorithms.items():
             of = [m.name for m in layers if type(m.hardware.algorithm).__name__ == name]
-            warnings.warn(
+            warn(
                 f"the learning rate has changed, but {' and '.join(fixed)} of {name} (layers {', '.join(of)}) stay on "
                 f"their own; {', '.join(f'scale_{rate}=True' for rate in fixed)} ties them to it "
                 "(but nothing ties fast_lr where auto_scale is on)",
-                stacklevel=4,
             )
 
     def _warn_of_settings(self, groups: list[dict[str, Any]]) -> None:
@@ -201,13 +199,13 @@ class PulsedOptimizer(torch.optim.Optimizer):
             if name not in _HARMLESS and value
         }
         if found:
-            warnings.warn(
+            warn(
                 f"{', '.join(sorted(found))} of {type(self.inner).__name__} act on the digital parameters only; cells "
                 "take pulses of lr times the gradient",
-                stacklevel=4,
             )
 
 
+@checked
 def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
     """Let a torch optimizer train the digital parameters of a network, and pulses its cells.
 
@@ -266,6 +264,7 @@ def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
     return wrapped
 
 
+@checked
 def observe(net: nn.Module, loss: float) -> None:
     """Tell the algorithms of a network the training loss of an epoch; those with a warm start follow it.
 

@@ -15,8 +15,9 @@ PACKAGE = Path(aimc.__file__).parent
 
 # Lower rows are imported by higher ones, never the reverse. Names in one row do not import each other.
 ROWS = (
-    ("errors", "compiled"),
-    ("config", "units", "random"),
+    ("errors",),
+    ("config", "units", "compiled"),
+    ("arguments", "random"),
     ("files", "jobs", "processes"),
     ("cells", "periphery"),
     ("ops",),

@@ -12,6 +12,7 @@ import torch
 from scipy.special import ndtr
 
 from aimc import config
+from aimc.arguments import checked
 from aimc.cells.constant_step import ConstantStep
 from aimc.cells.exp_step import ExpStep
 from aimc.cells.linear_step import LinearStep
@@ -165,6 +166,7 @@ class CellFit:
         write_figure(figure, path, dpi=120)
 
 
+@checked
 def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODES) -> CellFit:
     """Estimate a pulsed cell from the value after each pulse, by least squares on the steps.
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from aimc.arguments import checked
 from aimc.cells.linear_step import linear_change, linear_symmetry_point
 from aimc.cells.pulsed import PulsedCell, off_zero
 from aimc.errors import AimcError
@@ -53,6 +54,7 @@ class SoftBounds(PulsedCell):
         return linear_symmetry_point(parameters)
 
 
+@checked
 def soft_bounds_pmax(
     p_max: int = 1000, alpha: float = 0.0005, range_min: float = -1.0, range_max: float = 1.0, **fields
 ) -> SoftBounds:

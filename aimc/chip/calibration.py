@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from aimc.arguments import checked
 from aimc.convert import evaluating, require_analog
 from aimc.errors import AimcError, suggest
 from aimc.periphery.input_range import SMALLEST_RANGE
@@ -19,6 +20,7 @@ Method = Literal["quantile", "max", "std", "moving_quantile", "moving_std"]
 QUANTILE, STDS = 0.99995, 3.0
 
 
+@checked
 @torch.no_grad()
 def calibrate(
     net: nn.Module,

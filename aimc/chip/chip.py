@@ -7,18 +7,18 @@ import dataclasses
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from aimc.arguments import checked
 from aimc.cells import ProgrammedCells
 from aimc.chip.compensation import Compensation, LeastSquares, TileReader
 from aimc.config import differences
 from aimc.convert import require_analog
 from aimc.crossbar import behind_wires, expand_scale, from_conductance, to_conductance
-from aimc.errors import AimcError
+from aimc.errors import AimcError, warn
 from aimc.files import write_atomic
 from aimc.hardware import Hardware
 from aimc.nn import AnalogLayer, ProgrammedWeights
@@ -78,6 +78,7 @@ class Chip:
     def key(self) -> Key:
         return Key(self.seed)
 
+    @checked
     @contextlib.contextmanager
     def at(self, time: float | str) -> Iterator[Chip]:
         """Move the chip to a time and put its weights into the network; leaving restores both.
@@ -109,6 +110,7 @@ class Chip:
             finally:
                 self._time = before
 
+    @checked
     def weights(self, compensated: bool = True) -> dict[str, Tensor]:
         """Effective weights by layer name at the present time, shaped like the layers' weights and in their units.
 
@@ -182,10 +184,9 @@ class Chip:
             sound = torch.isfinite(factor) & (factor > 0)
             lost = ~sound & (held.scale > 0)  # a column without weights has nothing to read
             if bool(lost.any()):
-                warnings.warn(
+                warn(
                     f"layer {name!r}: the drift compensation could not read {int(lost.sum())} of {lost.numel()} "
                     "columns (too few steps of the converters, or all noise); they stay uncompensated",
-                    stacklevel=2,
                 )
             factor = torch.where(sound, factor, 1)
         reads, dtype = key.fold("evaluation", repr(float(time))), layer.weight.dtype
@@ -221,6 +222,7 @@ class Chip:
             tensors |= {f"{name}/{part}": value for part, value in parts.items() if value is not None}
         return tensors
 
+    @checked
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the chip to one safetensors file, atomically."""
         from safetensors.torch import save
@@ -248,6 +250,7 @@ class Chip:
         write_atomic(path, data)
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike[str], net: nn.Module) -> Chip:
         """Read a chip that :meth:`save` wrote, for a network with the same layers and cells.
 
@@ -322,6 +325,7 @@ def _in_weight_units(conductance: Tensor, held: _Programmed, layer: AnalogLayer)
     return normalised * expand_scale(held.scale, layer.layout)
 
 
+@checked
 @torch.inference_mode(False)  # a chip outlives an inference mode
 @torch.no_grad()
 def program(

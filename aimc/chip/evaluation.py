@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc import jobs
+from aimc.arguments import checked, expect_between
 from aimc.chip.chip import program
 from aimc.chip.compensation import Compensation, LeastSquares
 from aimc.convert import evaluating, require_analog, to_digital
@@ -52,6 +53,7 @@ class Accuracy:
     name = "accuracy"
     higher_is_better = True
 
+    @checked
     def __init__(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -60,10 +62,13 @@ class Accuracy:
         classes: int | None = None,
     ):
         inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not inputs or any(t.dim() == 0 for t in (*inputs, targets)):
+            raise AimcError("needs inputs and targets of several samples", field="inputs")
         if any(len(x) != len(targets) for x in inputs) or len(targets) == 0:
             raise AimcError(
                 f"needs as many inputs as targets, at least one; got {', '.join(str(len(x)) for x in inputs)} and "
-                f"{len(targets)}"
+                f"{len(targets)}",
+                field="inputs",
             )
         if batch_size < 1:
             raise AimcError(f"must be at least 1, got {batch_size}", field="batch_size")
@@ -114,6 +119,7 @@ class Perplexity:
     higher_is_better = False
     logarithmic = True
 
+    @checked
     def __init__(self, tokens: Tensor, streams: int = 50, window: int = 35, chance: float | None = None):
         if tokens.dim() != 1 or len(tokens) < 2:
             raise AimcError("needs the tokens of a text, at least two", field="tokens", shape=tokens.shape)
@@ -446,6 +452,7 @@ def _threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@checked
 def evaluate_over_time(
     net: nn.Module,
     metric: Metric,
@@ -499,9 +506,7 @@ def evaluate_over_time(
     moments = tuple(seconds(t) for t in times)
     if not moments:
         raise AimcError("give at least one time", field="times")
-    for field, number in (("chips", chips), ("workers", workers)):
-        if not isinstance(number, int) or number < 1:
-            raise AimcError(f"must be a whole number from 1, got {number!r}", field=field)
+    expect_between(1, 1_000_000, chips=chips, workers=workers)
     known = {c: list(row) for c, row in (known or {}).items() if c < chips}
     for c, row in known.items():
         if c < 0:

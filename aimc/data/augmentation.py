@@ -8,12 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aimc.arguments import checked
 from aimc.data.auto_augment import apply_policy, cutout
 from aimc.errors import AimcError
 
 _PADDING = 4
 
 
+def _check_words(images: Tensor, words: Tensor, each: int) -> None:
+    """Refuse random words that are not as many as the images need."""
+    if words.shape != (len(images), each):
+        raise AimcError(f"expects {[len(images), each]}", field="words", shape=words.shape)
+
+
+@checked
 def crop_flip(images: Tensor, words: Tensor) -> Tensor:
     """Pad by 4 pixels of zeros, cut the old size out at a random place, mirror every other image.
 
@@ -38,6 +46,7 @@ def crop_flip(images: Tensor, words: Tensor) -> Tensor:
             "crops and flips images [n, channels, height, width]; use augment: none for other data",
             field="augment", shape=images.shape,
         )  # fmt: skip
+    _check_words(images, words, 3)
     height, width = images.shape[2:]
     device = images.device
     words = words.to(device)
@@ -52,6 +61,7 @@ def crop_flip(images: Tensor, words: Tensor) -> Tensor:
     return padded[number, channel, rows, columns]
 
 
+@checked
 def auto_augment(images: Tensor, words: Tensor) -> Tensor:
     """Crop and flip, cutout, and a sub-policy of AutoAugment.
 
@@ -78,6 +88,7 @@ def auto_augment(images: Tensor, words: Tensor) -> Tensor:
             "auto_augment changes colours between 0 and 1, the pixels reach beyond; set pixels to unit or centred",
             field="augment",
         )
+    _check_words(images, words, 14)
     words = words.to(images.device)
     return apply_policy(cutout(crop_flip(images, words[:, :3]), words[:, 3:9]), words[:, 9:])
 

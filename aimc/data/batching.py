@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aimc.arguments import checked
 from aimc.data.augmentation import AUGMENTATIONS
 from aimc.data.loading import TensorData
 from aimc.errors import AimcError, suggest
@@ -29,6 +30,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
 
+@checked
 def batches(
     data: Samples,
     batch_size: int,

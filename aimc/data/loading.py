@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aimc.arguments import checked
 from aimc.data.cache import read_cached
 from aimc.data.catalogue import Source, source
 from aimc.data.formats import Images, find_files, read_parquet
@@ -61,6 +62,7 @@ class TensorData:
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
+@checked
 def load(
     name: str,
     split: str,

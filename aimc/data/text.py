@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aimc.arguments import checked
 from aimc.data.catalogue import TextSource, text_source
 from aimc.data.formats import find_column, find_parquet
 from aimc.data.loading import data_root, look_up, name_a_folder
@@ -83,6 +84,7 @@ class SentenceData:
         return replace(self, inputs=(numbers.to(device), mask.to(device)), targets=self.targets.to(device))
 
 
+@checked
 def load_tokens(
     name: str, split: str, root: str | os.PathLike[str] | None = None, limit: int | None = None
 ) -> TokenData:
@@ -133,6 +135,7 @@ def _words(texts: _Texts) -> list[list[str]]:
     return [[*line.split(), END] for line in texts.lines]
 
 
+@checked
 def load_sentences(
     name: str,
     split: str,

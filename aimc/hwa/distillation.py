@@ -35,7 +35,10 @@ def distillation_loss(
     if not 0 <= weight <= 1:
         raise AimcError(f"is a share between 0 and 1, got {weight}", field="weight")
     if student.shape != teacher.shape:
-        raise AimcError(f"student and teacher differ in shape: {list(student.shape)}, {list(teacher.shape)}")
+        raise AimcError(
+            f"student and teacher differ in shape: {list(student.shape)}, {list(teacher.shape)}",
+            field="teacher",
+        )
     classes = student.shape[-1]
     student, teacher, targets = (
         student.reshape(-1, classes),

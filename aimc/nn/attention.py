@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aimc.arguments import expect_tensor
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
 from aimc.nn.composite import AnyHardware, Composite, Piece
@@ -77,6 +78,8 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
 
         ``is_causal`` is a hint that ``attn_mask`` is causal, and needs the mask as in torch.
         """
+        for name, value_ in (("query", query), ("key", key), ("value", value)):
+            expect_tensor(value_, self.analog_name, name)
         if query.is_nested or key.is_nested or value.is_nested:
             raise AimcError(
                 "takes no nested tensors; pad them and give a key_padding_mask", layer=self.analog_name

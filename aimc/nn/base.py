@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from aimc import processes
+from aimc.arguments import checked
 from aimc.config import Config, differences
 from aimc.crossbar import Layout, behind_wires, column_scale, expand_scale, from_conductance, to_conductance
-from aimc.errors import AimcError
+from aimc.errors import AimcError, warn
 from aimc.hardware import Hardware
 from aimc.hwa import FixedClip, GaussianClip, clip_, clip_bound, modify_weights
 from aimc.nn.held import HeldPass
@@ -707,9 +707,8 @@ class AnalogLayer(nn.Module):
                 self.network_seed = network[0] % (1 << 64)
         if changed:
             # The hardware stays the caller's. What belongs to the saved one and has no place here is left out.
-            warnings.warn(
+            warn(
                 f"layer {self.name!r} was saved with other hardware, its own stays: {'; '.join(changed)}",
-                stacklevel=2,
             )
         state_dict = self._placed(state_dict, prefix, bool(changed))
         if prefix + "input_range" in state_dict:
@@ -818,6 +817,7 @@ def saved_hardware(state: Mapping[str, Tensor], layer: str = "") -> Config:
     return described(state[name], layer)
 
 
+@checked
 def analog_layers(net: nn.Module) -> dict[str, AnalogLayer]:
     """Analog layers by dotted name, each once.
 

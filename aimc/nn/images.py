@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from aimc.arguments import expect_tensor
 from aimc.errors import AimcError
 
 
@@ -28,6 +29,7 @@ def batched(input: Tensor, spatial: int, channels: int, name: str) -> tuple[Tens
         >>> x.shape, added
         (torch.Size([1, 3, 8]), True)
     """
+    expect_tensor(input, name)
     if input.dim() not in (spatial + 1, spatial + 2):
         raise AimcError(f"expects {spatial + 1} or {spatial + 2} dimensions", layer=name, shape=input.shape)
     if input.shape[-spatial - 1] != channels:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aimc.arguments import expect_tensor
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import Hardware
@@ -78,6 +79,7 @@ class AnalogLinear(AnalogLayer, nn.Linear):
         return F.linear(input, weight)
 
     def read(self, input: Tensor, *args: Any) -> Tensor:
+        expect_tensor(input, self.name)
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise AimcError(f"expects {self.in_features} features", layer=self.name, shape=input.shape)
         flat = input.reshape(math.prod(input.shape[:-1]), 1, self.in_features, 1)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from aimc.arguments import expect_tensor
 from aimc.errors import AimcError
 from aimc.nn.composite import AnyHardware, Composite, Piece, held
 from aimc.nn.opaque import outside_graphs
@@ -141,6 +142,7 @@ class _Recurrent(Composite):
             order, back = input.sorted_indices, input.unsorted_indices
             single = False
         else:
+            expect_tensor(input, self.analog_name)
             if input.dim() not in (2, 3):
                 raise AimcError("expects 2 or 3 dimensions", layer=self.analog_name, shape=input.shape)
             single, order, back = input.dim() == 2, None, None
@@ -308,6 +310,7 @@ class _Cell(Composite):
     @outside_graphs
     def forward(self, input: Tensor, hx: Any = None):
         """Arguments and results as for the torch cell."""
+        expect_tensor(input, self.analog_name)
         if input.dim() not in (1, 2):
             raise AimcError("expects 1 or 2 dimensions", layer=self.analog_name, shape=input.shape)
         single, lstm = input.dim() == 1, self.mode == "LSTM"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aimc.errors import warn
 from aimc.files import write_atomic
 from aimc.nn.base import analog_layers
 from aimc.nn.own_forward import digital_copy
@@ -68,10 +68,9 @@ def _warn_of_gains(net: nn.Module) -> None:
     gains = {name: layer.output_gain for name, layer in analog_layers(net).items()}
     names = [name for name, gain in gains.items() if gain is not None and bool((gain != 1).any())]
     if names:
-        warnings.warn(
+        warn(
             f"{len(names)} layers have trained output gains ({names[0]}, ...), which are not in what is saved here; "
             "save aimc.to_digital(model), or its state_dict()",
-            stacklevel=3,
         )
 
 

@@ -84,15 +84,6 @@ class Evaluation(Config):
         self.require(self.batch_size >= 1, "batch_size", f"must be at least 1, got {self.batch_size}")
 
 
-def refuse_unused_steps(place: str, setting: Config, kind: str, *names: str) -> None:
-    """Refuse settings of a learning rate's steps where it does not fall in steps."""
-    if kind != "step":
-        try:
-            setting.unused(f"with {kind!r}, only with 'step'", *names)
-        except AimcError as error:
-            raise error.at(field=place) from None
-
-
 def check_times(cell: Cell, times: tuple[str | float, ...]) -> None:
     """Refuse a time to which the cells cannot be aged.
 

@@ -23,7 +23,6 @@ from aimc.recipes.chips import (
     check_times,
     evaluate_variant,
     measure_ranges,
-    refuse_unused_steps,
 )
 from aimc.recipes.networks import Network
 from aimc.recipes.parts import Data, Dataset, Task, find_device, fresh_network, limited_threads
@@ -73,9 +72,6 @@ class HwaExperiment(Config):
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
-        for name in ("teacher", "student"):
-            optimizer = getattr(self, name).optimizer
-            refuse_unused_steps(f"{name}.optimizer", optimizer, optimizer.schedule, "milestones", "factor")
         if self.hardware.dac is None or self.hardware.input_range.mode == "dynamic":
             self.require(
                 self.calibration.method == Calibration().method, "calibration.method",

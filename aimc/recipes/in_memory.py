@@ -24,7 +24,6 @@ from aimc.recipes.chips import (
     Evaluation,
     evaluate_variant,
     measure_ranges,
-    refuse_unused_steps,
 )
 from aimc.recipes.networks import Network
 from aimc.recipes.parts import Dataset, Images, find_device, fresh_network, limited_threads, load_images
@@ -125,7 +124,6 @@ class InSituExperiment(Config):
         self.require(0 <= self.seed < 2**63, "seed", f"is from 0 to 2^63 - 1, got {self.seed}")
         self.require(self.threads is None or self.threads >= 1, "threads", "must be at least 1")
         check_backend(self.backend)
-        refuse_unused_steps("schedule", self.schedule, self.schedule.kind, "every", "factor")
         self.require(
             self.baseline or self.hardware is not None,
             "hardware",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aimc.arguments import checked
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import NUMBER, misfit, read_config, read_environment, read_records
@@ -65,6 +66,7 @@ class Reproduction:
         )
 
 
+@checked
 def reproduce_run(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
+from aimc.arguments import checked
 from aimc.chip import Compensation, DriftResult
 from aimc.config import Config
 from aimc.errors import AimcError
@@ -14,6 +15,7 @@ from aimc.recipes.in_memory import InSituExperiment, evaluate_in_situ, run_in_si
 from aimc.train import Progress
 
 
+@checked
 def run_experiment(
     config: Config,
     output: str | os.PathLike[str],
@@ -55,6 +57,7 @@ def run_experiment(
     raise AimcError(f"is no experiment, but a {type(config).__name__}", field="config")
 
 
+@checked
 def evaluate_run(
     path: str | os.PathLike[str],
     *,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from aimc.arguments import checked
 from aimc.errors import AimcError
 from aimc.files import NUMBER, misfit, read_json, write_figure
 from aimc.report.tables import Table
@@ -25,6 +26,7 @@ _ENTRY = {
 _BUDGET = {"pulses": NUMBER, "reads": NUMBER, "products": NUMBER, "kept": int, "passing": int}
 
 
+@checked
 def load_comparison(folder: str | os.PathLike[str]) -> list[Entry]:
     """The finished runs of a comparison.
 
@@ -60,6 +62,7 @@ def _mean(values: Sequence[float]) -> str:
     return f"{text} ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else text
 
 
+@checked
 def comparison_table(entries: Sequence[Entry]) -> Table:
     """Mean and spread over the seeds of the accuracy after the last epoch, and what a run used, where it is known.
 
@@ -69,6 +72,8 @@ def comparison_table(entries: Sequence[Entry]) -> Table:
         >>> comparison_table([one, one | {"seed": 1, "test": 0.6}]).rows
         (('mp', '4', '1', '0.1', '2', '50.00 ± 0.00', '55.00 ± 7.07', '3 s'),)
     """
+    if not entries:
+        raise AimcError("there is no finished run to show", field="entries")
     head = ("algorithm", "states", "tiles", "lr", "seeds", "validation, %", "test, %", "time a run")
     used = any(e.get("budget") is not None for e in entries)
     if used:
@@ -106,6 +111,7 @@ def _used(held: Sequence[Entry]) -> tuple[str, ...]:
     return tuple(f"{np.mean([b[name] for b in found]):.4g}" for name in _BUDGET)
 
 
+@checked
 def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> None:
     """Draw the test accuracy over the epochs, over the pulses that were sent, and over states and tiles where there are
     several; bands and bars are one standard deviation over the seeds.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aimc.arguments import checked
 from aimc.errors import AimcError
 from aimc.files import write_figure
 from aimc.report.reading import RunReport
@@ -15,6 +16,7 @@ from aimc.units import readable
 _COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
 
 
+@checked
 def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
     """Draw the runs side by side: mean over chips, bands of one chip-to-chip standard deviation, digital baselines.
 

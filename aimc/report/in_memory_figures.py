@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from aimc.arguments import checked
 from aimc.errors import AimcError
 from aimc.files import write_figure
 from aimc.report.reading import RunReport
@@ -13,6 +14,7 @@ from aimc.report.reading import RunReport
 _COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
 
 
+@checked
 def draw_accuracy(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
     """Draw the test accuracy over the epochs, runs side by side; the validation accuracy dotted.
 
@@ -48,6 +50,7 @@ _ROWS = (
 _ANSWERS, _FILLING = 4, 5
 
 
+@checked
 def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
     """Draw how the cells of each layer fared over the epochs, one colour per tile (0 takes the gradient's pulses).
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+from aimc.arguments import checked
 from aimc.chip import Compensation, DriftResult
 from aimc.config import Config
 from aimc.errors import AimcError
@@ -157,6 +158,7 @@ def _named(estimator: Config) -> str:
     return f"{type(estimator).__name__}({fields})" if fields else type(estimator).__name__
 
 
+@checked
 def load_run(path: str | os.PathLike[str]) -> RunReport:
     """Read a run directory.
 

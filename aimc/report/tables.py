@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aimc.algorithms import Transfers
+from aimc.arguments import checked
 from aimc.chip import DriftResult
 from aimc.errors import AimcError
 from aimc.report.budget import Budget, budgets, share, total
@@ -51,6 +52,7 @@ def _star(result: DriftResult, i: int) -> str:
     return f"{100 * star[i]:.2f} ({100 * inside[i][0]:.2f} to {100 * inside[i][1]:.2f}){mark}"
 
 
+@checked
 def tables(run: RunReport, groups: Sequence[Sequence[Evaluated]] | None = None) -> list[Table]:
     """All tables of a run, or those of some of its evaluations.
 
@@ -88,6 +90,7 @@ def tables(run: RunReport, groups: Sequence[Sequence[Evaluated]] | None = None) 
 _SUMMARY = ("mapped, not compensated", "mapped, compensated", "hardware-aware, compensated")
 
 
+@checked
 def summary_table(runs: Sequence[RunReport]) -> Table:
     """One row for each run on chips: the digital network, what is left of it at the last time without hardware-aware
     training, and the hardware-aware network at every time. A run that has not evaluated all of these has a dash there.
@@ -95,6 +98,8 @@ def summary_table(runs: Sequence[RunReport]) -> Table:
     Raises:
         AimcError: a run has no chips, or other times than the first.
     """
+    if not runs:
+        raise AimcError("there is no run to sum up", field="runs")
     times, rows = None, []
     for run in runs:
         if not run.groups:
@@ -124,6 +129,7 @@ def summary_table(runs: Sequence[RunReport]) -> Table:
     return Table("test set, mean ± chip-to-chip spread", head, tuple(rows))
 
 
+@checked
 def command_of(run: RunReport) -> str:
     """The command that the run was started with, without the folders of the machine that it ran on.
 
@@ -257,12 +263,14 @@ def _version(environment: dict[str, Any]) -> str:
     return f"{known}commit {commit[:9]}{changed}"
 
 
+@checked
 def markdown_table(table: Table) -> str:
     """One table in Markdown."""
     lines = [f"**{table.title}**", "", f"| {' | '.join(table.head)} |", "|" + "---|" * len(table.head)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in table.rows)])
 
 
+@checked
 def markdown(runs: Sequence[RunReport]) -> str:
     """The tables of some runs in Markdown."""
     lines = []
@@ -274,6 +282,7 @@ def markdown(runs: Sequence[RunReport]) -> str:
     return "\n".join(lines)
 
 
+@checked
 def show(runs: Sequence[RunReport]) -> None:
     """Print the tables of some runs to the terminal."""
     console = _console()
@@ -284,6 +293,7 @@ def show(runs: Sequence[RunReport]) -> None:
             console.print(_grid(table))
 
 
+@checked
 def show_evaluations(run: RunReport, results: Sequence[DriftResult]) -> None:
     """Print the tables that some results of a run are in, with whatever else was evaluated on the same chips."""
     asked = [(r.times, r.chips, r.seed) for r in results]
@@ -292,6 +302,7 @@ def show_evaluations(run: RunReport, results: Sequence[DriftResult]) -> None:
         console.print(_grid(table))
 
 
+@checked
 def transfer_table(lines: Sequence[tuple[str, Transfers]]) -> Table:
     """How often each tile is read into the next one, as a table.
 
@@ -315,6 +326,7 @@ def transfer_table(lines: Sequence[tuple[str, Transfers]]) -> Table:
     return Table("schedule of transfers", head, tuple(rows))
 
 
+@checked
 def show_table(table: Table) -> None:
     """Print one table to the terminal."""
     _console().print(_grid(table))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aimc.arguments import checked
 from aimc.errors import AimcError
 from aimc.files import write_atomic
 
@@ -25,6 +26,7 @@ def _digest(tensors: dict[str, Tensor], details: str) -> str:
     return digest.hexdigest()
 
 
+@checked
 def save_checkpoint(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], details: dict[str, Any]
 ) -> None:
@@ -71,6 +73,7 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return held
 
 
+@checked
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`save_checkpoint` wrote: tensors and details.
 

@@ -45,6 +45,8 @@ class Optimizer(Config):
         self.require(0 < self.factor <= 1, "factor", f"is in (0, 1], got {self.factor}")
         self.require(self.warmup >= 0, "warmup", "must not be negative")
         self.require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "must be positive")
+        if self.schedule != "step":
+            self.unused(f"with schedule {self.schedule!r}", "milestones", "factor")
 
     def rate(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """Learning rate at a step of a stage; a pure function, so that a resumed stage needs no state for it."""
@@ -117,6 +119,8 @@ class Schedule(Config):
     def validate(self):
         self.require(self.every >= 1, "every", f"must be at least 1, got {self.every}")
         self.require(0 < self.factor <= 1, "factor", f"is in (0, 1], got {self.factor}")
+        if self.kind != "step":
+            self.unused(f"with kind {self.kind!r}", "every", "factor")
 
     def rate(self, lr: float, epoch: int, epochs: int) -> float:
         """Learning rate of an epoch, counted from 0."""

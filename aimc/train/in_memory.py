@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.algorithms import Transfers
+from aimc.arguments import checked, expect_between
+from aimc.config import LARGEST, MOST, SMALLEST
 from aimc.convert import evaluating
 from aimc.data import Inputs
 from aimc.errors import AimcError
@@ -38,6 +40,7 @@ from aimc.train.run import Run
 from aimc.train.stages import EPOCHS
 
 
+@checked
 def fit_in_memory(
     net: nn.Module,
     batches: Batches,
@@ -99,6 +102,10 @@ def fit_in_memory(
     progress = progress or Progress()
     if len(batches) == 0:
         raise AimcError("there is no training data", field="batches")
+    expect_between(1, MOST, epochs=epochs)
+    expect_between(SMALLEST, LARGEST, lr=lr)
+    expect_between(0, 1, momentum=momentum, label_smoothing=label_smoothing)
+    expect_between(0, LARGEST, weight_decay=weight_decay, save_every=save_every)
     final = run.checkpoint(name)
     if final.exists():
         tensors, details = run.load_finished(name, EPOCHS)
@@ -126,6 +133,8 @@ def _optimizer(net: nn.Module, lr: float, momentum: float, weight_decay: float) 
     """SGD for what is digital, wrapped where the network has cells; their pulses know neither momentum nor decay."""
     trained = [p for p in net.parameters() if p.requires_grad]
     digital = [p for p in trained if not isinstance(p, CellWeight)]
+    if not trained:
+        raise AimcError("the network has no parameters that could be trained", field="net")
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if isinstance(p, CellWeight)]},
         {"params": [p for p in digital if p.dim() >= 2], "momentum": momentum, "weight_decay": weight_decay},
@@ -237,6 +246,7 @@ class _Training:
         )
 
 
+@checked
 def schedule_table(
     net: nn.Module, digital: nn.Module, inputs: torch.Tensor, updates_per_epoch: int, lr: float
 ) -> list[tuple[str, Transfers]]:
@@ -259,6 +269,7 @@ def schedule_table(
     ]
 
 
+@checked
 def schedule_warnings(
     net: nn.Module, digital: nn.Module, inputs: torch.Tensor, updates_per_epoch: int, lr: float
 ) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from aimc.arguments import checked, expect_between
+from aimc.config import LARGEST
 from aimc.convert import evaluating, set_noise_strength
 from aimc.data import Inputs
 from aimc.errors import AimcError
@@ -92,6 +94,7 @@ class EpochState:
     seconds: float = 0.0
 
 
+@checked
 def noisy(metric: Metric, repeats: int = 3) -> Metric:
     """A metric of an analog network as it is in training: weight noise on, averaged over so many fresh draws.
 
@@ -130,6 +133,7 @@ def _noisy_copy(net: nn.Module, repeat: int) -> nn.Module:
     return net
 
 
+@checked
 def build_optimizer(net: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     """The torch optimizer of a configuration; weight decay acts on parameters of two or more dimensions.
 
@@ -150,6 +154,7 @@ def build_optimizer(net: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
 
 
+@checked
 def fit(
     net: nn.Module,
     stage: Stage,
@@ -200,6 +205,7 @@ def fit(
     progress = progress or Progress()
     if len(batches) == 0:
         raise AimcError("there is no training data", field="batches")
+    expect_between(0, LARGEST, save_every=save_every)
     if run is not None and run.checkpoint(name).exists():
         tensors, details = run.load_finished(name, _SELECTED)
         load_state(net, under("model", tensors), str(run.checkpoint(name)))
@@ -383,6 +389,7 @@ class _Training:
         )
 
 
+@checked
 def load_weights(net: nn.Module, run: Run | str, name: str) -> None:
     """Put the weights of a finished stage of a run into a network of the same layers.
 

@@ -6,6 +6,8 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from aimc.arguments import checked
+
 Advance = Callable[[int, int], None]
 """Called with the amount done and the total."""
 
@@ -57,6 +59,7 @@ class Bars(Progress):
             yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
+@checked
 def choose_progress() -> Progress:
     """Bars where standard output is a terminal, lines elsewhere."""
     return Bars() if sys.stdout.isatty() else Lines()

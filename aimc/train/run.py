@@ -21,11 +21,11 @@ import pathlib
 import platform
 import subprocess
 import sys
-import warnings
 from typing import Any
 
+from aimc.arguments import checked
 from aimc.config import Config, differences
-from aimc.errors import AimcError, BusyError
+from aimc.errors import AimcError, BusyError, warn
 from aimc.files import read_config, read_json, read_records, record_line, unfit_record, usable, write_atomic
 from aimc.train.stages import Checkpoints
 
@@ -35,6 +35,7 @@ except ImportError:  # Windows: two processes in one run directory are then not 
     fcntl = None
 
 
+@checked
 def environment(backend: str = "auto", data: dict[str, str] | None = None) -> dict[str, Any]:
     """What a result may depend on besides its configuration.
 
@@ -320,10 +321,9 @@ class Run(Checkpoints):
 
     def _without_scalars(self, error: OSError) -> None:
         self._tensorboard, self._writer = False, None
-        warnings.warn(
+        warn(
             f"cannot write {self.path / 'tensorboard'}: {error.strerror}; the run goes on without it, the same numbers "
             "are in records.jsonl",
-            stacklevel=3,
         )
 
     def close(self) -> None:

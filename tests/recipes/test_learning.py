@@ -67,7 +67,8 @@ def test_a_few_steps_in_memory_lower_the_loss(name, tmp_path):
     config = shrunk(RECIPES[name].config(), tmp_path, images=24)
     epochs = 5
     if isinstance(config.network, ResNet):
-        epochs, config = 10, config.replace(**{"network.width": 4})
+        # and a rate for so few steps, at which momentum does not throw the loss up again
+        epochs, config = 10, config.replace(**{"network.width": 4, "baseline_lr": 0.03})
     few = {"epochs": epochs, "batch_size": 8, "label_smoothing": 0.0, "dataset.augment": "none"}
     config = config.replace(**few)
     run_experiment(config, tmp_path / "run", data=tmp_path, tensorboard=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from aimc import processes
 from aimc.algorithms import Array, State
+from aimc.arguments import checked
 from aimc.config import differences
 from aimc.crossbar import Layout
-from aimc.errors import AimcError
+from aimc.errors import AimcError, warn
 from aimc.hardware import PulsedHardware
 from aimc.nn.base import hardware_record, saved_hardware
 from aimc.nn.loading import LARGEST, misfit, misfit_counters, misfits
@@ -124,10 +124,9 @@ class PulsedLayer(nn.Module):
         _LAYERS[self] = None
         weight, bias = self.weight, self.bias
         if not weight.is_cpu:
-            warnings.warn(
+            warn(
                 f"cells on {weight.device.type!r} are pulsed by the plain torch body, which is right but many times "
                 "slower than the compiled body for CPUs; there is no body for GPUs yet",
-                stacklevel=2,
             )
         weight.pending = self.pending
         # Same memory and version as the parameters, without a gradient: written in every step.
@@ -510,10 +509,9 @@ class PulsedLayer(nn.Module):
         optional = (prefix + "weight", prefix + "bias") if exact or analog_bias else (prefix + "weight",)
         missing += [n for n in lost if n not in optional or (not exact and n not in state_dict)]
         if changed:
-            warnings.warn(
+            warn(
                 f"layer {self.name!r} was saved with other hardware, its own stays: {'; '.join(changed)}"
                 + ("" if exact else "; the weights were programmed into this layer's own devices"),
-                stacklevel=2,
             )
 
     def misfits(self, state: Mapping[str, Any], prefix: str) -> list[str]:
@@ -666,6 +664,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return bool((a.numpy() == b.numpy()).all()) if a.is_cpu else torch.equal(a, b)
 
 
+@checked
 def pulsed_layers(net: nn.Module) -> dict[str, PulsedLayer]:
     """The layers that train in memory by dotted name, each once.
 
@@ -686,10 +685,9 @@ def warn_of_overflow(layers: Iterable[PulsedLayer]) -> None:
         and (layer.clipped > 0 or layer.mapping_error > _LEAST_ERROR)
     ]
     if lines:
-        warnings.warn(
+        warn(
             f"weights beyond what their devices hold: {', '.join(lines)}. mapping.overflow chooses what happens: "
             "'clip' says nothing, 'grow' raises the digital scale, 'error' refuses",
-            stacklevel=3,
         )
 
 

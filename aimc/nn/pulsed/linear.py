@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aimc.arguments import expect_tensor
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
@@ -95,6 +96,7 @@ class PulsedLinear(PulsedLayer, nn.Linear):
         self._set_up(digital, hardware, key, name, backend, layout, form)
 
     def forward(self, input: Tensor) -> Tensor:
+        expect_tensor(input, self.name)
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise AimcError(f"expects {self.in_features} features", layer=self.name, shape=input.shape)
         return self._product(input)
