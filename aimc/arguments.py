@@ -15,7 +15,7 @@ from torch import nn
 from typing_extensions import get_protocol_members
 
 from aimc.config import options
-from aimc.errors import AimcError
+from aimc.errors import AimcError, suggest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +31,7 @@ _NAMES = {
     torch.Tensor: "a tensor",
     torch.optim.Optimizer: "a torch optimizer",
     collections.abc.Callable: "something to call",
-    collections.abc.Iterable: "something to go through",
+    collections.abc.Iterable: "a list",
     collections.abc.Sequence: "a list",
     collections.abc.Mapping: "a dict",
     tuple: "a tuple",
@@ -83,8 +83,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 values = value
             for place, single in values.items():
                 if not fits(single, hints()[name]):
-                    expected = " or ".join(dict.fromkeys(_described(o) for o in options(hints()[name])))
-                    raise AimcError(f"expects {expected}, got {_shown(single)}", field=place)
+                    raise AimcError(_misfit(single, options(hints()[name])), field=place)
         return function(*args, **kwargs)
 
     return call
@@ -161,12 +160,18 @@ def _fits(value: Any, option: Any) -> bool:
     return True
 
 
+def _misfit(value: Any, expected: tuple[Any, ...]) -> str:
+    text = f"expects {' or '.join(dict.fromkeys(map(_described, expected)))}, got {_shown(value)}"
+    words = [a for o in expected if typing.get_origin(o) is typing.Literal for a in typing.get_args(o)]
+    return f"{text}; {suggest(value, words)}" if words and isinstance(value, str) else text
+
+
 def _described(option: Any) -> str:
     origin, inner = typing.get_origin(option), typing.get_args(option)
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(a) for a in inner)
     kind = origin or option
-    named = _NAMES.get(kind)
+    named = _NAMES.get(kind) or getattr(kind, "described", None)
     if named is None and isinstance(kind, type):
         named = f"a {kind.__name__}"
     named = named or str(option)

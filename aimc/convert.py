@@ -125,7 +125,7 @@ def convert(
     net: nn.Module,
     hardware: Hardware | PulsedHardware,
     *,
-    digital: Iterable[str] = (),
+    digital: Iterable[str] | str = (),
     seed: int | None = None,
     backend: str = "auto",
     strict: bool = True,
@@ -167,13 +167,6 @@ def convert(
         >>> print([type(m).__name__ for m in analog])
         ['AnalogLinear', 'ReLU', 'Linear']
     """
-    if not isinstance(net, nn.Module):
-        raise AimcError(f"expects a torch module, got {type(net).__name__}", field="net")
-    if not isinstance(hardware, (Hardware, PulsedHardware)):
-        raise AimcError(
-            f"expects a Hardware or PulsedHardware, got {type(hardware).__name__}; see aimc.presets",
-            field="hardware",
-        )
     check_backend(backend)
     for name, module in net.named_modules():
         if getattr(module, "_is_fsdp_managed_module", False) or any(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from aimc.algorithms import Algorithm, AnalogSGD, Paired
 from aimc.cells import PCM, Cell, Ladder, PulsedCell, SoftBounds
@@ -32,6 +32,8 @@ class Hardware(Config):
             for small tiles, as that takes time. Devices of a pair are on two crossbars.
         training: hardware-aware training, or null for none.
     """
+
+    described: ClassVar[str] = "a Hardware (see aimc.presets)"
 
     cell: Cell = PCM()
     tile: TileSize = TileSize()
@@ -126,6 +128,8 @@ class PulsedHardware(Config):
         >>> PulsedHardware().algorithm
         AnalogSGD(...)
     """
+
+    described: ClassVar[str] = "a PulsedHardware (see aimc.presets)"
 
     cell: PulsedCell = SoftBounds()
     algorithm: Algorithm = AnalogSGD()

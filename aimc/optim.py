@@ -233,8 +233,6 @@ def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
         >>> bool((net.weight < before).all())
         True
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise AimcError(f"expects a torch optimizer, got {type(optimizer).__name__}", field="optimizer")
     if isinstance(optimizer, PulsedOptimizer):
         raise AimcError("is wrapped already; wrap torch's optimizer once", field="optimizer")
     if isinstance(optimizer, torch.optim.LBFGS):

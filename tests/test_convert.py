@@ -200,7 +200,7 @@ def test_the_same_verb_converts_for_training_in_memory():
         aimc.convert(analog, PULSED)
     with pytest.raises(aimc.AimcError, match="already analog"):
         aimc.convert(analog, IDEAL)
-    with pytest.raises(aimc.AimcError, match="expects a Hardware or PulsedHardware, got str"):
+    with pytest.raises(aimc.AimcError, match="expects a Hardware .see aimc.presets. or a PulsedHardware"):
         aimc.convert(net, "reram")
 
 

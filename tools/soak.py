@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import os
 import random
@@ -99,7 +100,7 @@ def finish(pid: int) -> None:
 def train(config: Config, place: Path) -> None:
     """An experiment, or what is left of it, with a checkpoint every few batches."""
     for function in (fit, fit_in_memory):
-        defaults: dict[str, Any] = function.__kwdefaults__  # type: ignore[assignment]  (both have some)
+        defaults: dict[str, Any] = inspect.unwrap(function).__kwdefaults__  # type: ignore[assignment]  (both have some)
         defaults["save_every"] = 0.01
     for module, names in ((hwa, ("draw",)), (in_memory, ("draw", "draw_accuracy", "draw_telemetry"))):
         for name in names:  # pictures take longer than all the rest

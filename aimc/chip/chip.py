@@ -345,8 +345,6 @@ def program(
         True
     """
     layers = require_analog(net)
-    if compensation is not None and not isinstance(compensation, Compensation):
-        raise AimcError(f"is an estimator from aimc.chip or None, got {compensation!r}", field="compensation")
     if seed is None:
         seed = int(torch.randint(0, 2**63 - 1, ()))
     held = {}

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -390,7 +391,7 @@ class _Training:
 
 
 @checked
-def load_weights(net: nn.Module, run: Run | str, name: str) -> None:
+def load_weights(net: nn.Module, run: Run | str | os.PathLike[str], name: str) -> None:
     """Put the weights of a finished stage of a run into a network of the same layers.
 
     Args:

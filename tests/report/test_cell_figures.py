@@ -122,7 +122,7 @@ def test_a_file_with_devices_and_other_spellings(tmp_path):
         (["PiecewiseStep", "--set", "w_max=1e300"], "'w_max': must be within"),
         (["soft_bounds_pmax", "--set", "w_max=1"], "'w_max': follows from range_min, range_max"),
         (["soft_bounds_pmax", "--set", "alpha=0"], "'alpha': must be a number from 1e-09 to 50"),
-        (["soft_bounds_pmax", "--set", "p_max=few"], "'p_max': must be a number"),
+        (["soft_bounds_pmax", "--set", "p_max=few"], "'p_max': expects a whole number, got 'few'"),
         (["soft_bounds_pmax", "--set", "range_max=-1"], "'range_max': must be a number from 0"),
         (["SoftBounds", "--states", "0"], "'states': must be positive"),
         (["SoftBounds", "--state", "4"], "did you mean '--states'?"),

@@ -6,6 +6,7 @@ The disks are real: a file system of a few megabytes where this process may moun
 import contextlib
 import functools
 import importlib.util
+import inspect
 import os
 import resource
 import shutil
@@ -133,7 +134,7 @@ HALVES = {"hardware-aware": AWARE, "in memory": CELLS}
 def often(monkeypatch):
     """A checkpoint after every batch, and no pictures, which take longer than all the rest."""
     for function in (fit, fit_in_memory):
-        monkeypatch.setitem(function.__kwdefaults__, "save_every", 0.0)
+        monkeypatch.setitem(inspect.unwrap(function).__kwdefaults__, "save_every", 0.0)
     for module, names in ((hwa, ("draw",)), (in_memory, ("draw", "draw_accuracy", "draw_telemetry"))):
         for name in names:
             monkeypatch.setattr(module, name, lambda *args, **options: None)

@@ -130,16 +130,15 @@ def test_a_foreign_file_is_not_offered_as_the_one_before(runs, tmp_path):
     refused(config, place, f"delete {latest}, and the run goes on from {older} (after epoch 1)")
 
 
+class Once:
+    def __len__(self):
+        return 1
+
+    def __call__(self, epoch):
+        yield torch.eye(4), torch.arange(4)
+
+
 def test_a_run_on_other_data_is_another_run(tmp_path):
-    X, Y = torch.eye(4), torch.arange(4)
-
-    class Once:
-        def __len__(self):
-            return 1
-
-        def __call__(self, epoch):
-            yield X, Y
-
     for name in "ab":
         with Run(tmp_path / name, Stage(epochs=1), data={"train": name}, tensorboard=False) as run:
             fit(nn.Linear(4, 4), Stage(epochs=1), Once(), lambda net: 0.0, run=run, name="s")
@@ -213,7 +212,7 @@ def test_a_checkpoint_that_lacks_what_a_stage_reads_is_named(tmp_path, tensors, 
         file = run.checkpoint("s.epoch")
         save_checkpoint(file, tensors, details)
         with pytest.raises(AimcError, match=f"{file} .*{re.escape(said)}"):
-            fit(W(), Stage(epochs=3), [0], lambda net: 0.0, run=run, name="s")
+            fit(W(), Stage(epochs=3), Once(), lambda net: 0.0, run=run, name="s")
 
 
 def test_a_configuration_is_compared_by_its_values_and_not_by_the_layout_of_its_file(tmp_path):
