@@ -38,19 +38,32 @@ class PulsedOptimizer(torch.optim.Optimizer):
 
     def __init__(self, inner: torch.optim.Optimizer, net: nn.Module):
         self.inner, self.net = inner, net
-        self._claim()
+        self._set_up()
+        self.claim()
 
-    def _claim(self) -> None:
+    def _set_up(self) -> None:
         # Optimizer.__init__ would copy the groups; what it sets up besides is done by __setstate__.
         super().__setstate__({})
         for hooks in [name for name in vars(self.inner) if name.endswith("hooks") and "state_dict" in name]:
             setattr(self, hooks, getattr(self.inner, hooks))  # run by the inner one
         self._warn_of_settings(self.param_groups)
-        self._layers = list(pulsed_layers(self.net).values())
+        self._claimed: list[PulsedLayer] | None = None
         # The first learning rate of each layer, or None once a change of it was spoken of.
         self._rates: dict[PulsedLayer, float | None] = {}
-        for layer in self._layers:
-            layer._optimizer = weakref.ref(self)
+
+    def claim(self) -> None:
+        """Have the cells of the network, if not yet: a copy waits for its first step, for a network that holds its own
+        optimizer is not whole before that."""
+        if self._claimed is None:
+            self._claimed = list(pulsed_layers(self.net).values())
+            for layer in self._claimed:
+                layer._optimizer = weakref.ref(self)
+
+    @property
+    def _layers(self) -> list[PulsedLayer]:
+        self.claim()
+        assert self._claimed is not None
+        return self._claimed
 
     # Shared with the inner optimizer, also after it has loaded a state.
 
@@ -71,7 +84,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state) -> None:
         self.__dict__.update(state)
-        self._claim()
+        self._set_up()
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's; the cells are in the network's state."""
@@ -81,6 +94,16 @@ class PulsedOptimizer(torch.optim.Optimizer):
         self.inner.load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        given = param_group["params"]
+        known = {id(layer.weight) for layer in self._layers}
+        for p in [given] if isinstance(given, torch.Tensor) else list(given):
+            p = p[1] if isinstance(p, tuple) else p  # named parameters
+            if isinstance(p, CellWeight) and not p.bias and id(p) not in known:
+                raise AimcError(
+                    f"cells of layer {p.pending.name if p.pending is not None else '?'!r} came to the network after "
+                    "aimc.optim.wrap; wrap again, an optimizer of all parameters",
+                    field="params",
+                )
         self.inner.add_param_group(param_group)
         self._warn_of_settings(self.param_groups[-1:])
 
@@ -106,7 +129,10 @@ class PulsedOptimizer(torch.optim.Optimizer):
         self.agree()
         work, idle, missed = [], [], []
         for layer, group in self._placed():
-            lr = float(group["lr"])
+            lr = group["lr"]
+            if lr is None:
+                raise AimcError("is None", layer=layer.name, field="lr")
+            lr = float(lr)
             if not (lr >= 0 and math.isfinite(lr)):
                 raise AimcError(f"must not be negative, got {lr}", layer=layer.name, field="lr")
             if not max(lr, lr / layer.scale) <= torch.finfo(torch.float32).max:
@@ -166,7 +192,14 @@ class PulsedOptimizer(torch.optim.Optimizer):
     def _placed(self) -> list[tuple[PulsedLayer, dict[str, Any]]]:
         """The pulsed layers in the order of the network, with the group that holds them."""
         group_of = {id(p): g for g in self.param_groups for p in g["params"] if isinstance(p, CellWeight)}
-        return [(layer, group_of[id(layer.weight)]) for layer in self._layers if id(layer.weight) in group_of]
+        placed = []
+        for layer in self._layers:
+            group = group_of.get(id(layer.weight))
+            if isinstance(layer.bias, CellWeight):
+                _refuse_bias_apart(layer, group, group_of.get(id(layer.bias)))
+            if group is not None:
+                placed.append((layer, group))
+        return placed
 
     def _step_digital(self) -> None:
         """The inner step, with the cells taken out of its groups meanwhile."""
@@ -203,6 +236,27 @@ class PulsedOptimizer(torch.optim.Optimizer):
                 f"{', '.join(sorted(found))} of {type(self.inner).__name__} act on the digital parameters only; cells "
                 "take pulses of lr times the gradient",
             )
+
+
+def _refuse_bias_apart(
+    layer: PulsedLayer, weights: dict[str, Any] | None, biases: dict[str, Any] | None
+) -> None:
+    """An error where an analog bias is not to be trained as its weight is: it is a column of the same array."""
+    why = None
+    if layer.weight.requires_grad != layer.bias.requires_grad:
+        why = "one of them is frozen (requires_grad=False)"
+    elif layer.weight.requires_grad and (weights is None) != (biases is None):
+        why = "one of them is in the optimizer"
+    elif weights is not None and biases is not None:
+        odd = [n for n in ("lr", "maximize") if weights.get(n) != biases.get(n)]
+        why = f"their groups differ in {odd[0]}" if odd else None
+    if why is not None:
+        raise AimcError(
+            f"the weight and its analog bias are columns of one array, which one pulse trains, but {why}; treat both "
+            "alike, or take mapping.analog_bias=False for a digital bias",
+            layer=layer.name,
+            field="bias",
+        )
 
 
 @checked
@@ -248,6 +302,7 @@ def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers.items():
+        layer.refuse_edits()
         if layer.weight.requires_grad and id(layer.weight) not in held:
             raise AimcError(
                 "its weight is not in the optimizer; make one of the converted network's parameters() and wrap it",

@@ -52,8 +52,10 @@ class Cells(nn.Module):
             moved = fn(held)
             if moved.dtype != held.dtype:
                 moved = held.to(moved.device)
-            # Counters are read on the host in every step.
-            self._buffers[name] = held if held.dtype == torch.int64 and not moved.is_cpu else moved
+            # Counters are read on the host in every step; and memory_format=torch.channels_last is for images.
+            self._buffers[name] = (
+                held if held.dtype == torch.int64 and not moved.is_cpu else moved.contiguous()
+            )
         return self
 
     def _load_from_state_dict(self, *args):
@@ -99,17 +101,20 @@ class PulsedLayer(nn.Module):
         self.hardware, self.key, self.name, self.layout, self.form = hardware, key, name, layout, form
         self.backend = check_backend(backend)
         self.training = digital.training
-        self.weight = CellWeight(torch.empty_like(digital.weight), digital.weight.requires_grad)
+        blank = torch.empty_like(digital.weight, memory_format=torch.contiguous_format)
+        self.weight = CellWeight(blank, digital.weight.requires_grad)
         columns = digital.weight.shape[1:].numel()
         self.bias = digital.bias
         if hardware.mapping.analog_bias and digital.bias is not None:
-            self.bias = CellWeight(torch.empty_like(digital.bias), digital.weight.requires_grad)
+            self.bias = CellWeight(torch.empty_like(digital.bias), digital.bias.requires_grad)
             columns += 1
-        self.pending = PendingUpdate(form, name, digital.weight.shape[1:].numel())
+        self.pending = PendingUpdate(
+            form, name, digital.weight.shape[1:].numel(), isinstance(self.bias, CellWeight)
+        )
         self.reads = Reads(hardware, layout, key)
         self.shape = (digital.weight.shape[0], columns)
         self.mapping_error = self.clipped = 0.0
-        self._scale = 1.0
+        self._scale, self._stale = 1.0, False
         self._optimizer: weakref.ref | None = None  # set by aimc.optim.wrap
         self._network: weakref.ref | None = None  # set by aimc.convert
         self._link()
@@ -254,12 +259,14 @@ class PulsedLayer(nn.Module):
 
     def refresh(self) -> None:
         """Bring ``weight`` up to the cells; what else was written into it is gone."""
+        self._stale = True  # until the end: an interrupt may come in between
         composite = self.hardware.algorithm.weight(self.array, self.cells.state)
         parts = (composite,) if len(self._views) == 1 else composite.split((self.pending.columns, 1), 1)
         for view, shown, part in zip(self._views, self._shown, parts, strict=True):
             torch.mul(part, self._scale, out=view)
             shown.copy_(view)
         self._take_back()
+        self._stale = False
 
     def _take_back(self) -> None:
         """Let the parameters be where the cells write, and as they are."""
@@ -272,9 +279,21 @@ class PulsedLayer(nn.Module):
         return sum([view._version for view in self._views])
 
     def _held(self) -> list[Tensor]:
-        """The parameters that the cells amount to."""
-        held: Any = self._parameters
-        return [held["weight"]] if len(self._own) == 1 else [held["weight"], held["bias"]]
+        """The parameters that the cells amount to.
+
+        Raises:
+            AimcError: one was taken out of the layer.
+        """
+        held = [self._parameters.get(name) for name in ("weight", "bias")[: len(self._own)]]
+        for name, parameter in zip(("weight", "bias"), held):
+            if parameter is None:
+                raise AimcError(
+                    f"the {name} is no parameter of the layer any more, as after torch.nn.utils.prune, weight_norm, "
+                    "spectral_norm, a parametrization or an assignment, but it is what the cells hold and cannot be "
+                    "computed from another. Do that to the digital network and make it permanent before aimc.convert",
+                    layer=self.name or type(self).__name__, field=name,
+                )  # fmt: skip
+        return held  # type: ignore[return-value]
 
     def _moved(self) -> bool:
         """Whether a parameter was given another tensor's memory, as ``weight.data = ...`` does."""
@@ -288,8 +307,11 @@ class PulsedLayer(nn.Module):
 
         Costs one look at every weight; what is equal again counts as not written.
         """
-        if not isinstance(self._parameters["weight"], CellWeight):
+        here = self._parameters.get("weight")
+        if here is not None and not isinstance(here, CellWeight):
             return False  # somebody else's for a while; forward passes refuse it
+        if self._stale:
+            self.refresh()
         for held, own, shown in zip(self._held(), self._own, self._shown):
             here = held.detach()
             if here.shape != own.shape or here.dtype != own.dtype or here.device != own.device:
@@ -342,10 +364,12 @@ class PulsedLayer(nn.Module):
         """:meth:`step` of a layer whose weight is known to be that of its cells."""
         try:
             vectors = self.pending.take(-1.0 if maximize else 1.0)
+            self._stale = True
             self.hardware.algorithm.step(self.array, self.cells.state, vectors, lr)
         except AimcError as error:
             raise error.at(layer=self.name) from None
-        self.refresh()
+        finally:
+            self.refresh()  # after an interrupt, too: the weight is what the cells have come to
 
     def rest(self) -> None:
         """Let a step pass without pulses: cells that decay or diffuse go on. Wrapped optimizers call it."""
@@ -425,6 +449,7 @@ class PulsedLayer(nn.Module):
                 layer=self.name,
             )
         if not isinstance(self.weight, CellWeight):
+            self._held()
             if not (self._is_fsdp_managed_module or processes.sharded(self.weight)):
                 raise AimcError(
                     "another tensor was put in place of the weight, as torch.func.functional_call does, but the weight "
@@ -459,9 +484,11 @@ class PulsedLayer(nn.Module):
         super()._apply(fn, recurse)
         for name in ("weight", "bias"):
             held = self._parameters[name]
-            if name == "weight" or self.shape[1] > self.pending.columns:
-                if held is not None and not isinstance(held, CellWeight):
-                    self._parameters[name] = CellWeight(held.detach(), held.requires_grad)
+            if held is not None and (name == "weight" or self.pending.with_bias):
+                if not isinstance(held, CellWeight):
+                    held = self._parameters[name] = CellWeight(held.detach(), held.requires_grad)
+                if not held.is_contiguous():  # memory_format=torch.channels_last: cells have one order
+                    held.data = held.data.contiguous()
         self._link()
         self.refresh()  # a cast to half precision and back must not leave a trace
         return self
@@ -605,6 +632,8 @@ class PulsedLayer(nn.Module):
     def _exported(self, digital: Any) -> Any:
         """A digital twin with copies of what the cells amount to, in this layer's precision, device and mode."""
         digital = digital.to(self.weight.device, self.weight.dtype).train(self.training)
+        if self._stale:
+            self.refresh()
         for name in ("weight", "bias"):
             here, there = getattr(self, name), getattr(digital, name)
             if here is not None:
@@ -710,6 +739,7 @@ def _watch_optimizers() -> None:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    getattr(optimizer, "claim", lambda: None)()
     held: set[int] = set()
     for layer in list(_LAYERS):
         if not layer.pending:

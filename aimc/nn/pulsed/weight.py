@@ -90,14 +90,15 @@ class PendingUpdate:
         form: makes vectors of records.
         name: of the layer, for messages.
         columns: inputs of the layer's matrix; one more column holds the bias, if that is analog.
+        with_bias: whether it does.
     """
 
-    def __init__(self, form: Form, name: str, columns: int):
-        self.form, self.name, self.columns = form, name, columns
+    def __init__(self, form: Form, name: str, columns: int, with_bias: bool):
+        self.form, self.name, self.columns, self.with_bias = form, name, columns, with_bias
         self.clear()
 
     def __getstate__(self):
-        return {"form": self.form, "name": self.name, "columns": self.columns}
+        return {"form": self.form, "name": self.name, "columns": self.columns, "with_bias": self.with_bias}
 
     def __setstate__(self, state):
         self.__init__(**state)  # a copy has no gradient yet, as a copied parameter has none
@@ -108,7 +109,14 @@ class PendingUpdate:
     def clear(self) -> None:
         """Cancel the update."""
         self.records: list[Record] = []
+        self._cancelled: set[bool] = set()
         self._forget()
+
+    def cancel(self, bias: bool) -> None:
+        """Cancel the update of the weight or of the analog bias. There is one for both: it is gone with the second."""
+        self._cancelled.add(bias)
+        if len(self._cancelled) > self.with_bias or not self.records:
+            self.clear()
 
     def _forget(self) -> None:
         self._dense: Tensor | None = None
@@ -128,7 +136,7 @@ class PendingUpdate:
 
         Changing it in place scales the update.
         """
-        if not self.records:
+        if not self.records or bias in self._cancelled:
             return None
         if self._dense is None:
             self._dense = self._gradient().to(like.dtype)
@@ -201,8 +209,16 @@ class PendingUpdate:
                 )
 
     def check(self) -> None:
-        """Raise unless the vectors are finite and as they were when the backward pass left them."""
+        """Raise unless the vectors are finite, as they were when the backward pass left them, and of all columns."""
         self._verify()
+        if self._cancelled:
+            gone, left = ("bias", "weight") if True in self._cancelled else ("weight", "bias")
+            raise AimcError(
+                f"the gradient of the {gone} was set to None and that of the {left} was not, but the analog bias is a "
+                "column of the weight's array, and one pulse is for all columns; set both to None, or take "
+                "mapping.analog_bias=False",
+                layer=self.name, field=f"{gone}.grad",
+            )  # fmt: skip
         vectors = self._vectors()
         if vectors.odd is not None:
             shape = next(
@@ -262,7 +278,7 @@ class CellWeight(nn.Parameter):
         pending = self.pending
         if value is None:
             if pending is not None:
-                pending.clear()
+                pending.cancel(self.bias)
         elif pending is None or value is not pending._views.get(self.bias):  # "p.grad *= c" sets what it got
             raise AimcError(
                 "the gradient of cells cannot be set; pulses are made from inputs and output gradients. Set it to None "
@@ -270,6 +286,14 @@ class CellWeight(nn.Parameter):
                 layer=pending.name if pending is not None else None,
                 field="weight.grad",
             )
+
+    def register_hook(self, hook):
+        """Not for cells: there is no gradient that a hook could see on its way."""
+        raise AimcError(
+            "cells have no dense gradient during backward(), so a hook would see none; "
+            "weight.register_post_accumulate_grad_hook(hook) is called afterwards and reads weight.grad",
+            layer=self.pending.name if self.pending is not None else None, field="weight",
+        )  # fmt: skip
 
     def __reduce_ex__(self, protocol):
         return _rebuild, (self.detach(), self.requires_grad, self.bias)
