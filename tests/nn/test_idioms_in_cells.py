@@ -214,15 +214,18 @@ def test_an_interrupt_leaves_weights_that_are_those_of_the_cells(name, monkeypat
         patch.setattr(type(net[0]), "_take_back", interrupt)
         with pytest.raises(KeyboardInterrupt):
             optimizer.step()
+    weight = 0.5 * net[2].weight
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "mul", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            net[2].program(0.5 * net[2].weight)
+            net[2].program(weight)
     net(torch.ones(1, 6))
     _assert_fresh(net)
 
 
 def _assert_fresh(net):
     for layer in (net[0], net[2]):
-        there = aimc.to_digital(layer).weight.detach().clone()
         here = layer.weight.detach().clone()
+        there = aimc.to_digital(layer).weight.detach().clone()
         layer.refresh()
         assert torch.equal(here, layer.weight) and torch.equal(there, layer.weight)

@@ -463,7 +463,7 @@ class PulsedLayer(nn.Module):
                 "every module that is sharded, or take DistributedDataParallel",
                 layer=self.name, field="weight",
             )  # fmt: skip
-        if self._versions() != self._written or self._moved():
+        if self._stale or self._versions() != self._written or self._moved():
             self.refuse_edits()
         try:
             bias = self.bias
