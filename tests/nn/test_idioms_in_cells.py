@@ -185,7 +185,7 @@ def test_the_order_in_memory_changes_no_pulse(where, analog_bias):
 def test_an_interrupt_leaves_weights_that_are_those_of_the_cells(name, monkeypatch):
     """At random moments of steps, and at the one between the two halves of a refresh."""
 
-    def interrupt(*args):
+    def interrupt(*args, **options):
         raise KeyboardInterrupt
 
     net = _cells(algorithm=ALGORITHMS[name])
