@@ -362,7 +362,7 @@ def _run(name: str, asked: argparse.Namespace, overrides: list[tuple[str, str]],
     config = configured(_recipe(name), asked.config, overrides, flags)
     if getattr(asked, "schedule_table", False):
         return _show_schedule(config, asked.data)
-    output = asked.output or os.path.join("runs", name)
+    output = os.path.join("runs", name) if asked.output is None else asked.output
     progress = choose_progress()
     options = {"tensorboard": not asked.no_tensorboard, "keep": asked.keep}
     run_experiment(config, output, data=asked.data, progress=progress, **options)
@@ -410,7 +410,7 @@ def _demo_in_situ(asked: argparse.Namespace, overrides: list[tuple[str, str]]) -
     from aimc.train import choose_progress
 
     wanted = cases(_recipe("demo_insitu"), DEMO_ALGORITHMS, flags=overrides)
-    output = asked.output or os.path.join("runs", "demo_insitu")
+    output = os.path.join("runs", "demo_insitu") if asked.output is None else asked.output
     return _carry_out(wanted, output, asked.data, min(2, available_cores()), choose_progress())
 
 

@@ -231,7 +231,7 @@ _DIRECTIONS = {"up": 1, "1": 1, "+1": 1, "1.0": 1, "down": -1, "-1": -1, "0": -1
 
 def command(asked: Any) -> int:
     """Run ``aimc cell``: print the numbers, write the figure, say where it is."""
-    wanted = figure_path(asked.out) if asked.out else None  # refused before the work
+    wanted = figure_path(asked.out) if asked.out is not None else None  # refused before the work
     if asked.fit is not None:
         if asked.set or asked.states is not None:
             raise AimcError("--fit finds the fields; it does not go with --set or --states", field="fit")
