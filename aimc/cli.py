@@ -6,6 +6,7 @@ The heavy imports happen inside the commands, so that help and mistakes are answ
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import os
 import shlex
@@ -195,6 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe whose encoding lacks a sign gets a "?", rather than an end after the work is done.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
     try:
         code = _main(words)
         sys.stdout.flush()

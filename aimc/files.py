@@ -104,6 +104,24 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
         raise AimcError(f"cannot write {path}: {error.strerror or error}", field="path") from None
 
 
+def load_matplotlib() -> None:
+    """Import matplotlib, also where MPLBACKEND names no backend that it has: figures that become files need none.
+
+    Call it before whatever is imported from matplotlib.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    asked = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if asked is not None:
+            os.environ["MPLBACKEND"] = asked
+    if asked:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = asked  # as the import itself would do, or fail to
+
+
 def figure_path(path: str | os.PathLike[str]) -> str:
     """The file of a figure: ``path``, with ``.png`` where it has no suffix.
 
@@ -114,6 +132,7 @@ def figure_path(path: str | os.PathLike[str]) -> str:
         >>> figure_path("drift"), figure_path("drift.svg")
         ('drift.png', 'drift.svg')
     """
+    load_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
     place = writable(path, "path")

@@ -114,6 +114,35 @@ def test_a_mistake_is_one_line_with_a_hint_and_exit_code_2(words, message, capsy
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+@pytest.mark.parametrize("words", [["demo"], ["demo", "insitu"]])
+def test_more_threads_than_the_machine_carries_are_refused(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main([*words, "--threads", "100000", "--output", "a"])
+    seen = capsys.readouterr()
+    assert "field 'threads': is 100000, and this machine" in seen.out + seen.err
+    assert not list(tmp_path.rglob("config.yaml"))  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"MPLBACKEND": "bogus"},
+        {"NUMBA_NUM_THREADS": "0"},
+    ],
+    ids=lambda v: next(iter(v)),
+)
+def test_no_setting_of_the_terminal_or_of_other_libraries_ends_a_command(finished, variables, tmp_path):
+    command = [sys.executable, "-m", "aimc.cli", "report", str(finished), "--figure", str(tmp_path / "a.png")]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUTF8"} | variables
+    done = subprocess.run(command, capture_output=True, env=env)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "a.png").exists() and b"accuracy" in done.stdout
+    if "MPLBACKEND" not in variables and "NUMBA_NUM_THREADS" not in variables:
+        assert b" ? " in done.stdout  # for the sign of plus or minus
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize(
     "words",

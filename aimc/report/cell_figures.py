@@ -18,7 +18,7 @@ from aimc.cells.fitting import LARGEST, SMALLEST
 from aimc.cells.pulsed import BMAX, BMIN
 from aimc.config import load_yaml
 from aimc.errors import AimcError, suggest
-from aimc.files import figure_path, write_figure
+from aimc.files import figure_path, load_matplotlib, write_figure
 from aimc.random import Key, normal
 
 DEVICES = 4096
@@ -99,6 +99,7 @@ def draw_cell(cell: PulsedCell, path: str | os.PathLike[str], name: str = "", ke
     Raises:
         AimcError: the file cannot be written.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     pulses = int(min(max(2.5 * cell.states, 20), 2000))
