@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aimc.arguments import checked
+from aimc.convert import gpus
 from aimc.errors import AimcError
 from aimc.files import not_json, write_atomic
 
@@ -167,16 +168,6 @@ def set_generators(net: nn.Module, states: dict[str, Tensor], source: str) -> No
                 torch.cuda.set_rng_state(states[f"generator of {device}"], device)
     except (RuntimeError, TypeError) as error:
         raise AimcError(f"{source} has no state of torch's generator: {error}", field="checkpoint") from None
-
-
-def gpus(net: nn.Module) -> list[torch.device]:
-    """Where a network's parameters are, but for the CPU.
-
-    Example:
-        >>> gpus(nn.Linear(1, 1))
-        []
-    """
-    return sorted({p.device for p in net.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
