@@ -301,7 +301,7 @@ def test_what_a_metric_draws_follows_from_seed_chip_and_time_alone():
 
     def metric(net):
         sleep(0.01)  # the threads take turns
-        return float(net(torch.eye(4)).detach().sum() + torch.randn(()))
+        return float(torch.randn(()))  # whatever the chip
 
     def values(seed=0, times=("1s", "1y"), chips=4, **options):
         torch.manual_seed(len(results))
