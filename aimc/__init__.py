@@ -1,5 +1,8 @@
 """aimc: train, program and age neural networks on simulated analog in-memory hardware."""
 
+from aimc import env as _env  # noqa: F401  (before numba is imported)
+
+# isort: split
 from aimc import algorithms, cells, chip, crossbar, data, hwa, optim, periphery, presets, recipes, report
 from aimc.chip import Accuracy, Chip, DriftResult, Perplexity, calibrate, evaluate_over_time, program
 from aimc.convert import (

@@ -22,6 +22,7 @@ R = TypeVar("R")
 
 _NUMBERS = {int: numbers.Integral, float: numbers.Real}
 _NAMES = {
+    Any: "anything",
     type(None): "None",
     bool: "True or False",
     int: "a whole number",
@@ -161,9 +162,27 @@ def _fits(value: Any, option: Any) -> bool:
 
 
 def _misfit(value: Any, expected: tuple[Any, ...]) -> str:
-    text = f"expects {' or '.join(dict.fromkeys(map(_described, expected)))}, got {_shown(value)}"
+    shown = _shown(value)
+    if isinstance(value, collections.abc.Mapping):
+        shown = next(
+            (f"a {type(value).__name__} {odd}" for o in expected if (odd := _odd_entry(value, o))), shown
+        )
+    text = f"expects {' or '.join(dict.fromkeys(map(_described, expected)))}, got {shown}"
     words = [a for o in expected if typing.get_origin(o) is typing.Literal for a in typing.get_args(o)]
     return f"{text}; {suggest(value, words)}" if words and isinstance(value, str) else text
+
+
+def _odd_entry(value: collections.abc.Mapping[Any, Any], option: Any) -> str | None:
+    """What of a dict does not fit, where the option is a dict, too."""
+    kind, inner = typing.get_origin(option), typing.get_args(option)
+    if not (inner and isinstance(kind, type) and isinstance(value, kind)):
+        return None
+    for key, held in value.items():
+        if not fits(key, inner[0]):
+            return f"with the key {_shown(key)}"
+        if not fits(held, inner[-1]):
+            return f"with {_shown(held)} for the key {_shown(key)}"
+    return None
 
 
 def _described(option: Any) -> str:
@@ -175,6 +194,8 @@ def _described(option: Any) -> str:
     if named is None and isinstance(kind, type):
         named = f"a {kind.__name__}"
     named = named or str(option)
+    if inner and origin in (dict, collections.abc.Mapping):
+        return f"{named} of {' to '.join(' or '.join(map(_described, options(i))) for i in inner)}"
     if inner and origin in (tuple, list, collections.abc.Sequence, collections.abc.Iterable):
         return f"{named} of {' or '.join(_described(o) for o in options(inner[0]))}"
     return named

@@ -6,6 +6,7 @@ The heavy imports happen inside the commands, so that help and mistakes are answ
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import os
 import shlex
@@ -195,6 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe whose encoding lacks a sign gets a "?", rather than an end after the work is done.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
     try:
         code = _main(words)
         sys.stdout.flush()
@@ -362,7 +367,7 @@ def _run(name: str, asked: argparse.Namespace, overrides: list[tuple[str, str]],
     config = configured(_recipe(name), asked.config, overrides, flags)
     if getattr(asked, "schedule_table", False):
         return _show_schedule(config, asked.data)
-    output = asked.output or os.path.join("runs", name)
+    output = os.path.join("runs", name) if asked.output is None else asked.output
     progress = choose_progress()
     options = {"tensorboard": not asked.no_tensorboard, "keep": asked.keep}
     run_experiment(config, output, data=asked.data, progress=progress, **options)
@@ -410,7 +415,7 @@ def _demo_in_situ(asked: argparse.Namespace, overrides: list[tuple[str, str]]) -
     from aimc.train import choose_progress
 
     wanted = cases(_recipe("demo_insitu"), DEMO_ALGORITHMS, flags=overrides)
-    output = asked.output or os.path.join("runs", "demo_insitu")
+    output = os.path.join("runs", "demo_insitu") if asked.output is None else asked.output
     return _carry_out(wanted, output, asked.data, min(2, available_cores()), choose_progress())
 
 

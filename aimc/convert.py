@@ -720,6 +720,16 @@ def summary(net: nn.Module, example: Any = None) -> str:
     return str(coverage(net, example))
 
 
+def gpus(net: nn.Module) -> list[torch.device]:
+    """Where a network's parameters are, but for the CPU.
+
+    Example:
+        >>> gpus(nn.Linear(1, 1))
+        []
+    """
+    return sorted({p.device for p in net.parameters() if p.device.type == "cuda"}, key=str)
+
+
 @contextlib.contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, every module's own mode again outside."""

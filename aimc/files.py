@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,15 +23,39 @@ def usable(path: str | os.PathLike[str], field: str = "path") -> str:
     """A path as text, one that the system can take.
 
     Raises:
-        AimcError: it holds a null byte, with which names end.
+        AimcError: it is empty, or holds a null byte, with which names end.
 
     Example:
         >>> usable("runs/a")
         'runs/a'
     """
     place = os.fspath(path)
+    if not place:
+        raise AimcError("is empty; name a path (is a variable of the shell not set?)", field=field)
     if "\0" in place:
         raise AimcError(f"{place!r} is no path: it holds a null byte", field=field)
+    return place
+
+
+def writable(path: str | os.PathLike[str], field: str = "output") -> str:
+    """A path as text, one that everything that writes files can take; the check of every place that is written to.
+
+    Raises:
+        AimcError: as :func:`usable`, or it is not UTF-8, which safetensors and matplotlib need.
+
+    Example:
+        >>> writable("runs/a")
+        'runs/a'
+    """
+    place = usable(path, field)
+    try:
+        os.path.abspath(place).encode()
+    except UnicodeEncodeError:
+        raise AimcError(
+            f"{place!r} is not UTF-8 here; give another name, or set PYTHONUTF8=1 where the name is right and the "
+            "locale is not",
+            field=field,
+        ) from None
     return place
 
 
@@ -37,11 +63,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
     """Write a file through a temporary neighbour: write, fsync, rename.
 
     Args:
-        path: the file; an old one is replaced.
+        path: the file; an old one is replaced, and of a link what it points to.
         data: bytes, text that is written as UTF-8, or a function that writes the file of a name.
 
     Raises:
-        AimcError: the folder is missing, full, or not writable.
+        AimcError: the folder is missing, full, or not writable, or a device, pipe or socket is there.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -49,11 +75,15 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
         ...     os.listdir(folder)
         ['note.txt']
     """
-    path = usable(path)
+    path = writable(path, "path")
     data = data.encode() if isinstance(data, str) else data
-    folder = os.path.dirname(path) or "."
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=folder)
+        _refuse_special(path)
+        target = os.path.realpath(path) if os.path.islink(path) else path
+        folder = os.path.dirname(target) or "."
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{os.path.basename(target)}.", suffix=".part", dir=folder
+        )
         try:
             os.close(handle)
             if callable(data):
@@ -64,7 +94,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
                     file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -72,6 +102,24 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str | Callable[[str
         _sync_folder(folder)
     except OSError as error:
         raise AimcError(f"cannot write {path}: {error.strerror or error}", field="path") from None
+
+
+def load_matplotlib() -> None:
+    """Import matplotlib, also where MPLBACKEND names no backend that it has: figures that become files need none.
+
+    Call it before whatever is imported from matplotlib.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    asked = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if asked is not None:
+            os.environ["MPLBACKEND"] = asked
+    if asked:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = asked  # as the import itself would do, or fail to
 
 
 def figure_path(path: str | os.PathLike[str]) -> str:
@@ -84,9 +132,10 @@ def figure_path(path: str | os.PathLike[str]) -> str:
         >>> figure_path("drift"), figure_path("drift.svg")
         ('drift.png', 'drift.svg')
     """
+    load_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
-    place = os.fspath(path)
+    place = writable(path, "path")
     suffix = os.path.splitext(place)[1]
     kinds = FigureCanvasBase.get_supported_filetypes()
     if suffix and suffix[1:].lower() not in kinds:
@@ -107,6 +156,19 @@ def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int) -> str:
         raise AimcError(f"cannot draw {place}: {error}", field="path") from None
     write_atomic(place, picture.getvalue())
     return place
+
+
+def _refuse_special(path: str) -> None:
+    """A rename would put a file in the place of a device; a folder the system refuses itself."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise AimcError(
+            f"cannot write {path}: it is no file but a device, pipe or socket; give another name",
+            field="path",
+        )
 
 
 def _umask() -> int:
@@ -133,7 +195,7 @@ def read_config(path: str | os.PathLike[str], kind: type[Config] = Config) -> An
     """
     place = pathlib.Path(usable(path, "run")) / "config.yaml"
     try:
-        text = place.read_text()
+        text = place.read_text(encoding="utf-8")
     except OSError:
         raise AimcError(f"{path} is no run directory (it has no config.yaml)", field="run") from None
     except ValueError:
@@ -245,6 +307,38 @@ def read_environment(path: str | os.PathLike[str]) -> dict[str, Any]:
     return found
 
 
+def not_json(value: Any, place: str = "") -> str | None:
+    """Which entry of plain data JSON cannot hold, as a sentence; None where it can hold all of it.
+
+    Example:
+        >>> not_json({"a": [1, math.nan]}), not_json({"a": (1, None)})
+        ('a[1] is nan, and JSON has finite numbers only', None)
+    """
+    try:
+        return _not_json(value, place)
+    except RecursionError:
+        return f"{place or 'it'} is nested too deeply"
+
+
+def _not_json(value: Any, place: str) -> str | None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                return f"{place or 'it'} has the key {key!r}, and names in JSON are text"
+            wrong = _not_json(inner, f"{place}.{key}" if place else key)
+            if wrong:
+                return wrong
+        return None
+    if isinstance(value, (list, tuple)):
+        found = (_not_json(inner, f"{place}[{i}]") for i, inner in enumerate(value))
+        return next((wrong for wrong in found if wrong), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place or 'it'} is {value}, and JSON has finite numbers only"
+    if isinstance(value, ATOM):
+        return None
+    return f"{place or 'it'} is a {type(value).__name__}; JSON has numbers, text, true, false, null, lists and dicts"
+
+
 def record_line(record: dict[str, Any]) -> str:
     """A record as a line of ``records.jsonl``, with a checksum.
 
@@ -264,12 +358,15 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a run, without their checksums; a last line that was cut short is left out.
 
     Raises:
-        AimcError: a line in the middle is damaged, or lacks a field that its kind has.
+        AimcError: a line in the middle is damaged, or lacks a field that its kind has; or the file cannot be read.
     """
     place = pathlib.Path(path) / "records.jsonl"
-    if not place.exists():
+    try:
+        lines = place.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    lines = place.read_bytes().split(b"\n")
+    except OSError as error:
+        raise AimcError(f"{place} is not readable: {error.strerror}", field="run") from None
     found = []
     for number, line in enumerate(lines[:-1], 1):
         try:
@@ -293,7 +390,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON file of a run."""
     try:
-        content = json.loads(pathlib.Path(path).read_text())
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise AimcError(f"{path} is not readable: {error}", field="run") from None
     if not isinstance(content, dict):

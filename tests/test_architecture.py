@@ -16,7 +16,7 @@ PACKAGE = Path(aimc.__file__).parent
 # Lower rows are imported by higher ones, never the reverse. Names in one row do not import each other.
 ROWS = (
     ("errors",),
-    ("config", "units", "compiled"),
+    ("config", "units", "compiled", "env"),
     ("arguments", "random"),
     ("files", "jobs", "processes"),
     ("cells", "periphery"),

@@ -165,6 +165,7 @@ def test_every_public_function_has_an_example_here():
 @pytest.mark.parametrize("name", GOOD)
 def test_a_wrong_argument_is_refused_by_name_or_taken(name, tmp_path, monkeypatch):
     monkeypatch.setenv("AIMC_DATA", str(tmp_path))  # nothing is fetched
+    monkeypatch.chdir(tmp_path)  # and nothing left here
     function = _functions().get(name) or getattr(aimc, name)
     asked = inspect.unwrap(function if inspect.isfunction(function) else function.__init__)
     hints, refused = typing.get_type_hints(asked), 0

@@ -95,6 +95,11 @@ def finished(tmp_path_factory):
         (["run", "demo", "--output", "x\0y"], "'x\\x00y' holds a null byte"),
         (["compare", "--algorithms", "mp", "--output", "x\0y"], "holds a null byte"),
         (["report", "x\0y"], "holds a null byte"),
+        (["demo", "--output", ""], "'output': is empty"),
+        (["demo", "insitu", "--output="], "'output': is empty"),
+        (["run", "demo", "--output", "caf\udce9"], "'caf\\udce9' is not UTF-8"),
+        (["compare", "--algorithms", "mp", "--output", ""], "'output': is empty"),
+        (["cell", "SoftBounds", "--out", ""], "'path': is empty"),
         (["report", "x", "--format", "pdf"], "'pdf'"),
         (["list", "--al"], "unknown argument '--al'"),
     ],
@@ -107,6 +112,35 @@ def test_a_mistake_is_one_line_with_a_hint_and_exit_code_2(words, message, capsy
     assert seen.out == ""
     assert seen.err.startswith("aimc: error: ") and seen.err.count("\n") == 1 and message in seen.err
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("words", [["demo"], ["demo", "insitu"]])
+def test_more_threads_than_the_machine_carries_are_refused(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main([*words, "--threads", "100000", "--output", "a"])
+    seen = capsys.readouterr()
+    assert "field 'threads': is 100000, and this machine" in seen.out + seen.err
+    assert not list(tmp_path.rglob("config.yaml"))  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"MPLBACKEND": "bogus"},
+        {"NUMBA_NUM_THREADS": "0"},
+    ],
+    ids=lambda v: next(iter(v)),
+)
+def test_no_setting_of_the_terminal_or_of_other_libraries_ends_a_command(finished, variables, tmp_path):
+    command = [sys.executable, "-m", "aimc.cli", "report", str(finished), "--figure", str(tmp_path / "a.png")]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUTF8"} | variables
+    done = subprocess.run(command, capture_output=True, env=env)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "a.png").exists() and b"accuracy" in done.stdout
+    if "MPLBACKEND" not in variables and "NUMBA_NUM_THREADS" not in variables:
+        assert b" ? " in done.stdout  # for the sign of plus or minus
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

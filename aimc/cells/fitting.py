@@ -21,7 +21,7 @@ from aimc.cells.pow_step import PowStep
 from aimc.cells.pulsed import PulsedCell
 from aimc.cells.soft_bounds import SoftBounds
 from aimc.errors import AimcError, suggest
-from aimc.files import write_figure
+from aimc.files import load_matplotlib, write_figure
 from aimc.random import Key
 
 NODES = 9
@@ -143,6 +143,7 @@ class CellFit:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw measured and fitted curve, and the steps over the weight, into a file (PNG where it has no suffix)."""
+        load_matplotlib()
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 4), layout="constrained")

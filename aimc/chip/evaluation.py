@@ -23,9 +23,9 @@ from aimc import jobs
 from aimc.arguments import checked, expect_between
 from aimc.chip.chip import program
 from aimc.chip.compensation import Compensation, LeastSquares
-from aimc.convert import evaluating, require_analog, to_digital
-from aimc.errors import AimcError
-from aimc.files import NUMBER, misfit, write_atomic, write_figure
+from aimc.convert import evaluating, gpus, require_analog, to_digital
+from aimc.errors import AimcError, warn
+from aimc.files import NUMBER, load_matplotlib, misfit, write_atomic, write_figure
 from aimc.random import Key
 from aimc.units import readable, seconds
 
@@ -378,6 +378,7 @@ class DriftResult:
         Raises:
             AimcError: a suffix that matplotlib does not know, or a place that cannot be written.
         """
+        load_matplotlib()
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
@@ -418,6 +419,37 @@ def _number(value: Any, when: str) -> float:
     return number
 
 
+@contextlib.contextmanager
+def _own_draws(key: Key, devices: Sequence[torch.device]) -> Iterator[None]:
+    """Torch's generators give draws of the key inside, and outside go on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.default_generator.manual_seed(key.seed)
+        for device in devices:
+            torch.cuda.default_generators[device.index].manual_seed(key.seed)
+        yield
+
+
+class _Watch:
+    """Tells whether anything was drawn from torch's generators, which threads share, since it was made."""
+
+    def __init__(self, devices: Sequence[torch.device]):
+        self._devices, self._drawn = devices, False
+        self._before = self._states()
+
+    def _states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._devices)]
+
+    def drawn(self) -> bool:
+        self._drawn = self._drawn or not all(map(torch.equal, self._before, self._states()))
+        return self._drawn
+
+    def restore(self) -> None:
+        """Give the generators the states that they had."""
+        torch.set_rng_state(self._before[0])
+        for device, state in zip(self._devices, self._before[1:]):
+            torch.cuda.set_rng_state(state, device)
+
+
 def _on_one_chip(
     net: nn.Module,
     metric: Metric,
@@ -426,17 +458,27 @@ def _on_one_chip(
     compensation: Compensation | None,
     alone: bool,
     tell: Callable[[], None] | None,
+    watch: _Watch | None,
     c: int,
+    known: Sequence[float] = (),
 ) -> list[float]:
-    """The metric of chip ``c`` at every time; ``alone`` if no other chip is evaluated with this network meanwhile."""
+    """The metric of chip ``c`` at every time; ``alone`` if no other chip is evaluated with this network meanwhile.
+
+    With a watch, of threads that share torch's generators, only up to the first time at which one of them was drawn
+    from; ``known`` are such values, to be gone on from.
+    """
     if not alone:
         net = copy.deepcopy(net)
         # Two torch threads on one small network gain less than two networks.
         torch.set_num_threads(1)
-    chip, values = program(net, Key(seed).fold("chip", c).seed, compensation), []
-    for moment in moments:
-        with chip.at(moment), torch.no_grad():
-            values.append(_number(metric(net), f"for chip {c} at {readable(moment)}"))
+    chip, values = program(net, Key(seed).fold("chip", c).seed, compensation), list(known)
+    for moment in moments[len(values) :]:
+        own = _own_draws(Key(seed).fold("metric", c, repr(moment)), gpus(net)) if watch is None else None
+        with chip.at(moment), torch.no_grad(), own or contextlib.nullcontext():
+            value = metric(net)
+        if watch is not None and watch.drawn():
+            break
+        values.append(_number(value, f"for chip {c} at {readable(moment)}"))
         if tell is not None:
             tell()
     return values
@@ -480,6 +522,8 @@ def evaluate_over_time(
         chips: number of chips.
         seed: of the set of chips and of every read. It alone rules an evaluation, so that one made again is the same;
             ``torch.manual_seed`` does not, unlike in :func:`aimc.program`. ``seed=torch.initial_seed()`` follows torch.
+            What a metric draws from torch's generators follows from this seed, the chip and the time, whatever the
+            number and order of chips, times and workers; the generators themselves are left as they were.
         compensation: drift compensation, or None.
         reference: metric of the digital network that A* compares with, as a rule the one that training began with; None
             measures :func:`aimc.to_digital` of this one: A* then shows what the hardware costs, not what training did.
@@ -488,7 +532,8 @@ def evaluate_over_time(
         workers: chips evaluated at the same time, each on a copy of the network, with torch's own threads set to one
             meanwhile: on threads, or on the engine of a surrounding :func:`aimc.jobs.engine` (processes, a cluster).
             The metric must allow it and look only at the network it is given. A chip whose worker dies is evaluated
-            again.
+            again. Threads share torch's generators, so that there a metric that draws from them, as every pass over a
+            ``DataLoader`` without a ``generator`` does, is evaluated on one chip after the other, with a warning.
         known: values that chips have given earlier, by number of the chip, one for each time; they are not evaluated.
         on_chip: called with each further chip's number and values, in the order in which they are done.
 
@@ -533,22 +578,48 @@ def evaluate_over_time(
 
     with evaluating(net):
         if reference is None:
-            reference = _number(metric(to_digital(net)), "for the digital network")
+            with _own_draws(Key(seed).fold("metric"), gpus(net)):
+                reference = _number(metric(to_digital(net)), "for the digital network")
         workers = min(workers, len(left))
         alone, here = workers <= 1, jobs.shares_process("threads")
+        watch = _Watch(gpus(net)) if here and not alone else None
         work = functools.partial(
-            _on_one_chip, net, metric, moments, seed, compensation, alone, tell if alone or here else None
+            _on_one_chip,
+            net,
+            metric,
+            moments,
+            seed,
+            compensation,
+            alone,
+            tell if alone or here else None,
+            watch,
         )
+        begun: dict[int, list[float]] = {}
         with _threads_kept():
             for number, found in jobs.carried_out(work, left, max(workers, 1), "threads"):
                 if isinstance(found, AimcError):
                     raise found
+                if len(found) < len(moments):
+                    begun[left[number]] = found
+                    continue
                 values[:, left[number]] = found
                 if not (alone or here):
                     for _ in moments:
                         tell()
                 if on_chip is not None:
                     on_chip(left[number], found)
+        if watch is not None and begun:
+            watch.restore()
+            warn(
+                "the metric draws from torch's generator, which threads share: its chips are evaluated one after the "
+                "other. Give what draws, such as a DataLoader, a generator=torch.Generator() of its own, or evaluate "
+                "on processes, with aimc.jobs.engine"
+            )
+        for c, found in sorted(begun.items()):
+            found = _on_one_chip(net, metric, moments, seed, compensation, True, tell, None, c, found)
+            values[:, c] = found
+            if on_chip is not None:
+                on_chip(c, found)
     return DriftResult(
         times=moments,
         values=values,

@@ -19,7 +19,7 @@ from typing import Any
 from aimc.algorithms import ALGORITHMS
 from aimc.config import differences
 from aimc.errors import AimcError, BusyError, suggest
-from aimc.files import read_config, read_records, write_atomic
+from aimc.files import read_config, read_records, writable, write_atomic
 from aimc.hardware import PulsedHardware
 from aimc.jobs import carried_out, stop_workers
 from aimc.recipes.in_memory import InSituExperiment
@@ -195,7 +195,7 @@ def compare(
     progress = progress or Progress()
     if jobs < 1:
         raise AimcError(f"must be at least 1, got {jobs}", field="jobs")
-    folder = pathlib.Path(output)
+    folder = pathlib.Path(writable(output))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -207,9 +207,29 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def most_threads() -> int:
+    """More threads than these make no progress, and far more end the process.
+
+    Example:
+        >>> most_threads() >= 64
+        True
+    """
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
 @contextlib.contextmanager
 def limited_threads(count: int | None) -> Iterator[None]:
-    """So many threads of torch inside; None leaves them."""
+    """So many threads of torch inside; None leaves them.
+
+    Raises:
+        AimcError: more than this machine can carry. A configuration may ask for more: it may be of another machine.
+    """
+    if count is not None and count > most_threads():
+        raise AimcError(
+            f"is {count}, and this machine with its {os.cpu_count()} cores carries at most {most_threads()}; take "
+            "fewer, or null for torch's choice",
+            field="threads",
+        )
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

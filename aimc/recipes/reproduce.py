@@ -11,7 +11,7 @@ from typing import Any
 from aimc.arguments import checked
 from aimc.config import Config
 from aimc.errors import AimcError
-from aimc.files import NUMBER, misfit, read_config, read_environment, read_records
+from aimc.files import NUMBER, misfit, read_config, read_environment, read_records, writable
 from aimc.recipes.running import run_experiment
 from aimc.train import Progress
 from aimc.train.run import environment
@@ -91,7 +91,7 @@ def reproduce_run(
         1312 numbers compared, 0 differ (runs/demo-again)
     """
     first = Path(path)
-    config = read_config(first)
+    config = read_config(path)
     before = [r for r in read_records(first) if r["kind"] in _COMPARED]
     if not before:
         raise AimcError(f"{first} has no records to compare with; finish it with aimc run", field="run")
@@ -103,7 +103,7 @@ def reproduce_run(
                 field="run",
             )
     read_environment(first)  # before the work, not after it
-    second = Path(output) if output is not None else first.with_name(f"{first.name}-again")
+    second = Path(writable(output if output is not None else first.with_name(f"{first.name}-again")))
     if second.resolve() == first.resolve():
         raise AimcError("is the run itself; give another directory", field="output")
     _refuse_other_code(second)

@@ -9,7 +9,7 @@ from aimc.arguments import checked
 from aimc.chip import Compensation, DriftResult
 from aimc.config import Config
 from aimc.errors import AimcError
-from aimc.files import read_config
+from aimc.files import read_config, writable
 from aimc.recipes.hwa import HwaExperiment, evaluate_hwa, run_hwa
 from aimc.recipes.in_memory import InSituExperiment, evaluate_in_situ, run_in_situ
 from aimc.train import Progress
@@ -49,6 +49,7 @@ def run_experiment(
         >>> results = run_experiment(config, "runs/demo")                      # doctest: +SKIP
         >>> results["evaluations"]["hardware-aware, compensated"]["statistics"]["mean"]   # doctest: +SKIP
     """
+    output = writable(output)  # refused before the data are read
     options: dict[str, Any] = {"data": data, "tensorboard": tensorboard, "keep": keep, "progress": progress}
     if isinstance(config, HwaExperiment):
         return run_hwa(config, output, **options)

@@ -18,7 +18,7 @@ from aimc.cells.fitting import LARGEST, SMALLEST
 from aimc.cells.pulsed import BMAX, BMIN
 from aimc.config import load_yaml
 from aimc.errors import AimcError, suggest
-from aimc.files import figure_path, write_figure
+from aimc.files import figure_path, load_matplotlib, write_figure
 from aimc.random import Key, normal
 
 DEVICES = 4096
@@ -99,6 +99,7 @@ def draw_cell(cell: PulsedCell, path: str | os.PathLike[str], name: str = "", ke
     Raises:
         AimcError: the file cannot be written.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     pulses = int(min(max(2.5 * cell.states, 20), 2000))
@@ -231,7 +232,7 @@ _DIRECTIONS = {"up": 1, "1": 1, "+1": 1, "1.0": 1, "down": -1, "-1": -1, "0": -1
 
 def command(asked: Any) -> int:
     """Run ``aimc cell``: print the numbers, write the figure, say where it is."""
-    wanted = figure_path(asked.out) if asked.out else None  # refused before the work
+    wanted = figure_path(asked.out) if asked.out is not None else None  # refused before the work
     if asked.fit is not None:
         if asked.set or asked.states is not None:
             raise AimcError("--fit finds the fields; it does not go with --set or --states", field="fit")

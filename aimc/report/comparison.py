@@ -11,7 +11,7 @@ import numpy as np
 
 from aimc.arguments import checked
 from aimc.errors import AimcError
-from aimc.files import NUMBER, misfit, read_json, write_figure
+from aimc.files import NUMBER, load_matplotlib, misfit, read_json, write_figure
 from aimc.report.tables import Table
 
 Entry = dict[str, Any]
@@ -119,6 +119,7 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
     Raises:
         AimcError: nothing to draw, or the path cannot be written.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from aimc.arguments import checked
 from aimc.errors import AimcError
-from aimc.files import write_figure
+from aimc.files import load_matplotlib, write_figure
 from aimc.report.reading import RunReport
 from aimc.units import readable
 
@@ -25,6 +25,7 @@ def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
     Raises:
         AimcError: no run has an evaluation, or the path cannot be written.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     runs = [run for run in runs if run.groups]

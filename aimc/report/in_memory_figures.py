@@ -8,7 +8,7 @@ from typing import Any
 
 from aimc.arguments import checked
 from aimc.errors import AimcError
-from aimc.files import write_figure
+from aimc.files import load_matplotlib, write_figure
 from aimc.report.reading import RunReport
 
 _COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
@@ -21,6 +21,7 @@ def draw_accuracy(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> No
     Raises:
         AimcError: no run has such a curve, or the path cannot be written.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -64,6 +65,7 @@ def draw_telemetry(run: RunReport, path: str | os.PathLike[str]) -> None:
     Raises:
         AimcError: the run has no telemetry, or the path cannot be written.
     """
+    load_matplotlib()
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -129,6 +131,8 @@ def _shares(values: Sequence[float | None]) -> list[float]:
 def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """The telemetry of many layers: epochs to the right, the tiles of all layers downwards."""
     import numpy as np
+
+    load_matplotlib()
     from matplotlib.colors import SymLogNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

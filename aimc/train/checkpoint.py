@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from aimc.arguments import checked
+from aimc.convert import gpus
 from aimc.errors import AimcError
-from aimc.files import write_atomic
+from aimc.files import not_json, write_atomic
 
 _FORMAT = "aimc-checkpoint"
 _VERSION = 1
@@ -34,8 +35,11 @@ def save_checkpoint(
 
     Args:
         path: the file; an old one is replaced only by a complete new one.
-        tensors: any names, shapes and dtypes.
+        tensors: any names and shapes, and dtypes that safetensors knows; dense, with data.
         details: what JSON can hold.
+
+    Raises:
+        AimcError: names the entry that a file cannot hold, or says why the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -52,7 +56,15 @@ def save_checkpoint(
             save_file(held, place, metadata)
         except SafetensorError as error:  # a full disk, mostly
             raise OSError(str(error)) from None
+        except KeyError as error:  # what safetensors says of a dtype that it does not know
+            name = next((n for n, t in held.items() if t.dtype == error.args[0]), None)
+            raise AimcError(
+                f"safetensors holds no {error.args[0]}; convert it", field=f"tensors.{name}"
+            ) from None
 
+    wrong = not_json(details)
+    if wrong:
+        raise AimcError(f"{wrong}; convert it", field="details")
     held = _apart(tensors)
     text = json.dumps(details)
     metadata = {"format": _FORMAT, "version": str(_VERSION), "details": text, "sha256": _digest(held, text)}
@@ -64,13 +76,27 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     held: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
+        kind = _special(tensor)
+        if kind:
+            raise AimcError(f"is {kind}; a file takes dense tensors with data", field=f"tensors.{name}")
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         storage = tensor.untyped_storage()
         if storage.data_ptr() in places or storage.nbytes() != tensor.nbytes:
             tensor = tensor.clone()
         places.add(tensor.untyped_storage().data_ptr())
         held[name] = tensor
     return held
+
+
+def _special(tensor: Tensor) -> str | None:
+    """What makes a tensor none that lies in memory element by element."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.is_meta:
+        return "on the meta device, without data"
+    if tensor.is_quantized:
+        return "quantized"
+    return None if tensor.layout is torch.strided else f"of the layout {tensor.layout}"
 
 
 @checked
@@ -142,16 +168,6 @@ def set_generators(net: nn.Module, states: dict[str, Tensor], source: str) -> No
                 torch.cuda.set_rng_state(states[f"generator of {device}"], device)
     except (RuntimeError, TypeError) as error:
         raise AimcError(f"{source} has no state of torch's generator: {error}", field="checkpoint") from None
-
-
-def gpus(net: nn.Module) -> list[torch.device]:
-    """Where a network's parameters are, but for the CPU.
-
-    Example:
-        >>> gpus(nn.Linear(1, 1))
-        []
-    """
-    return sorted({p.device for p in net.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from aimc.algorithms import Transfers
 from aimc.arguments import checked, expect_between
 from aimc.config import LARGEST, MOST, SMALLEST
-from aimc.convert import evaluating
+from aimc.convert import evaluating, gpus
 from aimc.data import Inputs
 from aimc.errors import AimcError
 from aimc.nn import PulsedLayer, pulsed_layers
@@ -25,7 +25,6 @@ from aimc.optim import observe, wrap
 from aimc.random import Key
 from aimc.train.checkpoint import (
     generators,
-    gpus,
     load_moments,
     load_state,
     moments,

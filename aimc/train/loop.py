@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from aimc.arguments import checked, expect_between
 from aimc.config import LARGEST
-from aimc.convert import evaluating, set_noise_strength
+from aimc.convert import evaluating, gpus, set_noise_strength
 from aimc.data import Inputs
 from aimc.errors import AimcError
 from aimc.nn import analog_layers
 from aimc.random import Key
 from aimc.train.checkpoint import (
     generators,
-    gpus,
     load_moments,
     load_state,
     moments,

@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 from typing import Any
@@ -26,7 +27,16 @@ from typing import Any
 from aimc.arguments import checked
 from aimc.config import Config, differences
 from aimc.errors import AimcError, BusyError, warn
-from aimc.files import read_config, read_json, read_records, record_line, unfit_record, usable, write_atomic
+from aimc.files import (
+    not_json,
+    read_config,
+    read_json,
+    read_records,
+    record_line,
+    unfit_record,
+    writable,
+    write_atomic,
+)
 from aimc.train.stages import Checkpoints
 
 try:
@@ -123,6 +133,22 @@ def _git_hash() -> str | None:
         return None
 
 
+def _holder(note: str) -> str:
+    """Who holds a directory whose lock has this note; processes that were forked hold the lock of their parent."""
+    found = re.fullmatch(r"process (\d+) on (.*)", note)
+    if found is None or found[2] != platform.node():
+        return "another process"
+    if int(found[1]) == os.getpid():
+        return "another Run of this process that was not closed, or a process that it has started,"
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return "a process that was started by one that is gone"
+    except OSError:  # it is another user's
+        pass
+    return "another process"
+
+
 class Run(Checkpoints):
     """A run directory that is being written. Use as a context manager.
 
@@ -161,9 +187,10 @@ class Run(Checkpoints):
     ):
         if keep < 1:
             raise AimcError(f"keeps at least the latest checkpoint, got {keep}", field="keep")
-        super().__init__(usable(path, "output"), keep)
+        super().__init__(writable(path), keep)
         self.config = config
         self._tensorboard, self._writer, self._lock = tensorboard, None, None
+        self._owner = os.getpid()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -195,7 +222,7 @@ class Run(Checkpoints):
             who = os.pread(self._lock.fileno(), 200, 0).decode(errors="replace") or "it has not said which"
             self._lock.close()
             raise BusyError(
-                f"another process is at work in {self.path} ({who}); wait for it, stop it, or give another --output",
+                f"{_holder(who)} is at work in {self.path} ({who}); wait for it, stop it, or give another --output",
                 field="output",
             ) from None
         except OSError as error:
@@ -254,8 +281,15 @@ class Run(Checkpoints):
         """Append one line to the records, on disk before this returns.
 
         Raises:
-            AimcError: the folder cannot be written, or a record of one of aimc's own kinds lacks a field.
+            AimcError: the folder cannot be written, a record of one of aimc's own kinds lacks a field, or a field is
+                nothing that JSON holds, or called ``check``, as the checksum of a line is.
         """
+        if "check" in fields:
+            raise AimcError("is the name of a line's checksum; give the field another name", field="check")
+        for name, value in fields.items():
+            wrong = not_json(value, name)
+            if wrong:
+                raise AimcError(wrong, field=name)
         wrong = unfit_record({"kind": kind, **fields})
         if wrong:
             raise AimcError(f"this is no record of {kind!r}: {wrong}", field="kind")
@@ -327,7 +361,7 @@ class Run(Checkpoints):
         )
 
     def close(self) -> None:
-        """Release the directory."""
+        """Release the directory, also where a process that this one has forked lives on."""
         if self._writer is not None:
             try:
                 self._writer.flush()  # which tells what became of the thread that writes; close does not
@@ -336,6 +370,10 @@ class Run(Checkpoints):
                 self._without_scalars(error)
             self._writer = None
         if self._lock is not None:
+            # Forked processes share the lock: closing the file would leave it with them, and unlocking in one of them
+            # would take it from the process that is at work.
+            if fcntl is not None and os.getpid() == self._owner:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 

@@ -71,7 +71,7 @@ class Checkpoints:
         config, environment = self.path / "config.yaml", self.path / "environment.json"
         data = read_json(environment).get("data") if environment.exists() else None
         try:
-            plain = load_yaml(config.read_text()) if config.exists() else None
+            plain = load_yaml(config.read_text(encoding="utf-8")) if config.exists() else None
         except (OSError, ValueError) as error:  # an AimcError is a ValueError
             raise AimcError(f"{config} is not readable: {error}", field="run") from None
         return {"config": plain, "data": data if isinstance(data, dict) else {}}
@@ -202,9 +202,19 @@ class Checkpoints:
         return f"There is no whole one before it: delete {damaged}{others} to start over"
 
     def forget_progress(self, stage: str) -> None:
-        """Remove the checkpoints of a stage that is finished."""
+        """Remove the checkpoints of a stage that is finished.
+
+        Raises:
+            AimcError: one cannot be removed.
+        """
         for place in (*self._all_progress(stage), self.checkpoint(f"{stage}.epoch.new")):
-            place.unlink(missing_ok=True)
+            try:
+                place.unlink(missing_ok=True)
+            except OSError as error:
+                raise AimcError(
+                    f"cannot remove {place}, which {stage!r} no longer needs: {error.strerror}; remove it yourself",
+                    field="output",
+                ) from None
 
     def _progress(self, stage: str, age: int) -> pathlib.Path:
         return self.checkpoint(f"{stage}.epoch.{age}" if age else f"{stage}.epoch")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
+from time import sleep
 
 import numpy as np
 import pytest
@@ -292,6 +294,34 @@ def test_workers_change_nothing_and_an_error_in_one_rises():
     with pytest.raises(aimc.AimcError, match="field 'metric'"):
         aimc.evaluate_over_time(net, lambda n: float("nan"), chips=4, workers=2, reference=1.0)
     assert torch.get_num_threads() == threads and net.training
+
+
+def test_what_a_metric_draws_follows_from_seed_chip_and_time_alone():
+    net = aimc.convert(nn.Linear(4, 3), aimc.presets.pcm().replace(**{"input_range.value": 1.0}), seed=0)
+
+    def metric(net):
+        sleep(0.01)  # the threads take turns
+        return float(torch.randn(()))  # whatever the chip
+
+    def values(seed=0, times=("1s", "1y"), chips=4, **options):
+        torch.manual_seed(len(results))
+        before = torch.get_rng_state()
+        results.append(aimc.evaluate_over_time(net, metric, times=times, chips=chips, seed=seed, **options))
+        assert torch.equal(before, torch.get_rng_state())
+        return results[-1].values
+
+    results, seen = [], []
+    first = values()
+    with pytest.warns(UserWarning, match="chips are evaluated one after the other"):
+        assert (values(workers=3, progress=lambda *n: seen.append(n)) == first).all()
+    assert sorted(seen) == [(i, 8) for i in range(1, 9)]
+    assert results[0].reference == results[1].reference
+    assert (values(times=("1y",), chips=3) == first[1:, :3]).all()
+    assert (values(known={1: [0.0, 0.0]})[:, [0, 2, 3]] == first[:, [0, 2, 3]]).all()
+    assert len(np.unique(first)) == 8 and not np.isin(values(seed=1), first).any()
+    with warnings.catch_warnings():  # of a metric that draws nothing
+        warnings.simplefilter("error")
+        aimc.evaluate_over_time(net, lambda n: float(n(torch.eye(4)).detach().sum()), chips=4, workers=3)
 
 
 def test_chips_that_are_known_are_not_evaluated_again():

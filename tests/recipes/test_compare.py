@@ -241,7 +241,8 @@ def test_a_run_that_another_comparison_is_at_is_left_to_it(jobs, tmp_path):
         after = {p.name: p.read_bytes() for p in (tmp_path / theirs).iterdir() if p.is_file()}
     assert [r["name"] for r in found["runs"]] == [mine] and not found["failed"] and before == after
     assert f"process {os.getpid()} on" in found["busy"][theirs]
-    assert any(line.startswith(f"{theirs}: another process is at work") for line in watch.lines)
+    who = "another Run of this process" if jobs == 1 else "another process is at work"
+    assert any(line.startswith(f"{theirs}: {who}") for line in watch.lines)
     found = compare(wanted, tmp_path)
     assert len(found["runs"]) == 2 and not found["busy"]
 

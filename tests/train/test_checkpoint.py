@@ -38,6 +38,64 @@ def test_shared_memory_is_no_obstacle(tmp_path):
     assert {name: len(value) for name, value in tensors.items()} == {"a": 3, "b": 3, "c": 2}
 
 
+def test_a_view_of_conjugates_is_saved_as_the_values_it_shows(tmp_path):
+    numbers = torch.tensor([1 + 2j, 3 - 1j])
+    save_checkpoint(tmp_path / "a.safetensors", {"a": numbers.conj(), "b": numbers.conj().imag}, {})
+    tensors, _ = load_checkpoint(tmp_path / "a.safetensors")
+    assert tensors["a"].tolist() == [1 - 2j, 3 + 1j] and tensors["b"].tolist() == [-2.0, 1.0]
+
+
+_KINDS = {
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+    "meta device": lambda: torch.ones(2, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "layout torch.sparse_coo": lambda: torch.eye(2).to_sparse(),
+    "no torch.complex128": lambda: torch.ones(2, dtype=torch.complex128),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_tensor_that_a_file_cannot_hold_is_named(tmp_path, kind):
+    with pytest.raises(AimcError, match=rf"'tensors.odd': .*{kind}"):
+        save_checkpoint(tmp_path / "a.safetensors", {"fine": torch.ones(1), "odd": _KINDS[kind]()}, {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "details, message",
+    [
+        ({"a": float("nan")}, "'details': a is nan"),
+        ({"a": [torch.ones(1)]}, r"'details': a\[0\] is a Tensor"),
+        ({"a": {3: 4}}, "'details': a has the key 3"),
+        ({3: 4}, "'details': expects a dict of text to anything, got a dict with the key 3"),
+    ],
+)
+def test_details_that_are_not_json_are_named(tmp_path, details, message):
+    with pytest.raises(AimcError, match=message):
+        save_checkpoint(tmp_path / "a.safetensors", {}, details)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_is_not_replaced_by_a_file_and_a_link_is_written_through(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link to the pipe").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link to the pipe"):
+        with pytest.raises(AimcError, match="no file but a device, pipe or socket"):
+            write_atomic(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link to the pipe").is_symlink()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to("deep/file")  # points to nothing yet
+    for text in ("new", "newer"):
+        write_atomic(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "deep" / "file").read_text() == text
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(AimcError, match="symbolic links"):
+        write_atomic(tmp_path / "round", "text")
+    with pytest.raises(AimcError, match="Is a directory"):
+        write_atomic(tmp_path / "deep", "text")
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "details", "foreign", "text", "missing", "newer"])
 def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path, damage):
     path = tmp_path / "model.safetensors"

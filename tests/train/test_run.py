@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from aimc.config import Config
 from aimc.errors import AimcError, BusyError
@@ -73,8 +74,47 @@ def test_other_data_is_refused(tmp_path):
 
 def test_two_processes_do_not_share_a_directory(tmp_path):
     pytest.importorskip("fcntl")
-    with _open(tmp_path), pytest.raises(AimcError, match="another process"):
+    with _open(tmp_path), pytest.raises(AimcError, match="another Run of this process"):
         _open(tmp_path)
+
+
+_HOLD = """
+import os, sys
+from tests.train.test_run import _open
+run = _open(sys.argv[1])
+if os.fork() == 0:
+    if "--child-closes" in sys.argv:
+        run.close()
+        print("child", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+if "--close" in sys.argv:
+    run.close()
+print("parent", flush=True)
+if "--stay" in sys.argv:
+    sys.stdin.read()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("words", ["--close --stay", "", "--child-closes --stay"])
+def test_a_forked_process_neither_keeps_nor_takes_the_lock(tmp_path, words):
+    """What forks, such as a worker that loads data, holds the same lock."""
+    pytest.importorskip("fcntl")
+    command = [sys.executable, "-c", _HOLD, str(tmp_path), *words.split()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout is not None
+        for _ in range(1 + words.count("child")):
+            assert other.stdout.readline()
+        if "--close" in words:
+            _open(tmp_path).close()
+        elif not words:  # the parent is gone, and its child lives
+            other.wait(10)
+            with pytest.raises(BusyError, match=rf"started by one that is gone.*process {other.pid}"):
+                _open(tmp_path)
+        else:
+            with pytest.raises(BusyError, match="another process"):
+                _open(tmp_path)
 
 
 def test_the_process_at_work_is_named_and_one_that_was_killed_holds_nobody_up(tmp_path):
@@ -114,10 +154,43 @@ def test_a_torn_last_line_is_taken_out_before_the_next_is_written(tmp_path):
     assert [r["n"] for r in read_records(tmp_path)] == [1, 2]
 
 
-def test_records_refuse_what_json_cannot_hold(tmp_path):
-    with _open(tmp_path) as run, pytest.raises(ValueError):
-        run.record("note", value=float("nan"))
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"x": float("nan")}, "'x': x is nan"),
+        ({"x": torch.ones(1)}, "'x': x is a Tensor"),
+        ({"x": [{"y": float("inf")}]}, r"x\[0\].y is inf"),
+        ({"x": {3: 4}}, "x has the key 3"),
+        ({"check": "hello"}, "'check': is the name of a line's checksum"),
+    ],
+)
+def test_records_refuse_what_a_line_cannot_hold(tmp_path, fields, message):
+    with _open(tmp_path) as run, pytest.raises(AimcError, match=message):
+        run.record("note", **fields)
     assert read_records(tmp_path) == []
+    _open(tmp_path).close()
+
+
+def test_records_that_cannot_be_read_and_checkpoints_that_cannot_be_removed_are_named(tmp_path):
+    with _open(tmp_path) as run:
+        run.checkpoint("a.epoch").mkdir()
+        with pytest.raises(AimcError, match=r"cannot remove .*a\.epoch\.safetensors.*Is a directory"):
+            run.forget_progress("a")
+    (tmp_path / "records.jsonl").mkdir()
+    with pytest.raises(AimcError, match=r"records\.jsonl is not readable: Is a directory"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("name, message", [("caf\udce9", "is not UTF-8"), ("", "is empty")])
+def test_a_name_that_not_every_writer_takes_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch, name, message
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AimcError, match=message) as caught:
+        _open(name)
+    assert caught.value.field == "output" and os.listdir(tmp_path) == []
+    with pytest.raises(AimcError, match=message):
+        write_atomic(name, "text")
 
 
 def test_settle_appends_what_is_missing_and_takes_back_what_was_lost(tmp_path):
