@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -31,6 +32,7 @@ from aimc.random import Key
 _EXTRAS = ("input_range", "output_gain", "column_scale", "analog_state", "analog_hardware")
 _LAYERS: weakref.WeakKeyDictionary[AnalogLayer, None] = weakref.WeakKeyDictionary()
 _NOTHING = contextlib.nullcontext()
+_PUTTING = threading.Lock()  # two threads may want to put a chip in at once
 
 
 @dataclasses.dataclass
@@ -122,6 +124,7 @@ class AnalogLayer(nn.Module):
         self.noise_strength: float | None = None
         self.statistics: Statistics | None = None
         self._programmed: ProgrammedWeights | None = None
+        self._holder: int | None = None  # the thread that put it in
         self._pass: HeldPass | None = None
         self._observer: Callable[[Tensor], None] | None = None
         self._records = Records()
@@ -583,8 +586,16 @@ class AnalogLayer(nn.Module):
     @contextlib.contextmanager
     def programmed(self, weights: ProgrammedWeights) -> Iterator[None]:
         """Put a chip's weights in place, and take them out again. Reads are numbered from zero inside."""
-        before = self._programmed, self._evaluated
-        self._programmed, self._evaluated = weights, 0
+        with _PUTTING:
+            holder, here = self._holder, threading.get_ident()
+            if self._programmed is not None and holder not in (None, here):
+                raise AimcError(
+                    "another thread has a chip in place, and would compute with this one; give every thread a network "
+                    "of its own (twin = copy.deepcopy(net), and a chip of the twin), as aimc.evaluate_over_time does",
+                    layer=self.name,
+                )
+            before = self._programmed, self._evaluated, holder
+            self._programmed, self._evaluated, self._holder = weights, 0, here
         try:
             yield
         finally:
@@ -592,7 +603,7 @@ class AnalogLayer(nn.Module):
                 raise AimcError(
                     "chips were taken out of the network in another order than put in", layer=self.name
                 )
-            self._programmed, self._evaluated = before
+            self._programmed, self._evaluated, self._holder = before
 
     @contextlib.contextmanager
     def observed(self, observer: Callable[[Tensor], None]) -> Iterator[None]:
@@ -770,7 +781,7 @@ class AnalogLayer(nn.Module):
         )  # a copy counts versions from zero
         state["_range_version"] = -1
         state["statistics"] = state["_observer"] = state["_pass"] = None
-        state["_replay"] = state["_recording"] = state["_sharded"] = None
+        state["_replay"] = state["_recording"] = state["_sharded"] = state["_holder"] = None
         return state
 
     def __setstate__(self, state):

@@ -183,8 +183,10 @@ class AnalogConv(AnalogLayer):
             x, symmetric = pad_images(x, amounts, self.padding_mode, self.name), (0,) * self.spatial
         elif any(amounts[2 * i] != amounts[2 * i + 1] for i in range(self.spatial)):
             x, symmetric = F.pad(x, amounts), (0,) * self.spatial  # 'same' with an even kernel
-        # A dynamic input range belongs to an image, so there an image has to stay one vector.
-        channels_last = _is_channels_last(x) and self.hardware.input_range.mode != "dynamic"
+        # A dynamic input range belongs to an image, and noise is numbered as the outputs of an image lie: there an
+        # image has to stay one vector, however it lies in memory.
+        whole = self.hardware.input_range.mode == "dynamic" or self.periphery.noisy
+        channels_last = not whole and _is_channels_last(x)
         geometry = ConvGeometry(self, tuple(x.shape[2:]), symmetric, channels_last)
         check_kernel(geometry.out, self.name, input.shape)
         images = x.shape[0]

@@ -54,6 +54,11 @@ class Periphery:
     ir_drop: IRDrop | None
     wires: Wires | None = None
 
+    @property
+    def noisy(self) -> bool:
+        """Whether a read draws random numbers."""
+        return self.output_noise > 0 or self.short_term_noise > 0
+
 
 @dataclasses.dataclass
 class Tiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import json
 
@@ -260,6 +261,33 @@ def test_an_exception_restores_too():
 
 
 @torch.no_grad()
+def test_a_network_holds_the_chip_of_one_thread():
+    net, x = make(), torch.randn(3, 24)
+    first, second = aimc.program(net, seed=1), aimc.program(net, seed=2)
+    with torch.no_grad(), concurrent.futures.ThreadPoolExecutor(1) as other:
+
+        def read(chip):
+            with torch.no_grad(), chip.at("1y"):
+                return net(x)
+
+        expected = other.submit(read, second).result()
+        with first.at("1y"):
+            y = net(x)
+        with first.at("1y"):
+            with pytest.raises(AimcError, match="layer '0': another thread has a chip .*copy.deepcopy"):
+                other.submit(read, second).result()
+            assert torch.equal(net(x), y)
+            twin = copy.deepcopy(net)  # a copy is nobody's
+            twins = aimc.program(twin, seed=2)
+
+            def read_twin():
+                with torch.no_grad(), twins.at("1y"):
+                    return twin(x)
+
+            assert torch.equal(other.submit(read_twin).result(), expected)
+        assert torch.equal(other.submit(read, second).result(), expected)
+
+
 def test_nested_times():
     net = make()
     chip, other = aimc.program(net, seed=7), aimc.program(net, seed=8)
