@@ -154,7 +154,7 @@ def test_noise_does_not_depend_on_the_memory_format(mode):
         twin, inputs = copy.deepcopy(net), x.clone(memory_format=form).requires_grad_()
         place = aimc.program(twin, seed=1).at("1h") if mode == "chip" else contextlib.nullcontext()
         with place:
-            for k in range(2):  # the second read goes on where the first ended
+            for _ in range(2):  # the second read goes on where the first ended
                 y = twin(inputs)
                 y.square().sum().backward()
         found.append((y, inputs.grad))
