@@ -242,8 +242,9 @@ def _refuse_bias_apart(
     layer: PulsedLayer, weights: dict[str, Any] | None, biases: dict[str, Any] | None
 ) -> None:
     """An error where an analog bias is not to be trained as its weight is: it is a column of the same array."""
-    why = None
-    if layer.weight.requires_grad != layer.bias.requires_grad:
+    why, bias = None, layer.bias
+    assert bias is not None
+    if layer.weight.requires_grad != bias.requires_grad:
         why = "one of them is frozen (requires_grad=False)"
     elif layer.weight.requires_grad and (weights is None) != (biases is None):
         why = "one of them is in the optimizer"
