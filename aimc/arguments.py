@@ -98,6 +98,13 @@ def expect_tensor(value: Any, layer: str, field: str = "input") -> None:
     """
     if not isinstance(value, torch.Tensor):
         raise AimcError(f"expects a tensor, got {_shown(value)}", layer=layer, field=field)
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise AimcError(
+            f"expects a dense tensor, got a {kind} one; x.to_dense(), or pad a nested one",
+            layer=layer,
+            field=field,
+        )
 
 
 def expect_between(low: float, high: float, **values: float) -> None:

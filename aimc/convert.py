@@ -121,6 +121,7 @@ def _pulsed_row(name: str, layer: PulsedLayer, parameters: int) -> Row:
 
 
 @checked
+@torch.inference_mode(False)  # what comes out can be trained
 def convert(
     net: nn.Module,
     hardware: Hardware | PulsedHardware,
@@ -174,6 +175,12 @@ def convert(
         ):
             raise AimcError(
                 "its parameters are sharded; convert the network first, then call fully_shard", layer=name
+            )
+        if any(p.is_meta for p in module._parameters.values() if p is not None):
+            raise AimcError(
+                "its parameters are on the meta device, where they have no values; net.to_empty(device='cpu') and "
+                "net.load_state_dict(...) first, then convert",
+                layer=name,
             )
     patterns = (digital,) if isinstance(digital, str) else tuple(digital)
     rows = _survey(net, patterns, type(hardware))
@@ -540,6 +547,7 @@ def _on_tiles(net: nn.Module) -> dict[str, AnalogLayer | PulsedLayer]:
 
 
 @checked
+@torch.inference_mode(False)  # what comes out can be trained
 def to_digital(net: nn.Module) -> nn.Module:
     """A digital copy: every analog layer becomes the torch layer with the same weights, output gains multiplied in.
 

@@ -521,3 +521,42 @@ def test_files_are_safe_and_whole(tmp_path):
     )
     other.load_state_dict(load_file(tmp_path / "cells.safetensors"))
     assert_close("from cells", other(x), cells(x))
+
+
+@pytest.mark.parametrize("half", ["pcm", "reram"])
+def test_a_network_made_in_inference_mode_can_be_trained(half):
+    with torch.inference_mode():
+        net = aimc.convert(nn.Sequential(nn.Linear(4, 3)), getattr(aimc.presets, half)(), seed=0)
+        digital = aimc.to_digital(net)
+    before = [net[0].weight.detach().clone(), digital[0].weight.detach().clone()]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for one, step in (
+        (net, aimc.optim.wrap(optimizer, net) if half == "reram" else optimizer),
+        (digital, torch.optim.SGD(digital.parameters(), lr=0.1)),
+    ):
+        one(torch.ones(8, 4)).sum().backward()
+        step.step()
+    assert not torch.equal(net[0].weight, before[0]) and not torch.equal(digital[0].weight, before[1])
+
+
+@pytest.mark.parametrize("half", ["pcm", "reram"])
+def test_weights_without_values_are_not_converted(half):
+    with pytest.raises(aimc.AimcError, match="layer '0': .*meta device.*to_empty"):
+        aimc.convert(nn.Sequential(nn.Linear(4, 3, device="meta")), getattr(aimc.presets, half)())
+
+
+@pytest.mark.parametrize("half", ["pcm", "reram"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (torch.ones(2, 4, dtype=torch.int64), "expects floating-point inputs, got torch.int64"),
+        (torch.ones(2, 4, dtype=torch.complex64), "expects floating-point inputs, got torch.complex64"),
+        (torch.ones(2, 4).to_sparse(), "expects a dense tensor, got a sparse_coo one"),
+        (torch.nested.nested_tensor([torch.ones(2, 4)]), "expects a dense tensor, got a nested one"),
+    ],
+    ids=["int", "complex", "sparse", "nested"],
+)
+def test_inputs_of_other_kinds_are_refused_by_name(half, wrong, said):
+    net = aimc.convert(nn.Sequential(nn.Linear(4, 3)), getattr(aimc.presets, half)(), seed=0)
+    with pytest.raises(aimc.AimcError, match=f"layer '0'.*{said}"):
+        net(wrong)

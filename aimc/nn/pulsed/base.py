@@ -463,6 +463,8 @@ class PulsedLayer(nn.Module):
                 "every module that is sharded, or take DistributedDataParallel",
                 layer=self.name, field="weight",
             )  # fmt: skip
+        if not x.is_floating_point():
+            raise AimcError(f"expects floating-point inputs, got {x.dtype}", layer=self.name, shape=x.shape)
         if self._stale or self._versions() != self._written or self._moved():
             self.refuse_edits()
         try:
