@@ -176,12 +176,6 @@ def convert(
             raise AimcError(
                 "its parameters are sharded; convert the network first, then call fully_shard", layer=name
             )
-        if any(p.is_meta for p in module._parameters.values() if p is not None):
-            raise AimcError(
-                "its parameters are on the meta device, where they have no values; net.to_empty(device='cpu') and "
-                "net.load_state_dict(...) first, then convert",
-                layer=name,
-            )
     patterns = (digital,) if isinstance(digital, str) else tuple(digital)
     rows = _survey(net, patterns, type(hardware))
     unsupported = [row for row in rows if row.where == "unsupported"]

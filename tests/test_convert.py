@@ -540,12 +540,6 @@ def test_a_network_made_in_inference_mode_can_be_trained(half):
 
 
 @pytest.mark.parametrize("half", ["pcm", "reram"])
-def test_weights_without_values_are_not_converted(half):
-    with pytest.raises(aimc.AimcError, match="layer '0': .*meta device.*to_empty"):
-        aimc.convert(nn.Sequential(nn.Linear(4, 3, device="meta")), getattr(aimc.presets, half)())
-
-
-@pytest.mark.parametrize("half", ["pcm", "reram"])
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
