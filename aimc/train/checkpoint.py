@@ -92,7 +92,7 @@ def _special(tensor: Tensor) -> str | None:
     """What makes a tensor none that lies in memory element by element."""
     if tensor.is_nested:
         return "nested"
-    if tensor.is_meta:
+    if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter):  # another kind may hold its values elsewhere
         return "on the meta device, without data"
     if tensor.is_quantized:
         return "quantized"
