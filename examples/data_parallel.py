@@ -63,6 +63,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     try:
         accuracies = main()
+        dist.barrier()  # gloo may abort a process that leaves while another still works
         if dist.get_rank() == 0:
             for name, value in accuracies.items():
                 print(f"{name}, {dist.get_world_size()} processes: {100 * value:.1f} %")

@@ -92,7 +92,7 @@ def _special(tensor: Tensor) -> str | None:
     """What makes a tensor none that lies in memory element by element."""
     if tensor.is_nested:
         return "nested"
-    if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter):  # another kind may hold its values elsewhere
+    if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter):  # a subclass may hold its values
         return "on the meta device, without data"
     if tensor.is_quantized:
         return "quantized"
