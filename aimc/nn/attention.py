@@ -80,10 +80,6 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
         """
         for name, value_ in (("query", query), ("key", key), ("value", value)):
             expect_tensor(value_, self.analog_name, name)
-        if query.is_nested or key.is_nested or value.is_nested:
-            raise AimcError(
-                "takes no nested tensors; pad them and give a key_padding_mask", layer=self.analog_name
-            )
         if query.dim() not in (2, 3) or {key.dim(), value.dim()} != {query.dim()}:
             raise AimcError(
                 f"expects query, key and value of 2 or of 3 dimensions, got {query.dim()}, {key.dim()} and "

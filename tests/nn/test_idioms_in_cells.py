@@ -197,7 +197,7 @@ def test_an_interrupt_leaves_weights_that_are_those_of_the_cells(name, monkeypat
             torch.set_grad_enabled(True)  # torch's own switch may be left behind
             _backward(net)
             try:
-                signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-5, 1e-3))
+                signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-5, 4e-4))
                 optimizer.step()
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
@@ -208,7 +208,7 @@ def test_an_interrupt_leaves_weights_that_are_those_of_the_cells(name, monkeypat
             _assert_fresh(net)
     finally:
         signal.signal(signal.SIGALRM, old)
-    assert hits > 10
+    assert hits > 3
     _backward(net)
     with monkeypatch.context() as patch:
         patch.setattr(type(net[0]), "_take_back", interrupt)
