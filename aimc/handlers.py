@@ -37,6 +37,7 @@ from aimc.nn import (
     own_forward,
     reached,
 )
+from aimc.nn.base import made_by_hooks
 
 __all__ = ["Handler", "Registered", "find_handler", "matches", "register", "register_products"]
 
@@ -87,9 +88,7 @@ class Registered:
 
 def _made_anew(module: nn.Module) -> bool:
     """Whether a hook or a parametrization computes a weight or bias at every step, so that a copy would stay behind."""
-    # torch's hooks keep "weight_orig" or "weight_g" and "weight_v" as parameters and leave "weight" as a plain tensor.
-    made = {n.rpartition("_")[0] for n in module._parameters if n.endswith(("_orig", "_g", "_v"))}
-    return not made.isdisjoint(module.__dict__) or hasattr(module, "parametrizations")
+    return bool(made_by_hooks(module)) or hasattr(module, "parametrizations")
 
 
 _HANDLERS: dict[type, dict[type[nn.Module], Registered]] = {Hardware: {}, PulsedHardware: {}}

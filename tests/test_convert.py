@@ -1,5 +1,7 @@
 """Conversion: coverage, strictness, sharing."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -406,6 +408,80 @@ def test_a_bias_that_is_made_anew_is_refused(how):
         prune.l1_unstructured(layer, "bias", amount=1)
     with pytest.raises(aimc.AimcError, match="would stay digital"):
         aimc.convert(nn.Sequential(layer), aimc.presets.ideal())
+
+
+_HOOKED = {
+    "pruned weight": (lambda: nn.Linear(4, 2), lambda m: prune.identity(m, "weight"), "weight"),
+    "pruned bias": (lambda: nn.Linear(4, 2), lambda m: prune.identity(m, "bias"), "bias"),
+    "normalised": (lambda: nn.Linear(4, 2), nn.utils.weight_norm, "weight"),
+    "spectral": (lambda: nn.Linear(4, 2), nn.utils.spectral_norm, "weight"),
+    "pruned part": (lambda: nn.LSTM(4, 2), lambda m: prune.identity(m, "weight_ih_l0"), "weight_ih_l0"),
+    "bare matrix": (lambda: Halving(), lambda m: prune.identity(m, "matrix"), "matrix"),
+}
+
+
+class Halving(nn.Module):
+    """Multiplies by a bare parameter; of a name that no hook of torch ends with."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(2, 4) / 2)
+
+    def forward(self, x):
+        return F.linear(x, self.matrix)
+
+
+aimc.register_products(Halving, weights=["matrix"])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("how", _HOOKED)
+def test_hooks_that_compute_a_weight_on_tiles_are_refused(how):
+    make, hook, name = _HOOKED[how]
+    hardware = aimc.presets.pcm().replace(**{"input_range.value": 1.0})
+    net, x = aimc.convert(nn.Sequential(make()), hardware, seed=0), torch.ones(3, 4)
+    net(x)
+    net.eval()
+    net(x)
+    hook(net[0])
+    said = f"layer '0', field '{name}'.*: .*prune"
+    for use in (
+        lambda: net(x),
+        lambda: net.train()(x),
+        lambda: aimc.program(net, seed=1),
+        lambda: aimc.to_digital(net),
+    ):
+        with pytest.raises(aimc.AimcError, match=said):
+            use()
+    # Other networks are trained beside it.
+    other = aimc.convert(nn.Linear(4, 2), hardware, seed=0)
+    other(x).sum().backward()
+    torch.optim.SGD(other.parameters(), 0.1).step()
+    if how == "pruned weight":
+        prune.remove(net[0], "weight")
+        net(x).sum().backward()
+
+
+def test_a_hook_on_a_digital_bias_beside_cells_is_not_exported():
+    net = aimc.convert(nn.Sequential(nn.Linear(4, 2)), PULSED, seed=0)
+    prune.identity(net[0], "bias")
+    with pytest.raises(aimc.AimcError, match="layer '0', field 'bias': .*prune.remove"):
+        aimc.to_digital(net)
+
+
+def test_a_parametrization_that_clips_do_not_reach_is_spoken_of():
+    hardware = aimc.presets.pcm().replace(**{"input_range.value": 1.0})
+    net, x = aimc.convert(nn.Sequential(nn.Linear(4, 2)), hardware, seed=0), torch.ones(3, 4)
+    nn.utils.parametrize.register_parametrization(net[0], "weight", _Double())
+    with pytest.warns(UserWarning, match="layer '0': training.clip does not reach"):
+        net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(x)
+        net[0].set_hardware(hardware.replace(**{"training.clip": None}))
+        twin = aimc.convert(nn.Sequential(nn.Linear(4, 2)), net[0].hardware, seed=0)
+        nn.utils.parametrize.register_parametrization(twin[0], "weight", _Double())
+        twin(x)
 
 
 class Experts(nn.Module):

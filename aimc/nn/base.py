@@ -80,6 +80,32 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def made_by_hooks(module: nn.Module) -> set[str]:
+    """Names of what a hook of torch computes before every forward pass: pruned or normalised weights and biases.
+
+    Example:
+        >>> made_by_hooks(torch.nn.utils.prune.identity(nn.Linear(2, 2), "weight"))
+        {'weight'}
+    """
+    # torch's hooks keep "weight_orig" or "weight_g" and "weight_v" as parameters and leave "weight" as a plain tensor.
+    stems = {n.rpartition("_")[0] for n in module._parameters if n.endswith(("_orig", "_g", "_v"))}
+    return stems & module.__dict__.keys()
+
+
+def refuse_hooks(module: nn.Module, name: str) -> None:
+    """Raise where a hook of torch computes a weight or a bias: it is that of the last forward pass, steps miss it."""
+    made = made_by_hooks(module)
+    if made:
+        what = min(made)
+        raise AimcError(
+            f"torch.nn.utils.prune, weight_norm or spectral_norm computes the {what} by a hook from other parameters, "
+            "and clipping, chips and exports would miss these. Make it permanent: prune.remove(layer, "
+            f"{what!r}), remove_weight_norm, remove_spectral_norm; or use torch.nn.utils.parametrize, whose {what} is "
+            "always up to date",
+            layer=name or type(module).__name__, field=what,
+        )  # fmt: skip
+
+
 def _smallest(dtype: torch.dtype) -> float:
     """The smallest input range: its inverse stays finite."""
     return min(torch.finfo(dtype).tiny * 1e6, 1e-4)
@@ -114,6 +140,7 @@ class AnalogLayer(nn.Module):
     column_scale: Tensor | None
     _is_fsdp_managed_module = False  # fully_shard says so
     watch: Watch | None = None  # the network's; set by aimc.convert
+    _unclipped = False  # whether it was said that the weight is not clipped
 
     def _set_up(self, hardware: Hardware, layout: Layout, key: Key, name: str, backend: str) -> None:
         """Called once by the leaf's constructor, after weight and bias exist."""
@@ -222,6 +249,14 @@ class AnalogLayer(nn.Module):
         training = self.hardware.training
         if not self.training or training is None or training.clip is None:
             return
+        if "parametrizations" in self._modules and not isinstance(self._parameter(), nn.Parameter):
+            if not self._unclipped:
+                warn(
+                    f"layer {self.name!r}: training.clip does not reach a weight that a parametrization computes; let "
+                    "one more parametrization clip it, and take hardware.replace(**{'training.clip': None})",
+                )
+            self._unclipped = True
+            return
         if not self._is_fsdp_managed_module:
             if version(self.weight) != self._clipped_version:
                 self.constrain()
@@ -248,6 +283,7 @@ class AnalogLayer(nn.Module):
 
     def refuse_shards(self) -> None:
         """Raise where the weight is not whole, or is nobody's parameter."""
+        refuse_hooks(self, self.name)
         parameter = self._parameter()
         if self._is_fsdp_managed_module and not isinstance(parameter, nn.Parameter):
             raise AimcError(

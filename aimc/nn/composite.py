@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -144,18 +144,24 @@ class AnalogMatrix(AnalogLinear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self.piece.of(self.owner.analog_held())
+        return self.piece.of(self._present())
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        return self.piece.bias_of(self.owner.analog_held())
+        return self.piece.bias_of(self._present())
+
+    def _present(self) -> Mapping[str, Any]:
+        owner = self.owner
+        owner.analog_refuse_gone([self.piece])
+        return owner.analog_held()
 
     def _outputs_first(self) -> Tensor:
+        self.owner.analog_refuse_gone([self.piece])
         return self.piece.of(self.owner.analog_parameters())
 
     def _parameter(self) -> nn.Parameter | None:
         owner = self._owner() if self._owner is not None else None
-        return owner.analog_held()[self.piece.weight] if owner is not None else None
+        return owner.analog_held().get(self.piece.weight) if owner is not None else None
 
     def _part(self, whole: Tensor) -> Tensor:
         return self.piece.of({self.piece.weight: whole})
@@ -238,6 +244,19 @@ class Composite(nn.Module):
         """The parameters by the names that pieces have for them."""
         return self._parameters
 
+    def analog_refuse_gone(self, pieces: Iterable[Piece] | None = None) -> None:
+        """Raise where a parameter of a piece (None: of any) was taken out of the module."""
+        held = self.analog_held()
+        pieces = self._analog_pieces.values() if pieces is None else pieces
+        for name in {name for piece in pieces for name in (piece.weight, piece.bias)}:
+            if name is not None and name not in held:
+                raise AimcError(
+                    "is no parameter of the module any more, as after torch.nn.utils.prune, weight_norm, spectral_norm "
+                    "or a parametrization, and the tiles would miss it. Do that to the digital network and make it "
+                    "permanent before aimc.convert, or prune a copy: aimc.to_digital(net)",
+                    layer=self.analog_name or type(self).__name__, field=name,
+                )  # fmt: skip
+
     def analog_parameters(self) -> Mapping[str, Any]:
         """The parameters that products differentiate."""
         return self.analog_held()
@@ -258,6 +277,7 @@ class Composite(nn.Module):
     @torch.no_grad()
     def analog_export(self, digital: nn.Module) -> nn.Module:
         """Write parameters, weights and mode into a digital module."""
+        self.analog_refuse_gone()
         digital.train(self.training)
         for name, mine in self._parameters.items():
             there: Any = digital._parameters.get(name)

@@ -42,6 +42,8 @@ class OwnForward(Composite):
         forward: Callable = self._analog_kind.forward
         if self._analog_unwrapped:
             forward = inspect.unwrap(forward)
+        if not self._analog_depth:  # a parameter that was replaced would be multiplied by beside the tiles
+            self.analog_refuse_gone()
         self._analog_depth += 1
         try:
             return forward(self, *args, **kwargs)
@@ -88,6 +90,7 @@ class OwnForward(Composite):
         Args:
             memo: of the copy that the twin is a part of.
         """
+        self.analog_refuse_gone()
         digital = _blank(self._analog_kind)
         for name, value in self.__dict__.items():
             if name not in _PLAIN and not name.startswith(("_analog", "analog")):

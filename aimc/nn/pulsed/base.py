@@ -17,7 +17,7 @@ from aimc.config import differences
 from aimc.crossbar import Layout
 from aimc.errors import AimcError, warn
 from aimc.hardware import PulsedHardware
-from aimc.nn.base import hardware_record, saved_hardware
+from aimc.nn.base import hardware_record, refuse_hooks, saved_hardware
 from aimc.nn.loading import LARGEST, misfit, misfit_counters, misfits
 from aimc.nn.opaque import outside_graphs, transformed
 from aimc.nn.pulsed.read import Reads
@@ -633,6 +633,7 @@ class PulsedLayer(nn.Module):
     @torch.no_grad()
     def _exported(self, digital: Any) -> Any:
         """A digital twin with copies of what the cells amount to, in this layer's precision, device and mode."""
+        refuse_hooks(self, self.name)  # a digital bias
         digital = digital.to(self.weight.device, self.weight.dtype).train(self.training)
         if self._stale:
             self.refresh()
