@@ -201,7 +201,7 @@ def convert(
         if name in chosen:
             _refuse_rubbish(module, name)
     if seed is None:
-        seed = processes.agreed(int(torch.randint(0, 2**63 - 1, ())))
+        seed = processes.agreed(int(torch.randint(0, 2**63 - 1, (), device="cpu")))
     if not inplace:
         net = copy.deepcopy(net)
     first_name = {module: name for name, module in net.named_modules()}  # a shared module has several names

@@ -177,7 +177,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
             (float(not m._agreed), float((m._agreed or processes.rank() == 0) and m.edited()))
             for m in self._layers
         ]
-        doubts, edits = processes.largest(torch.tensor(found)).unbind(1)
+        doubts, edits = processes.largest(torch.tensor(found, device="cpu")).unbind(1)
         for layer, edited in zip(self._layers, edits.tolist()):
             if edited:
                 layer.refuse_edits(elsewhere=True)

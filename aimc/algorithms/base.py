@@ -116,12 +116,12 @@ class Algorithm(Config):
         device = weight.device
         drawn = [array.cell.draw(array.shape, array.key.fold("tile", t), device) for t in range(tiles)]
         state: State = {
-            "held": torch.zeros(tiles, rows, columns, device=device),
+            "held": torch.zeros(tiles, rows, columns, device=device, dtype=torch.float32),
             "parameters": torch.stack(drawn),
             "counts": torch.zeros(tiles, rows, columns, dtype=torch.int32, device=device),
-            "counters": torch.zeros(self.COUNTERS, dtype=torch.int64),
-            "statistics": torch.zeros(tiles, len(STATISTICS), dtype=torch.int64),
-            "reads": torch.zeros(tiles, dtype=torch.int64),
+            "counters": torch.zeros(self.COUNTERS, dtype=torch.int64, device="cpu"),
+            "statistics": torch.zeros(tiles, len(STATISTICS), dtype=torch.int64, device="cpu"),
+            "reads": torch.zeros(tiles, dtype=torch.int64, device="cpu"),
         }
         if array.cell.write_noise_std > 0:
             state["w"] = state["held"].clone()
@@ -129,9 +129,9 @@ class Algorithm(Config):
             for name, value in array.cell.draw_retention(
                 array.shape, array.key.fold("tile", t), device
             ).items():
-                state.setdefault(f"retention.{name}", torch.zeros(tiles, *value.shape, device=device))[t] = (
-                    value
-                )
+                state.setdefault(
+                    f"retention.{name}", torch.zeros(tiles, *value.shape, device=device, dtype=torch.float32)
+                )[t] = value
         state.update(self.extra(array, device))
         self.program(array, state, weight)
         return state

@@ -28,7 +28,7 @@ def counts_of(tiles: int, device: torch.device, content: bool) -> State:
         also ``content`` float64 ``[2]``: what was to be written, in steps of the tile that rounds, and what of it was
         lost.
     """
-    found: State = {"answers": torch.zeros(tiles, 2, dtype=torch.int64)}
+    found: State = {"answers": torch.zeros(tiles, 2, dtype=torch.int64, device="cpu")}
     return found | ({"content": torch.zeros(2, dtype=torch.float64, device=device)} if content else {})
 
 
@@ -42,7 +42,7 @@ def places(array: Array, number: int, columns: int) -> Tensor | None:
     if number % EVERY or 0 in array.shape:
         return None
     n = min(max(CELLS // array.shape[0], 1), columns)
-    return (torch.arange(n) + number // EVERY * n) % columns
+    return (torch.arange(n, device="cpu") + number // EVERY * n) % columns
 
 
 class Before:
@@ -120,7 +120,7 @@ class BufferBefore(Before):
             key: of the transfer.
         """
         rows, device = self.array.shape[0], self.h.device
-        place = (torch.arange(rows)[:, None] + rows * self.visit).to(device)
+        place = (torch.arange(rows, device="cpu")[:, None] + rows * self.visit).to(device)
         gained = read(
             visible(self.state)[0][:, self.columns], one_hot_read(self.array), place, key.at("transfer")
         )

@@ -59,7 +59,7 @@ class MixedPrecision(Paired):
 
     def extra(self, array: Array, device: torch.device) -> State:
         return {
-            "chi": torch.zeros(array.shape, device=device),
+            "chi": torch.zeros(array.shape, device=device, dtype=torch.float32),
             **counts_of(self.tile_count, device, content=False),
         }
 

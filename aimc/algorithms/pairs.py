@@ -143,7 +143,10 @@ def refresh(array: Array, state: State, pair: Pair) -> None:
     for t in (MINUS, PLUS):
         reset(array, state, t, full, array.key.fold("reset", t).at("decay", step=mini_batch(state)))
     device, up = before.device, torch.ones((), dtype=torch.bool, device=before.device)
-    parameters, quiet = nominal_parameters(cell).to(device), torch.zeros((), device=device)
+    parameters, quiet = (
+        nominal_parameters(cell).to(device),
+        torch.zeros((), device=device, dtype=torch.float32),
+    )
     number = int(numbers(state)[UPDATES]) * pair.tries
     for k in range(pair.tries):
         now = _read(array, state, key, 1 + k, full)

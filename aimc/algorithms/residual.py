@@ -269,14 +269,14 @@ class Residual(Transferring):
     def bounds(self, name: str) -> tuple[float | Tensor | None, float | Tensor | None]:
         if name != "counters":
             return super().bounds(name)
-        least = torch.zeros(self.COUNTERS, dtype=torch.int64)
+        least = torch.zeros(self.COUNTERS, dtype=torch.int64, device="cpu")
         most = torch.full_like(least, torch.iinfo(torch.int64).max)
         least[ACTIVE] = -1
         most[ACTIVE], most[FLAG], most[VALUES] = self.tiles - 1, 1, _HISTORY
         return least, most
 
     def extra(self, array: Array, device: torch.device) -> State:
-        found = {"values": torch.zeros(_HISTORY, dtype=torch.float64)}
+        found = {"values": torch.zeros(_HISTORY, dtype=torch.float64, device="cpu")}
         return found | counts_of(self.tiles, device, content=True) if self.order == "reencode" else found
 
     def passing(self, array: Array) -> int:
@@ -347,7 +347,9 @@ class Residual(Transferring):
         first = number % width
         gradient, rate, last = None, 0.0, 0
         # Also with all columns at once: the settings may have changed between two visits.
-        visited = torch.arange(first, first + columns) % width if columns < width or first else None
+        visited = (
+            torch.arange(first, first + columns, device="cpu") % width if columns < width or first else None
+        )
         if self.gradient == "digital":
             check_vectors(vectors, state["held"][0], lr)
             # What is not visited now is visited later: the visited columns stand for the others in the mean.

@@ -115,13 +115,13 @@ class TikiTakaV2(Transferring):
 
     def extra(self, array: Array, device: torch.device) -> State:
         found = {
-            "buffer": torch.zeros(array.shape, device=device),
-            "visits": torch.zeros(1 + array.shape[1], dtype=torch.int64),
+            "buffer": torch.zeros(array.shape, device=device, dtype=torch.float32),
+            "visits": torch.zeros(1 + array.shape[1], dtype=torch.int64, device="cpu"),
         }
         if self.unit == "updates":  # then what the fast tile holds after a step is what was read
             found |= counts_of(2, device, content=True)
         if self.auto_scale:
-            found["means"] = torch.zeros(2, dtype=torch.float64)
+            found["means"] = torch.zeros(2, dtype=torch.float64, device="cpu")
         return found
 
     def program(self, array: Array, state: State, weight: Tensor) -> None:

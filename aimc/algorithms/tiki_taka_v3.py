@@ -47,8 +47,8 @@ class TikiTakaV3(TikiTakaV2):
         rows, columns = array.shape
         found = super().extra(array, device)
         return found | {
-            "chopper_x": torch.ones(columns, device=device),
-            "chopper_d": torch.ones(rows, device=device),
+            "chopper_x": torch.ones(columns, device=device, dtype=torch.float32),
+            "chopper_d": torch.ones(rows, device=device, dtype=torch.float32),
         }
 
     def weight(self, array: Array, state: State) -> Tensor:

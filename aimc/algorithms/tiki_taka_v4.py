@@ -38,7 +38,7 @@ class TikiTakaV4(TikiTakaV3):
         self.require(self.chop > 0, "chop", "must be positive, the reference changes when a chopper flips")
 
     def extra(self, array: Array, device: torch.device) -> State:
-        blank = torch.zeros(array.shape, device=device)
+        blank = torch.zeros(array.shape, device=device, dtype=torch.float32)
         return super().extra(array, device) | {"mean": blank, "reference": blank.clone()}
 
     def program(self, array: Array, state: State, weight: Tensor) -> None:

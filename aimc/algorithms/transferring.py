@@ -117,7 +117,7 @@ def _reset_lines(
     """Reset some of the lines that were read from visit ``number`` on, drawn by their visits."""
     key = array.key.fold("reset", t)
     drawn = uniform(key.at("algorithm"), columns, offset=number) < chance
-    visited = (number + torch.arange(columns))[drawn] % array.shape[0 if by_rows else 1]
+    visited = (number + torch.arange(columns, device="cpu"))[drawn] % array.shape[0 if by_rows else 1]
     if not len(visited):
         return
     mask = torch.zeros(array.shape, dtype=torch.bool, device=state["held"].device)

@@ -68,7 +68,7 @@ class ExpStep(PulsedCell):
     def constants(self) -> Tensor:
         numbers = (self.dw_min_std, self.A_up, self.A_down, self.gamma_up, self.gamma_down, self.b,
                    self.dw_min_std_add, self.dw_min_std_slope)  # fmt: skip
-        return torch.tensor(numbers, dtype=torch.float32)
+        return torch.tensor(numbers, dtype=torch.float32, device="cpu")
 
     def change(self, w: Tensor, parameters: Tensor, up: Tensor, noise: Tensor) -> Tensor:
         p_up, p_down, _, _, scale = parameters.unbind(-1)

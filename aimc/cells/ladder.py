@@ -128,7 +128,7 @@ class Ladder(PulsedCell):
         s, (up, down) = self.positions, self.switching()
         middles = [(a + b) / 2 for a, b in zip(s, s[1:])]
         chances = [p / self.dw_min for p in up + down]
-        return torch.tensor([0.0, len(s), *s, *middles, *chances], dtype=torch.float32)
+        return torch.tensor([0.0, len(s), *s, *middles, *chances], dtype=torch.float32, device="cpu")
 
     def change(self, w: Tensor, parameters: Tensor, up: Tensor, noise: Tensor) -> Tensor:
         moved = self.step(w, parameters, up, noise)

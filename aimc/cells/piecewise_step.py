@@ -63,7 +63,7 @@ class PiecewiseStep(PulsedCell):
 
     def constants(self) -> Tensor:
         up, down = self._nodes()
-        return torch.tensor([self.dw_min_std, len(up), *up, *down], dtype=torch.float32)
+        return torch.tensor([self.dw_min_std, len(up), *up, *down], dtype=torch.float32, device="cpu")
 
     def change(self, w: Tensor, parameters: Tensor, up: Tensor, noise: Tensor) -> Tensor:
         p_up, p_down, _, bmin, scale = parameters.unbind(-1)

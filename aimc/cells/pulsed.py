@@ -192,7 +192,7 @@ class PulsedCell(Config):
 
     def constants(self) -> Tensor:
         """Numbers of the whole array that the compiled response needs, float32; the first is ``dw_min_std``."""
-        return torch.tensor([self.dw_min_std], dtype=torch.float32)
+        return torch.tensor([self.dw_min_std], dtype=torch.float32, device="cpu")
 
     def snap(self, w: Tensor, parameters: Tensor) -> Tensor:
         """The values nearest to ``w`` that the devices can hold; here within their bounds."""
@@ -295,7 +295,7 @@ class PulsedCell(Config):
             >>> held
             tensor([[0.1000, 0.5000]])
         """
-        rest = retention.get("rest", torch.full((1, 1), self.rest, device=held.device))
+        rest = retention.get("rest", torch.full((1, 1), self.rest, device=held.device, dtype=torch.float32))
         noise = normal(key.fold("reset").at("decay"), tuple(held.shape), device=held.device)
         held.copy_(torch.where(mask, self.snap(rest + self.reset_std * noise, parameters), held))
 

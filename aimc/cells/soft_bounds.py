@@ -44,7 +44,7 @@ class SoftBounds(PulsedCell):
         return [up, down, bmax, bmin, slope_up, slope_down]
 
     def constants(self) -> Tensor:
-        return torch.tensor([self.dw_min_std, float(not self.mult_noise)], dtype=torch.float32)
+        return torch.tensor([self.dw_min_std, float(not self.mult_noise)], dtype=torch.float32, device="cpu")
 
     def change(self, w: Tensor, parameters: Tensor, up: Tensor, noise: Tensor) -> Tensor:
         return linear_change(w, parameters, up, noise, self.constants())

@@ -63,7 +63,7 @@ class SoftBoundsReference(PulsedCell):
         ]  # fmt: skip
 
     def constants(self) -> Tensor:
-        return torch.tensor([self.dw_min_std, float(not self.mult_noise)], dtype=torch.float32)
+        return torch.tensor([self.dw_min_std, float(not self.mult_noise)], dtype=torch.float32, device="cpu")
 
     def change(self, w: Tensor, parameters: Tensor, up: Tensor, noise: Tensor) -> Tensor:
         p_up, p_down, _, _, slope_up, slope_down, noise_up, noise_down = parameters.unbind(-1)

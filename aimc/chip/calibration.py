@@ -116,7 +116,7 @@ def calibrate(
     for name in layers:
         values: list[Tensor] = []
         for k, parts in enumerate(seen[name]):
-            everything = torch.cat(parts) if parts else torch.empty(0)
+            everything = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float32, device="cpu")
             if everything.numel() == 0:
                 raise AimcError("saw no input during calibration", layer=name, field="batches")
             if method == "quantile":

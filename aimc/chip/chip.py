@@ -346,7 +346,7 @@ def program(
     """
     layers = require_analog(net)
     if seed is None:
-        seed = int(torch.randint(0, 2**63 - 1, ()))
+        seed = int(torch.randint(0, 2**63 - 1, (), device="cpu"))
     held = {}
     for name, layer in layers.items():
         key, cell = Key(seed).fold(name), layer.hardware.cell

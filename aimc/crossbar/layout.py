@@ -124,7 +124,7 @@ class Layout:
     @functools.cached_property
     def column_tile(self) -> Tensor:
         """Which physical tile of its row tile an output belongs to, int64 ``[row_tiles, outputs]``."""
-        output = torch.arange(self.outputs)
+        output = torch.arange(self.outputs, device="cpu")
         group, inner = output // max(self._group_outputs, 1), output % max(self._group_outputs, 1)
         per_group = math.ceil(max(self._group_outputs, 1) / self.columns)
         return torch.stack(

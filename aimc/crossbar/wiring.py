@@ -26,7 +26,7 @@ def behind_wires(conductance: Tensor, layout: Layout, wires: Wires) -> Tensor:
     devices = torch.cat([conductance, -conductance]).clamp_min(0) if signed else conductance
     result = torch.empty_like(devices)
     groups = max(layout.groups, 1)
-    group = torch.arange(layout.outputs) // max(layout.outputs // groups, 1)
+    group = torch.arange(layout.outputs, device="cpu") // max(layout.outputs // groups, 1)
     for (a, b), tile in zip(layout.row_splits, layout.column_tile, strict=True):
         together = tile * groups + group
         for place in together.unique().tolist():

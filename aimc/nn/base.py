@@ -727,7 +727,7 @@ class AnalogLayer(nn.Module):
         """Seeds and counters, as a state dict carries them; torch's distributed checkpoints look up every name."""
         own, network = (s - (1 << 64) if s >= 1 << 63 else s for s in (self.key.seed, self.network_seed))
         counters = [own, self._step, self._evaluated, self._range_batches, network]
-        return torch.tensor(counters, dtype=torch.int64)
+        return torch.tensor(counters, dtype=torch.int64, device="cpu")
 
     @property
     def analog_hardware(self) -> Tensor:

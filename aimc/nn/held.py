@@ -40,7 +40,7 @@ class HeldPass:
         self.first_range = input_range.clone() if input_range is not None else None
         self.vectors = 0
         self.seen: list[Tensor] = []
-        self._totals = torch.zeros(2, layout.row_tiles, dtype=torch.float64)
+        self._totals = torch.zeros(2, layout.row_tiles, dtype=torch.float64, device="cpu")
         self._vectors: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layout.splits]
         self.weight: Tensor = _Gathered.apply(weight, self)  # type: ignore[assignment]
 
@@ -48,7 +48,9 @@ class HeldPass:
         """Count a read that has been made."""
         self.vectors += read.vectors
         if read.statistics is not None:
-            shares = torch.tensor([read.statistics.clipped, read.statistics.saturated], dtype=torch.float64)
+            shares = torch.tensor(
+                [read.statistics.clipped, read.statistics.saturated], dtype=torch.float64, device="cpu"
+            )
             self._totals += shares * read.vectors
 
     def statistics(self) -> Statistics:

@@ -92,9 +92,9 @@ def misfit_counters(value: Any, numbers: range, most: int) -> str | None:
         return "is no row of numbers"
     if len(value) not in numbers:
         return f"has {len(value)} numbers, expected {numbers[-1]}"
-    why = misfit(value, torch.empty(len(value), dtype=torch.int64))
+    why = misfit(value, torch.empty(len(value), dtype=torch.int64, device="cpu"))
     counts = value[1:4]  # what follows in some is another seed
-    return why or misfit(counts, torch.empty(len(counts), dtype=torch.int64), 0, most)
+    return why or misfit(counts, torch.empty(len(counts), dtype=torch.int64, device="cpu"), 0, most)
 
 
 def described(value: Any, layer: str) -> Config:
@@ -104,7 +104,7 @@ def described(value: Any, layer: str) -> Config:
         AimcError: they do not; names the layer.
     """
     try:
-        why = misfit(value, torch.empty(getattr(value, "shape", ()), dtype=torch.uint8))
+        why = misfit(value, torch.empty(getattr(value, "shape", ()), dtype=torch.uint8, device="cpu"))
         if why is None and value.dim() != 1:
             why = "is no row of bytes"
         if why is not None:

@@ -183,7 +183,7 @@ def _layer(input, weight, bias, input_range, output_gain, handle, output_size):
     with _plainly(input), torch.no_grad(), _holding(layer, held):
         record = layer._record(None)
         y = layer.read(input, *args)
-    return y, torch.tensor([record.token], dtype=torch.int64)
+    return y, torch.tensor([record.token], dtype=torch.int64, device="cpu")
 
 
 def _layer_backward(grad, input, weight, bias, input_range, output_gain, handle, output_size, token, needs):
@@ -223,7 +223,7 @@ def _shape(input, weight, bias, input_range, output_gain, handle, output_size):
     layer = _find(handle)
     args = () if output_size is None else (list(output_size),)
     y = layer.digital(input.to(weight.dtype), weight, *args)
-    return torch.empty_like(y, dtype=input.dtype), torch.empty(1, dtype=torch.int64)
+    return torch.empty_like(y, dtype=input.dtype), torch.empty(1, dtype=torch.int64, device="cpu")
 
 
 def _shape_backward(grad, input, weight, bias, input_range, output_gain, handle, output_size, token, needs):

@@ -235,7 +235,7 @@ def words(
     n = _integer(n, "n", 0, 2**63 - 1)
     offset, device = _offset(offset, n), torch.device(device or "cpu")
     if _compiled(backend, device, True):
-        out = torch.empty(n, dtype=torch.int64)
+        out = torch.empty(n, dtype=torch.int64, device="cpu")
         array, args = out.numpy(), cpu.key_words(key)
         run_chunks(lambda a, b: cpu.fill_words(array[a:b], *args, offset + a), n, _THREAD_CHUNK)
         return out
@@ -274,7 +274,11 @@ def uniform(
     n = math.prod(shape)
     offset, device = _offset(offset, n), torch.device(device or "cpu")
     if _compiled(backend, device, True):
-        return _fill(cpu.fill_uniforms, torch.empty(n), key, offset).to(dtype).view(shape)
+        return (
+            _fill(cpu.fill_uniforms, torch.empty(n, dtype=torch.float32, device="cpu"), key, offset)
+            .to(dtype)
+            .view(shape)
+        )
     return reference.to_uniform(
         reference.words(key.seed, key.stream, key.step, offset, n, device), dtype
     ).view(shape)
@@ -312,7 +316,9 @@ def normal(
     n = math.prod(shape)
     offset, device = _offset(offset, n), torch.device(device or "cpu")
     if _compiled(backend, device, dtype is torch.float32):
-        return _fill(cpu.fill_normals, torch.empty(n), key, offset).view(shape)
+        return _fill(cpu.fill_normals, torch.empty(n, dtype=torch.float32, device="cpu"), key, offset).view(
+            shape
+        )
     return reference.to_normal(
         reference.words(key.seed, key.stream, key.step, offset, n, device), dtype
     ).view(shape)
@@ -366,7 +372,7 @@ def bernoulli(
     n, threshold = math.prod(shape), round(p * 2**32)
     offset, device = _offset(offset, n), torch.device(device or "cpu")
     if _compiled(backend, device, True):
-        out = torch.empty(n, dtype=torch.bool)
+        out = torch.empty(n, dtype=torch.bool, device="cpu")
         array, args = out.numpy(), cpu.key_words(key)
         run_chunks(
             lambda a, b: cpu.fill_bernoulli(array[a:b], threshold, *args, offset + a), n, _THREAD_CHUNK

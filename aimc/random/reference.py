@@ -110,7 +110,7 @@ def compiled_normal(word: torch.Tensor) -> torch.Tensor:
 
 
 def _float32(*values: float) -> tuple[float, ...]:
-    return tuple(torch.tensor(values, dtype=torch.float32).double().tolist())
+    return tuple(torch.tensor(values, dtype=torch.float32, device="cpu").double().tolist())
 
 
 # The coefficients of random/cpu.py.

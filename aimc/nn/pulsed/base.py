@@ -119,8 +119,10 @@ class PulsedLayer(nn.Module):
         self._network: weakref.ref | None = None  # set by aimc.convert
         self._link()
         target = self._target(digital.weight, digital.bias)
-        state = hardware.algorithm.init(self.array, torch.zeros(self.shape, device=target.device))
-        self.cells = Cells({**state, "digital_scale": torch.ones((), dtype=torch.float64)})
+        state = hardware.algorithm.init(
+            self.array, torch.zeros(self.shape, device=target.device, dtype=torch.float32)
+        )
+        self.cells = Cells({**state, "digital_scale": torch.ones((), dtype=torch.float64, device="cpu")})
         self._program(target)
         _watch_optimizers()
 
@@ -216,7 +218,7 @@ class PulsedLayer(nn.Module):
         largest = float(target.abs().max()) if target.numel() else 0.0
         first = scale = mapping.scale_of(self.shape[1], bound, largest)
         # Written values are exact up to rounding, or up to half a step where a cell has discrete levels.
-        probe = torch.full((1, 1), 0.3 * cell.w_max, device=target.device)
+        probe = torch.full((1, 1), 0.3 * cell.w_max, device=target.device, dtype=torch.float32)
         nominal = cell.replace(**{n: 0.0 for n in cell.field_names() if n.endswith("_dtod")})
         exact = torch.allclose(nominal.snap(probe, nominal.draw((1, 1), self.key, target.device)), probe)
         slack = 1e-4 * bound if exact else cell.granularity
@@ -413,7 +415,7 @@ class PulsedLayer(nn.Module):
         self._hold(
             {name: processes.first(value) for name, value in own.items()}, processes.first(self.analog_state)
         )
-        numbers = torch.tensor([self.mapping_error, self.clipped], dtype=torch.float64)
+        numbers = torch.tensor([self.mapping_error, self.clipped], dtype=torch.float64, device="cpu")
         self.mapping_error, self.clipped = processes.first(numbers).tolist()
         self._agreed = True
         return not all(map(torch.equal, before, self._views))
@@ -505,7 +507,7 @@ class PulsedLayer(nn.Module):
     def analog_state(self) -> Tensor:
         """Seed and counters, as a state dict carries them; torch's distributed checkpoints look up every name."""
         seed = self.key.seed - (1 << 64) if self.key.seed >= 1 << 63 else self.key.seed
-        return torch.tensor([seed, *self.reads.counters], dtype=torch.int64)
+        return torch.tensor([seed, *self.reads.counters], dtype=torch.int64, device="cpu")
 
     @property
     def analog_hardware(self) -> Tensor:

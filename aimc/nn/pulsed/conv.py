@@ -133,7 +133,7 @@ class ConvForm:
     def _index(self, size: tuple[int, ...], device: torch.device) -> Tensor:
         """Where the inputs of every position lie in a padded image, ``[positions, groups, C]``."""
         p = self._geometry(size)
-        group = torch.arange(self.groups) * p.group_stride
+        group = torch.arange(self.groups, device="cpu") * p.group_stride
         return (p.starts[:, None, None] + group[None, :, None] + p.offsets[None, None]).to(device)
 
     def tile(self, part: Tensor, weight: Tensor) -> Tensor:

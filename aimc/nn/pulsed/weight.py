@@ -188,7 +188,7 @@ class PendingUpdate:
             return
         self.settle()
         self._verify()
-        parts = torch.tensor([len(self.records), -len(self.records)])
+        parts = torch.tensor([len(self.records), -len(self.records)], device="cpu")
         if int(processes.largest(parts).sum()) != 0:
             raise AimcError("the processes made different numbers of backward passes", layer=self.name)
         records = []

@@ -101,7 +101,7 @@ def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles
     whole = x if contiguous_tiles else torch.empty_like(x)
     for k, (a, b) in enumerate(splits):
         if contiguous_tiles:
-            part = torch.empty((x.shape[0], x.shape[1], b - a, x.shape[3]), dtype=x.dtype)
+            part = torch.empty((x.shape[0], x.shape[1], b - a, x.shape[3]), dtype=x.dtype, device="cpu")
             target, start = part.numpy(), 0
         else:
             part = whole[:, :, a:b]

@@ -192,7 +192,7 @@ def perturb_weights(
     outputs, rows = weight.shape
     given = scale is not None
     if scale is None:
-        scale = torch.empty(len(splits), outputs, dtype=weight.dtype)
+        scale = torch.empty(len(splits), outputs, dtype=weight.dtype, device="cpu")
     factor = torch.empty_like(weight) if with_factor else None
     whole = empty((outputs, rows), weight)
     flat = whole.view(-1)

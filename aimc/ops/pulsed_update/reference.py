@@ -36,7 +36,9 @@ def pulse(
     moved = cell.step(held, parameters, up, xi)
     held.copy_(torch.where(where, moved, held))
     if cell.write_noise_std > 0:
-        noise = normals_at(key, writes) * torch.tensor(cell.write_noise_std * cell.dw_min).float()
+        noise = normals_at(key, writes) * torch.tensor(
+            cell.write_noise_std * cell.dw_min, dtype=torch.float32, device="cpu"
+        )
         w.copy_(torch.where(where, held + noise, w))
     if counts is not None:
         counts += where
@@ -111,7 +113,7 @@ def update(
                 up = up != ((d_sign[part] < 0)[:, None] != (x_sign < 0)[None])
             number = (first + v) * groups + g
             mode = MODES[train.kind]
-            pulses = torch.zeros(len(p), len(q), dtype=torch.int64)
+            pulses = torch.zeros(len(p), len(q), dtype=torch.int64, device="cpu")
             if mode == 1:
                 pulses = torch.round(
                     torch.outer(torch.round(slots * p.clamp(max=1)), torch.round(slots * q.clamp(max=1)))

@@ -63,9 +63,9 @@ class Patches:
         ]
 
         def grid(counts, steps) -> Tensor:
-            total = torch.zeros(1, dtype=torch.int64)
+            total = torch.zeros(1, dtype=torch.int64, device="cpu")
             for count, by in zip(counts, steps, strict=True):
-                total = (total[:, None] + torch.arange(count)[None] * by).reshape(-1)
+                total = (total[:, None] + torch.arange(count, device="cpu")[None] * by).reshape(-1)
             return total
 
         starts = grid(out, [s * st for s, st in zip(stride, strides, strict=True)])
@@ -74,7 +74,7 @@ class Patches:
             (channels, *kernel), (plane, *(d * st for d, st in zip(dilation, strides, strict=True)))
         )
         if with_one:
-            offsets = torch.cat([offsets, torch.tensor([channels * plane])])
+            offsets = torch.cat([offsets, torch.tensor([channels * plane], device="cpu")])
         return cls(starts, offsets, (channels + with_one) * plane, stride, dilation, kernel, with_one)
 
 
@@ -187,7 +187,7 @@ class Vectors:
         if self.patches is None:
             return self.x[None], self.d[None]
         p = self.patches
-        group = torch.arange(self.groups) * p.group_stride
+        group = torch.arange(self.groups, device="cpu") * p.group_stride
         index = group[:, None, None] + p.starts[None, :, None] + p.offsets[None, None]
         x = self.x.flatten(1)[:, index].transpose(0, 1).flatten(1, 2)
         d = self.d.unflatten(1, (self.groups, rows)).permute(1, 0, 3, 2).flatten(1, 2)

@@ -36,7 +36,7 @@ def _sample(left, right, row, column, out, s0, s1):
 
 
 def sampled_product(left: Tensor, right: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    out = torch.empty(len(row), dtype=torch.float64)
+    out = torch.empty(len(row), dtype=torch.float64, device="cpu")
     arrays = (left.detach().numpy(), right.detach().numpy(), row.numpy(), column.numpy(), out.numpy())
     run_chunks(
         lambda s0, s1: _sample(*arrays, s0, s1), len(row), max(1, _MINIMUM_CHUNK // max(right.shape[0], 1))
@@ -84,7 +84,7 @@ def sampled_convolution_gradient(
         [[*unit, *size], [*unit, *stride], [*none, *padding], [*unit, *dilation], [groups, 0, 0]],
         dtype=np.int64,
     )
-    out = torch.empty(len(image), dtype=torch.float64)
+    out = torch.empty(len(image), dtype=torch.float64, device="cpu")
     arrays = (
         grad.detach().view(*grad.shape[:2], *lead, *grad.shape[2:]).numpy(),
         weight.detach().view(*weight.shape[:2], *lead, *weight.shape[2:]).numpy(),

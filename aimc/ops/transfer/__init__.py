@@ -213,7 +213,7 @@ def buffered_update(
     statistics, slow_statistics = no_statistics(), no_statistics()
     if vectors.count == 0:
         return statistics, slow_statistics
-    means = means if means is not None else torch.zeros(2, dtype=torch.float64)
+    means = means if means is not None else torch.zeros(2, dtype=torch.float64, device="cpu")
     cell, b = fast.cell, buffer
     g = cell.granularity
     stride = train.most_slots(lr, g)

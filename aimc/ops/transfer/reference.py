@@ -19,17 +19,21 @@ from aimc.random.reference import words_at
 
 def single(value: float) -> Tensor:
     """A number in the precision of the compiled bodies."""
-    return torch.tensor(value, dtype=torch.float32)
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+def _whole(position: Tensor | int) -> Tensor:
+    return position if isinstance(position, Tensor) else torch.tensor(position, device="cpu")
 
 
 def word_at(key: Key, position: Tensor | int) -> Tensor:
-    return words_at(key.seed, key.stream, key.step, torch.as_tensor(position))
+    return words_at(key.seed, key.stream, key.step, _whole(position))
 
 
 def read(values: Tensor, how: Read, position: Tensor | int, key: Key) -> Tensor:
     """Outputs of one-hot reads; ``position`` numbers them."""
     if how.noise > 0:
-        values = values + single(how.noise) * normals_at(key, torch.as_tensor(position))
+        values = values + single(how.noise) * normals_at(key, _whole(position))
     if how.half > 0:
         values = round_to_grid(values, single(how.bound), how.half)
     return values
@@ -71,7 +75,7 @@ def direct(
         slots, a, b, kappa = pulses.train_of(1.0, largest, lr, granularity, train)
         statistics[4] += kappa > train.length
         p = pulses.rounded(y.abs().double() * a, train.d_resolution)
-        q = pulses.rounded(torch.tensor([b], dtype=torch.float64), train.x_resolution)
+        q = pulses.rounded(torch.tensor([b], dtype=torch.float64, device="cpu"), train.x_resolution)
         statistics[5] += int((p > 0).sum())
         statistics[6] += int((p > 1 + 1e-6).sum())
         statistics[3] += slots
@@ -163,7 +167,7 @@ def reencode(
     device, most = held.device, max(tries, last_tries)
     # Pulses of a cell, tile and visit: on the way down, the carry, on the way down from there.
     slots = 2 * most + 1
-    row, quiet = torch.arange(rows, device=device), torch.zeros(rows, device=device)
+    row, quiet = torch.arange(rows, device=device), torch.zeros(rows, device=device, dtype=torch.float32)
     least_, unit_ = single(least), single(unit)
     for n in range(columns):
         c = (column + n) % width
