@@ -51,18 +51,13 @@ class PulsedOptimizer(torch.optim.Optimizer):
         # The first learning rate of each layer, or None once a change of it was spoken of.
         self._rates: dict[PulsedLayer, float | None] = {}
 
-    def claim(self) -> None:
-        """Have the cells of the network, if not yet: a copy waits for its first step, for a network that holds its own
-        optimizer is not whole before that."""
+    def claim(self) -> list[PulsedLayer]:
+        """The layers of the network, whose cells become this optimizer's, if they are not yet. A copy waits for its
+        first step: a network that holds its own optimizer is not whole before that."""
         if self._claimed is None:
             self._claimed = list(pulsed_layers(self.net).values())
             for layer in self._claimed:
                 layer._optimizer = weakref.ref(self)
-
-    @property
-    def _layers(self) -> list[PulsedLayer]:
-        self.claim()
-        assert self._claimed is not None
         return self._claimed
 
     # Shared with the inner optimizer, also after it has loaded a state.
@@ -95,7 +90,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         given = param_group["params"]
-        known = {id(layer.weight) for layer in self._layers}
+        known = {id(layer.weight) for layer in self.claim()}
         for p in [given] if isinstance(given, torch.Tensor) else list(given):
             p = p[1] if isinstance(p, tuple) else p  # named parameters
             if isinstance(p, CellWeight) and not p.bias and id(p) not in known:
@@ -169,19 +164,19 @@ class PulsedOptimizer(torch.optim.Optimizer):
             AimcError: a weight was written directly, in every process.
         """
         if processes.count() == 1:
-            for layer in self._layers:
+            for layer in self.claim():
                 layer.refuse_edits()
             return
         # What is written in another process than the first goes with its cells, where these are given up anyway.
         found = [
             (float(not m._agreed), float((m._agreed or processes.rank() == 0) and m.edited()))
-            for m in self._layers
+            for m in self.claim()
         ]
         doubts, edits = processes.largest(torch.tensor(found, device="cpu")).unbind(1)
-        for layer, edited in zip(self._layers, edits.tolist()):
+        for layer, edited in zip(self.claim(), edits.tolist()):
             if edited:
                 layer.refuse_edits(elsewhere=True)
-        doubtful = [layer for layer, doubt in zip(self._layers, doubts.tolist()) if doubt]
+        doubtful = [layer for layer, doubt in zip(self.claim(), doubts.tolist()) if doubt]
         stale = [layer.name for layer in doubtful if layer.agree() and layer.pending]
         if stale:
             warn(
@@ -193,7 +188,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
         """The pulsed layers in the order of the network, with the group that holds them."""
         group_of = {id(p): g for g in self.param_groups for p in g["params"] if isinstance(p, CellWeight)}
         placed = []
-        for layer in self._layers:
+        for layer in self.claim():
             group = group_of.get(id(layer.weight))
             if isinstance(layer.bias, CellWeight):
                 _refuse_bias_apart(layer, group, group_of.get(id(layer.bias)))
@@ -303,7 +298,7 @@ def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers.items():
-        layer.refuse_edits()
+        layer.cell_weights()  # edits are refused in all processes together, below
         if layer.weight.requires_grad and id(layer.weight) not in held:
             raise AimcError(
                 "its weight is not in the optimizer; make one of the converted network's parameters() and wrap it",

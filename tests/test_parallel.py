@@ -236,6 +236,10 @@ def unequally_started(
     found: dict[str, dict] = {"wrapped before the group": stepped(early, optimizer, part)}
     net = unequal(rank)
     found["alone"] = stepped(net, aimc.optim.wrap(sgd(net), net), part)
+    net = unequal(rank)
+    if rank == 1:
+        net[3].weight.data.add_(1.0)
+    found["edited before"] = stepped(net, aimc.optim.wrap(sgd(net), net), part)
     net = unequal(rank, in_cells)
     found["replicated"] = stepped(net, aimc.optim.wrap(sgd(net), net), part, DistributedDataParallel(net))
     said = []
@@ -325,6 +329,7 @@ def test_two_processes_are_one(ranks, case):
     "how",
     [
         "alone",
+        "edited before",
         "replicated",
         "written in one",
         "loaded in one",

@@ -273,21 +273,22 @@ class PulsedLayer(nn.Module):
     def _take_back(self) -> None:
         """Let the parameters be where the cells write, and as they are."""
         if self._moved():
-            for held, own in zip(self._held(), self._own):
+            for held, own in zip(self.cell_weights(), self._own):
                 held.data = own
         self._written = self._versions()
 
     def _versions(self) -> int:
         return sum([view._version for view in self._views])
 
-    def _held(self) -> list[Tensor]:
+    def cell_weights(self) -> list[nn.Parameter]:
         """The parameters that the cells amount to.
 
         Raises:
             AimcError: one was taken out of the layer.
         """
-        held = [self._parameters.get(name) for name in ("weight", "bias")[: len(self._own)]]
-        for name, parameter in zip(("weight", "bias"), held):
+        found: list[nn.Parameter] = []
+        for name in ("weight", "bias")[: len(self._own)]:
+            parameter = self._parameters.get(name)
             if parameter is None:
                 raise AimcError(
                     f"the {name} is no parameter of the layer any more, as after torch.nn.utils.prune, weight_norm, "
@@ -295,11 +296,12 @@ class PulsedLayer(nn.Module):
                     "computed from another. Do that to the digital network and make it permanent before aimc.convert",
                     layer=self.name or type(self).__name__, field=name,
                 )  # fmt: skip
-        return held  # type: ignore[return-value]
+            found.append(parameter)
+        return found
 
     def _moved(self) -> bool:
         """Whether a parameter was given another tensor's memory, as ``weight.data = ...`` does."""
-        for held, own in zip(self._held(), self._own):
+        for held, own in zip(self.cell_weights(), self._own):
             if held.data_ptr() != own.data_ptr() or held.shape != own.shape:
                 return True
         return False
@@ -309,12 +311,12 @@ class PulsedLayer(nn.Module):
 
         Costs one look at every weight; what is equal again counts as not written.
         """
-        here = self._parameters.get("weight")
-        if here is not None and not isinstance(here, CellWeight):
+        weight = self._parameters.get("weight")
+        if weight is not None and not isinstance(weight, CellWeight):
             return False  # somebody else's for a while; forward passes refuse it
         if self._stale:
             self.refresh()
-        for held, own, shown in zip(self._held(), self._own, self._shown):
+        for held, own, shown in zip(self.cell_weights(), self._own, self._shown):
             here = held.detach()
             if here.shape != own.shape or here.dtype != own.dtype or here.device != own.device:
                 return True
@@ -451,7 +453,7 @@ class PulsedLayer(nn.Module):
                 layer=self.name,
             )
         if not isinstance(self.weight, CellWeight):
-            self._held()
+            self.cell_weights()  # says it where there is no parameter at all
             if not (self._is_fsdp_managed_module or processes.sharded(self.weight)):
                 raise AimcError(
                     "another tensor was put in place of the weight, as torch.func.functional_call does, but the weight "
