@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from typing_extensions import get_protocol_members
 
-from aimc.config import options
+from aimc.config import PLAIN, choices, is_choice, options
 from aimc.errors import AimcError, suggest
 
 P = ParamSpec("P")
@@ -22,12 +22,10 @@ R = TypeVar("R")
 
 _NUMBERS = {int: numbers.Integral, float: numbers.Real}
 _NAMES = {
+    **PLAIN,
     Any: "anything",
     type(None): "None",
     bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
     nn.Module: "a torch module",
     torch.Tensor: "a tensor",
     torch.optim.Optimizer: "a torch optimizer",
@@ -69,10 +67,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             given = signature.bind(*args, **kwargs).arguments
-        except TypeError:
-            return function(
-                *args, **kwargs
-            )  # it lacks an argument or has an unknown one: Python says so itself
+        except TypeError:  # it lacks an argument or has an unknown one: Python says so itself
+            return function(*args, **kwargs)
         for name, value in given.items():
             if name not in hints():
                 continue
@@ -137,7 +133,7 @@ def fits(value: Any, hint: Any) -> bool:
 def _fits(value: Any, option: Any) -> bool:
     origin, inner = typing.get_origin(option), typing.get_args(option)
     if origin is typing.Literal:
-        return any(type(value) is type(a) and value == a for a in inner)
+        return is_choice(value, option)
     if option in _NUMBERS:
         return isinstance(value, _NUMBERS[option]) and not isinstance(value, bool)
     if option is None or option is type(None):
@@ -195,7 +191,7 @@ def _odd_entry(value: collections.abc.Mapping[Any, Any], option: Any) -> str | N
 def _described(option: Any) -> str:
     origin, inner = typing.get_origin(option), typing.get_args(option)
     if origin is typing.Literal:
-        return "one of " + ", ".join(repr(a) for a in inner)
+        return choices(option)
     kind = origin or option
     named = _NAMES.get(kind) or getattr(kind, "described", None)
     if named is None and isinstance(kind, type):

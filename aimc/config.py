@@ -37,7 +37,7 @@ LARGEST, SMALLEST = 1e18, 1e-30
 precision."""
 MOST = 2**31 - 1
 """Largest magnitude of a whole number: sums and products of some of them fit into 64 bits."""
-_PLAIN = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+PLAIN = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
 
 class _Strict(abc.ABCMeta):
@@ -307,6 +307,26 @@ def options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
+def is_choice(value: Any, literal: Any) -> bool:
+    """Whether a value is one of those that a ``Literal`` names, of the same type.
+
+    Example:
+        >>> is_choice(1, typing.Literal[1, "a"]), is_choice(True, typing.Literal[1, "a"])
+        (True, False)
+    """
+    return any(value == a and type(value) is type(a) for a in typing.get_args(literal))
+
+
+def choices(literal: Any) -> str:
+    """The values that a ``Literal`` names, for messages.
+
+    Example:
+        >>> choices(typing.Literal["a", "b"])
+        "one of 'a', 'b'"
+    """
+    return "one of " + ", ".join(repr(a) for a in typing.get_args(literal))
+
+
 def _freeze(value: Any, field: str, hint: Any) -> Any:
     """Make a value immutable and check it against its type hint, naming the field where it does not fit."""
     if isinstance(value, list):
@@ -347,10 +367,10 @@ def _describe(option: Any) -> str:
     if option is type(None):
         return "null"
     if typing.get_origin(option) is typing.Literal:
-        return "one of " + ", ".join(repr(a) for a in typing.get_args(option))
+        return choices(option)
     if typing.get_origin(option) is tuple:
         return "a list"
-    return _PLAIN.get(option, getattr(option, "__name__", str(option)))
+    return PLAIN.get(option, getattr(option, "__name__", str(option)))
 
 
 def _fit(value: Any, option: Any, field: str) -> tuple[Any, bool]:
@@ -360,7 +380,7 @@ def _fit(value: Any, option: Any, field: str) -> tuple[Any, bool]:
             return tuple(_freeze(v, f"{field}[{i}]", Any) for i, v in enumerate(value)), True
         return value, isinstance(value, (*_ATOMS, Config))
     if origin is typing.Literal:
-        return value, any(value == a and type(value) is type(a) for a in typing.get_args(option))
+        return value, is_choice(value, option)
     if origin is tuple:
         if not isinstance(value, tuple):
             return value, False

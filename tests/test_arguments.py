@@ -70,7 +70,8 @@ _COUNT = itertools.count()
 
 @functools.cache
 def _run():
-    return load_run(finished_runs(Path(tempfile.mkdtemp()))[0])
+    with tempfile.TemporaryDirectory() as folder:
+        return load_run(finished_runs(Path(folder))[0])
 
 
 def _schedule():
@@ -185,7 +186,7 @@ def test_a_wrong_argument_is_refused_by_name_or_taken(name, tmp_path, monkeypatc
                 except AimcError as error:
                     refused += 1
                     assert error.message and (error.field or error.layer), f"{argument}={wrong!r}: {error}"
-                except Exception as error:
+                except Exception as error:  # whatever else it is, it is not ours
                     raise AssertionError(f"{name}({argument}={wrong!r}): {error!r}") from error
     assert refused or not inspect.signature(asked).parameters
 

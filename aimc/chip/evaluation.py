@@ -26,7 +26,7 @@ from aimc.chip.compensation import Compensation, LeastSquares
 from aimc.convert import evaluating, gpus, require_analog, to_digital
 from aimc.errors import AimcError, warn
 from aimc.files import NUMBER, load_matplotlib, misfit, write_atomic, write_figure
-from aimc.random import Key
+from aimc.random import Key, torch_draws
 from aimc.units import readable, seconds
 
 Metric = Callable[[nn.Module], float]
@@ -419,16 +419,6 @@ def _number(value: Any, when: str) -> float:
     return number
 
 
-@contextlib.contextmanager
-def _own_draws(key: Key, devices: Sequence[torch.device]) -> Iterator[None]:
-    """Torch's generators give draws of the key inside, and outside go on as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.default_generator.manual_seed(key.seed)
-        for device in devices:
-            torch.cuda.default_generators[device.index].manual_seed(key.seed)
-        yield
-
-
 class _Watch:
     """Tells whether anything was drawn from torch's generators, which threads share, since it was made."""
 
@@ -473,8 +463,9 @@ def _on_one_chip(
         torch.set_num_threads(1)
     chip, values = program(net, Key(seed).fold("chip", c).seed, compensation), list(known)
     for moment in moments[len(values) :]:
-        own = _own_draws(Key(seed).fold("metric", c, repr(moment)), gpus(net)) if watch is None else None
-        with chip.at(moment), torch.no_grad(), own or contextlib.nullcontext():
+        key = Key(seed).fold("metric", c, repr(moment))
+        draws = torch_draws(key, gpus(net)) if watch is None else contextlib.nullcontext()
+        with chip.at(moment), torch.no_grad(), draws:
             value = metric(net)
         if watch is not None and watch.drawn():
             break
@@ -578,22 +569,13 @@ def evaluate_over_time(
 
     with evaluating(net):
         if reference is None:
-            with _own_draws(Key(seed).fold("metric"), gpus(net)):
+            with torch_draws(Key(seed).fold("metric"), gpus(net)):
                 reference = _number(metric(to_digital(net)), "for the digital network")
         workers = min(workers, len(left))
         alone, here = workers <= 1, jobs.shares_process("threads")
         watch = _Watch(gpus(net)) if here and not alone else None
-        work = functools.partial(
-            _on_one_chip,
-            net,
-            metric,
-            moments,
-            seed,
-            compensation,
-            alone,
-            tell if alone or here else None,
-            watch,
-        )
+        told = tell if alone or here else None
+        work = functools.partial(_on_one_chip, net, metric, moments, seed, compensation, alone, told, watch)
         begun: dict[int, list[float]] = {}
         with _threads_kept():
             for number, found in jobs.carried_out(work, left, max(workers, 1), "threads"):

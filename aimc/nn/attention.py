@@ -78,8 +78,8 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
 
         ``is_causal`` is a hint that ``attn_mask`` is causal, and needs the mask as in torch.
         """
-        for name, value_ in (("query", query), ("key", key), ("value", value)):
-            expect_tensor(value_, self.analog_name, name)
+        for name, given in (("query", query), ("key", key), ("value", value)):
+            expect_tensor(given, self.analog_name, name)
         if query.dim() not in (2, 3) or {key.dim(), value.dim()} != {query.dim()}:
             raise AimcError(
                 f"expects query, key and value of 2 or of 3 dimensions, got {query.dim()}, {key.dim()} and "

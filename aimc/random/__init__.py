@@ -17,11 +17,12 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,7 @@ __all__ = [
     "normals_at",
     "permutation",
     "run_chunks",
+    "torch_draws",
     "uniform",
     "words",
 ]
@@ -204,10 +206,33 @@ def _compiled(backend: str, device: torch.device, fits: bool) -> bool:
     return True
 
 
-def _fill(kernel, out: torch.Tensor, key: Key, offset: int) -> torch.Tensor:
+def _filled(kernel, n: int, key: Key, offset: int) -> torch.Tensor:
+    out = torch.empty(n, dtype=torch.float32, device="cpu")
     array, args = out.numpy(), cpu.key_words(key)
-    run_chunks(lambda a, b: kernel(array[a:b], b - a, *args, offset + a), out.numel(), _THREAD_CHUNK)
+    run_chunks(lambda a, b: kernel(array[a:b], b - a, *args, offset + a), n, _THREAD_CHUNK)
     return out
+
+
+@contextlib.contextmanager
+def torch_draws(key: Key, devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Torch's own generators give draws of the key inside, and outside go on as if nothing had been drawn.
+
+    Args:
+        key: seed, stream and step all count.
+        devices: GPUs whose generators are meant besides the CPU's.
+
+    Example:
+        >>> with torch_draws(Key(1)):
+        ...     first = torch.rand(3)
+        >>> with torch_draws(Key(1)):
+        ...     print(torch.equal(torch.rand(3), first))
+        True
+    """
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.default_generator.manual_seed(key.seed)
+        for device in devices:
+            torch.cuda.default_generators[device.index].manual_seed(key.seed)
+        yield
 
 
 def words(
@@ -274,11 +299,7 @@ def uniform(
     n = math.prod(shape)
     offset, device = _offset(offset, n), torch.device(device or "cpu")
     if _compiled(backend, device, True):
-        return (
-            _fill(cpu.fill_uniforms, torch.empty(n, dtype=torch.float32, device="cpu"), key, offset)
-            .to(dtype)
-            .view(shape)
-        )
+        return _filled(cpu.fill_uniforms, n, key, offset).to(dtype).view(shape)
     return reference.to_uniform(
         reference.words(key.seed, key.stream, key.step, offset, n, device), dtype
     ).view(shape)
@@ -316,9 +337,7 @@ def normal(
     n = math.prod(shape)
     offset, device = _offset(offset, n), torch.device(device or "cpu")
     if _compiled(backend, device, dtype is torch.float32):
-        return _fill(cpu.fill_normals, torch.empty(n, dtype=torch.float32, device="cpu"), key, offset).view(
-            shape
-        )
+        return _filled(cpu.fill_normals, n, key, offset).view(shape)
     return reference.to_normal(
         reference.words(key.seed, key.stream, key.step, offset, n, device), dtype
     ).view(shape)

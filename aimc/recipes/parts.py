@@ -17,7 +17,7 @@ from aimc import data as datasets
 from aimc.chip import Accuracy, Perplexity
 from aimc.config import Config
 from aimc.errors import AimcError
-from aimc.random import Key
+from aimc.random import Key, torch_draws
 from aimc.recipes.networks import Network
 from aimc.train import Batches, Classification, Objective
 
@@ -241,8 +241,7 @@ def limited_threads(count: int | None) -> Iterator[None]:
 
 def fresh_network(network: Network, task: Task, seed: int) -> nn.Module:
     """The digital network with initial weights that depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(Key(seed).fold("initial weights").seed)
+    with torch_draws(Key(seed).fold("initial weights")):
         net = network.build(task.shape, task.classes)
     task.initialise(net)
     return net

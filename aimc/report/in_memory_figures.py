@@ -131,8 +131,6 @@ def _shares(values: Sequence[float | None]) -> list[float]:
 def _draw_maps(run: RunReport, rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """The telemetry of many layers: epochs to the right, the tiles of all layers downwards."""
     import numpy as np
-
-    load_matplotlib()
     from matplotlib.colors import SymLogNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -22,7 +22,7 @@ from aimc.errors import AimcError
 from aimc.nn import PulsedLayer, pulsed_layers
 from aimc.nn.pulsed import CellWeight
 from aimc.optim import observe, wrap
-from aimc.random import Key
+from aimc.random import Key, torch_draws
 from aimc.train.checkpoint import (
     generators,
     load_moments,
@@ -114,8 +114,7 @@ def fit_in_memory(
         progress.line(f"{name}: finished earlier")
         return Fitted(tuple(details["history"]), len(details["history"]))
     optimizer = _optimizer(net, lr, momentum, weight_decay)
-    with torch.random.fork_rng(devices=gpus(net)):
-        torch.manual_seed(Key(seed).fold("torch", name).seed)
+    with torch_draws(Key(seed).fold("torch", name), gpus(net)):
         training = _Training(
             net, optimizer, batches, epochs, label_smoothing, run, name, save_every, progress
         )

@@ -20,7 +20,7 @@ from aimc.convert import evaluating, gpus, set_noise_strength
 from aimc.data import Inputs
 from aimc.errors import AimcError
 from aimc.nn import analog_layers
-from aimc.random import Key
+from aimc.random import Key, torch_draws
 from aimc.train.checkpoint import (
     generators,
     load_moments,
@@ -214,8 +214,7 @@ def fit(
         progress.line(f"{name}: finished earlier, kept epoch {details['chosen']}")
         return Fitted(tuple(details["history"]), details["chosen"])
 
-    with torch.random.fork_rng(devices=gpus(net)):
-        torch.manual_seed(Key(seed).fold("torch", name).seed)
+    with torch_draws(Key(seed).fold("torch", name), gpus(net)):
         training = _Training(
             net,
             stage,
