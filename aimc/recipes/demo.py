@@ -13,7 +13,7 @@ def demo() -> HwaExperiment:
 
     The standard phase-change-memory model; evaluated on 400 of the embedded test images, to stay within a minute or so.
 
-    Expected: test accuracy 99.25 % digital; after a year on the chip 98.55 % with and 85.9 % without compensation,
+    Expected: test accuracy 99.25 % digital; after a year on the chip 98.72 % with and 86.0 % without compensation,
     hardware-aware 99.0 % and 92.2 % (spread between chips 0.3 to 2.0 points). On a processor with AVX2 only, where
     torch adds in another order, 98.75 % digital.
 

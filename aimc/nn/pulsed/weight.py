@@ -291,7 +291,8 @@ class CellWeight(nn.Parameter):
         """Not for cells: there is no gradient that a hook could see on its way."""
         raise AimcError(
             "cells have no dense gradient during backward(), so a hook would see none; "
-            "weight.register_post_accumulate_grad_hook(hook) is called afterwards and reads weight.grad",
+            "read weight.grad after it. weight.register_post_accumulate_grad_hook(hook) may do so where torch calls it "
+            "without a gradient: 2.13 does, 2.6 does not",
             layer=self.pending.name if self.pending is not None else None, field="weight",
         )  # fmt: skip
 
