@@ -360,7 +360,8 @@ class AnalogLayer(nn.Module):
             held = programmed
             if self.training:
                 raise AimcError(
-                    "a chip is in place and the network is in training mode; call net.eval() first"
+                    "a chip is in place and the network is in training mode; "
+                    + self._way_out("call net.eval() first")
                 )
             weights = [held.weights[:, a:b] for a, b in self.layout.row_splits]
             return Tiles(weights, held.scale, compensation=held.compensation, trained=False)
@@ -641,6 +642,12 @@ class AnalogLayer(nn.Module):
                 )
             self._programmed, self._evaluated, self._holder = before
 
+    def _way_out(self, inside: str) -> str:
+        """What to do about a chip in place: a copy that was made inside of its ``with`` has none to leave."""
+        if self._holder is not None:
+            return inside
+        return "this network was copied inside a `with chip.at(...)` and shows that chip for good; copy it outside"
+
     @contextlib.contextmanager
     def observed(self, observer: Callable[[Tensor], None]) -> Iterator[None]:
         """Show every input to ``observer`` and compute as a digital layer meanwhile."""
@@ -684,10 +691,8 @@ class AnalogLayer(nn.Module):
         Parameters that stay are the same objects; those that are new or gone need an optimizer made again.
         """
         if self._programmed is not None:
-            raise AimcError(
-                "a chip is in place; leave its `with chip.at(...)` before the hardware changes",
-                layer=self.name,
-            )
+            leave = self._way_out("leave its `with chip.at(...)` before the hardware changes")
+            raise AimcError(f"a chip is in place; {leave}", layer=self.name)
         if self._is_fsdp_managed_module:
             raise AimcError(
                 "its parameters are sharded; exchange the hardware before fully_shard", layer=self.name

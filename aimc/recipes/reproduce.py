@@ -91,6 +91,8 @@ def reproduce_run(
         1312 numbers compared, 0 differ (runs/demo-again)
     """
     first = Path(path)
+    if first.name in ("", ".."):  # the run is where one stands, or above
+        first = first.resolve()
     config = read_config(path)
     before = [r for r in read_records(first) if r["kind"] in _COMPARED]
     if not before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -314,6 +315,31 @@ def test_training_afterwards_starts_from_the_clean_weights():
         assert torch.equal(net.get_submodule(name).weight, weight)
     digital = aimc.to_digital(net)
     assert float((net(X) - digital(X)).abs().max()) < 1.0 < float(digital(X).abs().max()) + 1
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))], ids=["copy", "pickle"]
+)
+@torch.no_grad()
+def test_a_copy_made_inside_shows_the_chip_for_good(way):
+    net = make()
+    clean, chip, other = net(X), aimc.program(net, seed=7), aimc.program(net, seed=8)
+    with other.at("1s"):
+        expected = net(X)
+    with chip.at("1y"):
+        aged, twin = net(X), way(net)
+    assert not torch.equal(aged, clean)
+    with chip.at("1y"):
+        net(X)
+        again = net(X)
+    assert torch.equal(twin(X), again)  # the second batch of that chip
+    with aimc.program(twin, seed=8).at("1s"):
+        assert torch.equal(twin(X), expected)
+    with pytest.raises(AimcError, match="copied inside .* copy it outside"):
+        aimc.set_hardware(twin, PLAIN)
+    with pytest.raises(AimcError, match="copied inside .* copy it outside") as caught:
+        twin.train()(X)
+    assert caught.value.layer == "0"
 
 
 def test_training_mode_is_refused_while_a_chip_is_in_place():

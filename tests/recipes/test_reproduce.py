@@ -19,6 +19,15 @@ def test_a_run_is_reproduced_to_the_bit(config, tmp_path):
     assert f"{result.compared} numbers compared, 0 differ" in str(result)
 
 
+@pytest.mark.parametrize("place", [".", "inner/.."])
+def test_the_run_is_where_one_stands(place, tmp_path, monkeypatch):
+    run_experiment(HARDWARE_AWARE, tmp_path / "run", tensorboard=False)
+    (tmp_path / "run" / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    result = reproduce_run(place)
+    assert not result.differing and result.output.resolve() == tmp_path / "run-again"
+
+
 def test_what_differs_is_named(tmp_path, capsys):
     run = tmp_path / "run"
     run_experiment(HARDWARE_AWARE, run, tensorboard=False)
