@@ -20,7 +20,7 @@ from aimc.errors import AimcError, warn
 from aimc.hardware import Hardware
 from aimc.hwa import FixedClip, GaussianClip, clip_, clip_bound, modify_weights
 from aimc.nn.held import HeldPass
-from aimc.nn.loading import described, misfit_counters, misfits, started
+from aimc.nn.loading import described, misfit_counters, misfits, started, ungained
 from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
@@ -803,13 +803,15 @@ class AnalogLayer(nn.Module):
 
     def _placed(self, state: Mapping[str, Any], prefix: str, changed: bool) -> dict[str, Any]:
         """The state without what belongs to other hardware and has no place here."""
-        return {
+        placed = {
             name: value
             for name, value in state.items()
             if not changed
             or name.removeprefix(prefix) not in _EXTRAS[:3]
             or self._fits(name.removeprefix(prefix), value)
         }
+        gains = self.output_gain is not None and prefix + "output_gain" in placed
+        return ungained(placed, prefix, ("weight", "bias"), gains)
 
     def _fits(self, name: str, value: Any) -> bool:
         here = getattr(self, name, None)

@@ -17,7 +17,7 @@ from aimc.hardware import Hardware, PulsedHardware
 from aimc.hwa import FixedClip, GaussianClip
 from aimc.nn.base import AnalogLayer
 from aimc.nn.linear import AnalogLinear
-from aimc.nn.loading import misfits
+from aimc.nn.loading import misfits, ungained
 from aimc.nn.pulsed import PulsedLayer, PulsedLinear
 from aimc.random import Key
 
@@ -306,6 +306,11 @@ class Composite(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         """Cells take their weights from the names of torch as well."""
+        gains = [(f"{prefix}{n}.output_gain", m.output_gain) for n, m in self.analog_matrices().items()]
+        taken = bool(gains) and all(name in state_dict and here is not None for name, here in gains)
+        found = ungained(state_dict, prefix, self.analog_placed(), taken)
+        state_dict.clear()  # a copy of the caller's, from which the children take theirs
+        state_dict.update(found)
         saved = {n: state_dict.get(f"{prefix}{n}") for n in self.analog_placed()}
         own: list[str] = []
         for name, piece in self._analog_pieces.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +71,27 @@ def misfits(module: nn.Module, state: Mapping[str, Any], prefix: str) -> Iterato
             why = misfit(value, here, least)
             if why is not None:
                 yield name, why
+
+
+def before_gains(name: str) -> str:
+    """Where a file whose weights have their output gains multiplied in keeps the weight before that.
+
+    Example:
+        >>> before_gains("classifier.weight")
+        'classifier.analog_weight'
+    """
+    module, dot, parameter = name.rpartition(".")
+    return f"{module}{dot}analog_{parameter}"
+
+
+def ungained(state: Mapping[str, Any], prefix: str, names: Iterable[str], gains: bool) -> dict[str, Any]:
+    """A state with the weights before their gains, for who takes the gains; otherwise with those that have them."""
+    taken = dict(state)
+    for name in names:
+        own = taken.pop(before_gains(prefix + name), None)
+        if own is not None and gains:
+            taken[prefix + name] = own
+    return taken
 
 
 def started(ranges: Tensor) -> Tensor:

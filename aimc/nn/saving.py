@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aimc.errors import warn
 from aimc.files import write_atomic
 from aimc.nn.base import analog_layers
+from aimc.nn.loading import before_gains
 from aimc.nn.own_forward import digital_copy
 from aimc.nn.pulsed import pulsed_layers
 
@@ -24,9 +25,10 @@ class SavePretrained:
     """Stands for the method of that name of a network.
 
     A model of transformers is saved as its digital twin, output gains multiplied in, under the names and with the
-    options of the library. What its tiles know besides (ranges, counters, hardware, cells) goes into
-    ``analog.safetensors``, for ``load_state_dict(..., strict=False)`` of the model converted again; or beside the
-    weights where the caller hands over a state, as the Trainer does, which loads it from there.
+    options of the library. What its tiles know besides (ranges, counters, hardware, cells, gains and the weights before
+    them) goes into ``analog.safetensors``, for ``load_state_dict(..., strict=False)`` of the model converted again; or
+    beside the weights where the caller says anything of ``state_dict``, if only None: so does the Trainer, which gives
+    what it finds with the weights to ``load_state_dict``, and looks for no other file.
 
     Args:
         net: the network.
@@ -41,7 +43,7 @@ class SavePretrained:
         signature = inspect.signature(save)
         bound = signature.bind(net, save_directory, *args, **options)
         kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(net).__mro__}
-        given = bound.arguments.get("state_dict")
+        given, beside = bound.arguments.get("state_dict"), "state_dict" in bound.arguments
         whole = given is None or given.keys() == net.state_dict().keys()
         if not whole or "transformers.modeling_utils.PreTrainedModel" not in kinds:
             _warn_of_gains(net)
@@ -52,12 +54,12 @@ class SavePretrained:
         digital = detached(net)
         bound.arguments["self"] = digital
         rest = _rest(net, digital)
-        if given is not None:
+        if beside:
             bound.arguments["state_dict"] = {**digital.state_dict(), **rest}
             if "save_original_format" in signature.parameters:  # load_state_dict will look for today's names
                 bound.arguments.setdefault("save_original_format", False)
         done = save(*bound.args, **bound.kwargs)
-        if given is None and bound.arguments.get("is_main_process", True):
+        if not beside and bound.arguments.get("is_main_process", True):
             from safetensors.torch import save_file
 
             write_atomic(Path(save_directory) / _FILE, lambda place: save_file(rest, place))
@@ -75,19 +77,14 @@ def _warn_of_gains(net: nn.Module) -> None:
 
 
 def _rest(net: nn.Module, digital: nn.Module) -> dict[str, Tensor]:
-    """What the digital twin does not hold, output gains taken for a part of the weights."""
-    known, cells = digital.state_dict().keys(), tuple(f"{name}." for name in pulsed_layers(net))
+    """What the digital twin does not hold, or holds otherwise: weights have their gains multiplied in there."""
+    known, cells = digital.state_dict(), tuple(f"{name}." for name in pulsed_layers(net))
     state: dict[str, Tensor] = net.state_dict()
-    rest = {
-        n: v.detach().clone() for n, v in state.items() if n not in known or (cells and n.startswith(cells))
-    }
-    for name in analog_layers(net):
-        gain, scale = rest.get(f"{name}.output_gain"), rest.get(f"{name}.column_scale")
-        if gain is not None:
-            if scale is not None:
-                scale *= gain.abs()
-            rest[f"{name}.output_gain"] = torch.ones_like(gain)
-    return rest
+    rest = {n: v for n, v in state.items() if n not in known or (cells and n.startswith(cells))}
+    for name in state.keys() & known.keys() - rest.keys():
+        if not torch.equal(state[name], known[name]):
+            rest[before_gains(name)] = state[name]
+    return {name: value.detach().clone() for name, value in rest.items()}
 
 
 def attach(net: nn.Module) -> None:
