@@ -810,7 +810,7 @@ class AnalogLayer(nn.Module):
             or name.removeprefix(prefix) not in _EXTRAS[:3]
             or self._fits(name.removeprefix(prefix), value)
         }
-        gains = self.output_gain is not None and prefix + "output_gain" in placed
+        gains = prefix + "output_gain" in placed
         return ungained(placed, prefix, ("weight", "bias"), gains)
 
     def _fits(self, name: str, value: Any) -> bool:
