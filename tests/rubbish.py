@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import faulthandler
 import io
 import json
 import math
@@ -16,6 +17,7 @@ import random
 import shutil
 import signal
 import struct
+import sys
 import tempfile
 import typing
 import warnings
@@ -44,6 +46,8 @@ from aimc.train import load_checkpoint
 
 LIMIT = 180
 """Seconds after which an input counts as one that hangs; the first one of its kind may have to compile a loop."""
+GRACE = 30
+"""Seconds more for a compiled loop, which lets no handler of Python run; the process ends then, and shows where."""
 
 
 class Wrong(AssertionError):
@@ -52,13 +56,17 @@ class Wrong(AssertionError):
 
 @contextlib.contextmanager
 def judged(what: str) -> Iterator[None]:
-    """Lets refusals pass and turns every other exception, and more than :data:`LIMIT` seconds, into :class:`Wrong`."""
+    """Lets refusals pass and turns every other exception, and more than :data:`LIMIT` seconds, into :class:`Wrong`.
+
+    In compiled loops the process ends :data:`GRACE` seconds later.
+    """
 
     def hang(*args: Any) -> None:
         raise Wrong(f"hangs: {what}")
 
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(LIMIT)
+    faulthandler.dump_traceback_later(LIMIT + GRACE, exit=True, file=sys.__stderr__)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -68,6 +76,7 @@ def judged(what: str) -> Iterator[None]:
     except Exception as error:
         raise Wrong(f"{type(error).__name__}: {error}\nfrom: {what}") from error
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 

@@ -16,12 +16,13 @@ import torch
 import aimc
 from aimc.algorithms import ALGORITHMS
 from aimc.errors import AimcError
-from aimc.files import read_config, read_records
-from aimc.recipes import Encoder, evaluate_run, run_experiment
+from aimc.files import read_config, read_records, record_line
+from aimc.recipes import RECIPES, Encoder, evaluate_run, run_experiment
 from aimc.report import load_comparison
 from aimc.report.cell_figures import read_pulses
-from aimc.train import load_checkpoint
+from aimc.train import load_checkpoint, save_checkpoint
 from tests import rubbish
+from tools import soak
 
 ROOT = Path(__file__).parents[1]
 
@@ -162,6 +163,25 @@ def test_a_hang_is_found(monkeypatch):
         rubbish.accepted("something", hang)
 
 
+def test_a_hang_of_a_compiled_loop_is_found():
+    code = """
+import numba
+from tests import rubbish
+rubbish.LIMIT = rubbish.GRACE = 1
+@numba.njit
+def forever(n):
+    while n > 0:
+        n += 1
+        if n > 1000:
+            n = 1
+forever(0)
+rubbish.accepted("something", lambda: forever(1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 1 and "Timeout" in done.stderr and "in judged" not in done.stdout, done.stderr
+    assert "line 12 in <lambda>" in done.stderr
+
+
 def _encoder_of(place, part):
     """An encoder whose folder holds one file of these bytes, in a place where transformers looks for weights."""
     from tests.recipes.tasks import tiny_encoder
@@ -241,6 +261,46 @@ def soaked(*words):
     return subprocess.run(
         [sys.executable, "-m", "tools.soak", *words], capture_output=True, text=True, timeout=600, cwd=ROOT
     )
+
+
+def test_a_soak_sees_what_differs(tmp_path, monkeypatch):
+    """In the records, the configuration, and a checkpoint's numbers, type, shape and details, byte by byte."""
+    places = []
+    for value, other in ((1.0, {}), (1.5, {}), (1.0, {"epoch": 2})):
+        place = tmp_path / str(len(places))
+        (place / "checkpoints").mkdir(parents=True)
+        (place / "config.yaml").write_text("type: x\n")
+        record = {"kind": "digital", "name": "digital", "value": 1.0, "seconds": len(places)}
+        (place / "records.jsonl").write_text(record_line(record))
+        save_checkpoint(place / "checkpoints" / "a", {"w": torch.full((2,), value)}, other)
+        places.append(place)
+    first, second, third = map(soak.contents, places)
+    assert soak.differing(first, first) == 0
+    assert soak.differing(first, second) == 2  # a byte of each number
+    assert soak.differing(first, third) > 0
+    (places[0] / "config.yaml").write_text("type: y\n")
+    assert soak.differing(first, soak.contents(places[0])) == 1
+    (places[2] / "records.jsonl").write_text("")
+    assert soak.differing(third, soak.contents(places[2])) == len(third["record 0"])
+    one, other = ({"w": soak.as_bytes(t)} for t in (torch.zeros(4), torch.zeros(2, 2)))
+    assert soak.differing(one, other) > 0 < soak.differing(one, {"w": soak.as_bytes(torch.zeros(4).int())})
+    count = soak.Count()
+    victim = soak.Victim("sgd", RECIPES["demo"].config(), places[1], first, 1.0, 0)
+    victim.end(count)
+    assert count.bytes == 2 and count.wrong == ["2 bytes of sgd differ from a run left alone"]
+    assert not places[1].exists()
+
+
+def test_kills_go_round(tmp_path, monkeypatch):
+    """Where the time is short all have some, not the first ones all."""
+    turns = []
+    monkeypatch.setattr(soak.Victim, "run", lambda self: turns.append(self.name))
+    monkeypatch.setattr(soak.Victim, "end", lambda self, count: setattr(self, "under_way", False))
+    monkeypatch.setattr(soak, "kill_at_random", lambda *rest: "killed")
+    running = [soak.Victim(n, RECIPES["demo"].config(), tmp_path, {}, 1.0, 2) for n in "abc"]
+    count = soak.Count()
+    soak.kills(count, running, float("inf"), soak.random.Random(0))
+    assert turns == list("abcabc") and count.kills == dict.fromkeys("abc", 2)
 
 
 def test_a_short_soak():

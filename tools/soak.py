@@ -1,7 +1,8 @@
 """Kill runs, feed rubbish and compare seeds: python -m tools.soak [--minutes 10] [--seed 0]
 
 Prints kills survived, bad inputs tried, seeds compared and bytes differing, and fails if anything went wrong or the
-time did not suffice for the kills:
+time did not suffice for the kills. It begins with every run once, left alone, which compiles what is not compiled yet
+and counts as no minutes of it:
 
 - runs of both halves, one of every algorithm, are killed with SIGKILL at random moments and in the middle of
   checkpoints, gone on with, and compared to the bit with a run left alone;
@@ -111,15 +112,30 @@ def train(config: Config, place: Path) -> None:
 # Comparisons ----------------------------------------------------------------------------------------------------------
 
 
-def contents(place: Path) -> dict[str, bytes]:
-    """What a run came to, byte for byte: the records without their clocks, and every tensor of its checkpoints."""
+def contents(place: Path, setting: bool = True) -> dict[str, bytes]:
+    """What a run came to, byte for byte: the records without their clocks, and every tensor of its checkpoints with its
+    type and shape.
+
+    Args:
+        place: run directory.
+        setting: whether with the configuration, and with what checkpoints say besides, which names it.
+    """
     records = timeless(read_records(place))
     found = {f"record {i}": json.dumps(r, sort_keys=True).encode() for i, r in enumerate(records)}
+    if setting:
+        found["config.yaml"] = (place / "config.yaml").read_bytes()
     for file in sorted((place / "checkpoints").iterdir()):
-        tensors, _ = load_checkpoint(file)
-        for name, tensor in tensors.items():
-            found[f"{file.name} {name}"] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        tensors, details = load_checkpoint(file)
+        if setting:
+            found[file.name] = json.dumps(timeless(details), sort_keys=True).encode()
+        found |= {f"{file.name} {name}": as_bytes(tensor) for name, tensor in tensors.items()}
     return found
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    """Type, shape and content."""
+    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return f"{tensor.dtype} {list(tensor.shape)} ".encode() + content
 
 
 def differing(first: dict[str, bytes], second: dict[str, bytes]) -> int:
@@ -168,42 +184,81 @@ def kill_at_random(pid: int, checkpoints: Path, within: float, aim: bool, rng: r
             time.sleep(0.0005)
 
 
-def kills(
-    count: Count, each: int, until: float, rng: random.Random, folder: Path, names: list[str] | None = None
-) -> None:
-    """Kill runs of every kind ``each`` times, or until the time is up, and compare what they come to with a run left
-    alone."""
+@dataclasses.dataclass
+class Victim:
+    """A run that is killed and gone on with, again and again.
+
+    Attributes:
+        place: where it runs.
+        expected: what it comes to where it is left alone.
+        seconds: that it takes then.
+        left: kills to go.
+        under_way: whether it has been begun, and not ended yet.
+    """
+
+    name: str
+    config: Config
+    place: Path
+    expected: dict[str, bytes]
+    seconds: float
+    left: int
+    under_way: bool = False
+
+    def run(self) -> int:
+        """Begin it or go on with it, in a child."""
+        self.under_way = True
+        return child(lambda: train(self.config, self.place))
+
+    def end(self, count: Count) -> None:
+        """Compare what it came to, and make room for the next one."""
+        differ = differing(self.expected, contents(self.place))
+        if differ:
+            count.wrong.append(f"{differ} bytes of {self.name} differ from a run left alone")
+        count.bytes += differ
+        count.ended += 1
+        shutil.rmtree(self.place)
+        self.under_way = False
+
+
+def victims(folder: Path, each: int, names: list[str] | None = None) -> list[Victim]:
+    """Every experiment, left alone once. Its kernels are then compiled, and loaded in the children."""
+    found = []
     for name, config in experiments().items():
         if names and name not in names:
             continue
-        alone, place = folder / f"{name} alone", folder / name
+        alone = folder / f"{name} alone"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            train(config, alone)  # here, so that the children find its kernels loaded
+            train(config, alone)
+        victim = Victim(name, config, folder / name, contents(alone), 0.0, each)
         began = time.perf_counter()
-        finish(child(lambda c=config, p=place: train(c, p)))
-        within, expected, left, how = time.perf_counter() - began, contents(alone), each, ""
-        count.kills[name] = 0
-        count.bytes += differing(expected, contents(place))
-        shutil.rmtree(place)
-        while left > 0 or how != "ended":
-            if time.perf_counter() >= until:
-                left = 0
-            pid = child(lambda c=config, p=place: train(c, p))
-            if left > 0:
-                aim = sum(count.kills.values()) % 2 == 0  # every second one; the first, so that few suffice
-                how = kill_at_random(pid, place / "checkpoints", within, aim, rng)
-            else:
-                finish(pid)
-                how = "ended"
+        finish(victim.run())
+        victim.seconds = time.perf_counter() - began
+        found.append(victim)
+    return found
+
+
+def kills(count: Count, running: list[Victim], until: float, rng: random.Random) -> None:
+    """Kill the runs in turn until none has kills left or the time is up, and let them end and compare them."""
+    for victim in running:
+        count.kills[victim.name] = 0
+        victim.end(count)
+    while any(v.left for v in running) and time.perf_counter() < until:
+        for victim in running:
+            if not victim.left or time.perf_counter() >= until:
+                continue
+            aim = sum(count.kills.values()) % 2 == 0  # every second one; the first, so that few suffice
+            how = kill_at_random(victim.run(), victim.place / "checkpoints", victim.seconds, aim, rng)
             if how == "ended":
-                count.bytes += differing(expected, contents(place))
-                count.ended += 1
-                shutil.rmtree(place)
-            else:
-                left -= 1
-                count.kills[name] += 1
-                count.in_checkpoints += how == "writing"
+                victim.end(count)
+                continue
+            victim.left -= 1
+            count.kills[victim.name] += 1
+            count.in_checkpoints += how == "writing"
+    for victim in running:
+        if victim.under_way:
+            finish(victim.run())
+            victim.end(count)
 
 
 def missed(count: Count, each: int) -> list[str]:
@@ -272,13 +327,13 @@ def seeds(count: Count, until: float, rng: random.Random, folder: Path, most: in
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of weights beyond what devices hold
                     state = trained(config, 2 * second, Drawn(), seed)
-                found.append({n: t.reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in state.items()})
+                found.append({name: as_bytes(tensor) for name, tensor in state.items()})
                 continue
             place = folder / f"seed {seed} {second}"
             other = config.replace(seed=seed, **ways(config)[way][second])
             core = min(os.sched_getaffinity(0)) if way == "cores" and not second else None
             finish(child(lambda c=other, p=place: train(c, p), core))
-            found.append(contents(place))
+            found.append(contents(place, setting=False))  # it says which way it was
             shutil.rmtree(place)
         differ = differing(*found)
         if differ:
@@ -325,17 +380,20 @@ def main(argv: list[str] | None = None) -> int:
     rng, count, began = random.Random(asked.seed), Count(), time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        # They come first and are what is asked for by number; they take a third of the time on two idle cores.
-        kills(count, asked.kills, began + 54 * asked.minutes, rng, folder, asked.only)
+        running = victims(folder, asked.kills, asked.only)
+        print(f"{time.perf_counter() - began:.0f} s until every run had been left alone once", flush=True)
+        minutes = time.perf_counter()
+        # What is asked for by number comes first, and takes a third of the time on two idle cores. The rest is kept.
+        kills(count, running, minutes + 36 * asked.minutes, rng)
         print(f"{sum(count.kills.values())} kills survived, {count.in_checkpoints} of them while a checkpoint was "
               f"written, in {count.ended} runs that ended: "
               f"{', '.join(f'{n} {name}' for name, n in count.kills.items())}", flush=True)  # fmt: skip
-        left = max(0.0, 60 * asked.minutes - (time.perf_counter() - began))
+        left = max(0.0, 60 * asked.minutes - (time.perf_counter() - minutes))
         seeds(count, time.perf_counter() + 0.4 * left, rng, folder, asked.most)
         among = ", ".join(f"{n} {way}" for way, n in sorted(count.ways.items()))
         print(f"{count.seeds} seeds compared: {among or 'none'}", flush=True)
         if asked.most != 0:
-            bad_inputs(count, began + 60 * asked.minutes, rng, folder, asked.most)
+            bad_inputs(count, minutes + 60 * asked.minutes, rng, folder, asked.most)
     tried = count.accepted + count.refused + len(count.wrong)
     print(f"{tried} bad inputs tried: {count.refused} refused with a reason, {count.accepted} taken, "
           f"{len(count.wrong)} wrong")  # fmt: skip
