@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from aimc import processes
 from aimc.arguments import checked
@@ -745,14 +746,34 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def require_analog(net: nn.Module) -> dict[str, AnalogLayer]:
-    """The analog layers of an inference network by name; an error where there are none."""
+    """The analog layers of an inference network by name; an error where there are none.
+
+    The names are those in the network itself, also where torch has wrapped it: devices are drawn by them.
+    """
     if pulsed_layers(net):
         raise AimcError(
             "the network trains in memory, and what was asked for belongs to inference hardware: chips, drift, ranges "
             "and noise strength. Put its present weights there: aimc.convert(aimc.to_digital(net), aimc.presets.pcm())",
             field="net",
         )
-    layers = analog_layers(net)
+    layers = analog_layers(_unwrapped(net))
     if not layers:
         raise AimcError("the network has no analog layer; call aimc.convert first", field="net")
-    return layers
+    return {".".join(p for p in name.split(".") if p != _COMPILED): m for name, m in layers.items()}
+
+
+_COMPILED = "_orig_mod"
+"""What torch.compile calls the module that it wraps."""
+
+
+def _unwrapped(net: nn.Module) -> nn.Module:
+    """The network in the wrappers of torch."""
+    while True:
+        if _COMPILED in net._modules:
+            inner = net._modules[_COMPILED]
+        elif isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+            inner = net.module
+        else:
+            return net
+        assert isinstance(inner, nn.Module)
+        net = inner

@@ -150,7 +150,8 @@ def _once(
 ) -> Iterator[tuple[int, Result | AimcError]]:
     """One attempt; raises where a worker dies."""
     chosen = _chosen.get() or prefer
-    do = functools.partial(_numbered, work, torch.get_num_threads(), os.getpid())
+    parent = os.getpid() if chosen == "processes" else None
+    do = functools.partial(_numbered, work, torch.get_num_threads(), parent)
     if chosen == "ray":
         yield from _by_ray(do, items, numbers, jobs)
         return
@@ -168,10 +169,10 @@ def _once(
 
 
 def _numbered(
-    work: Callable[[Item], Result], threads: int, parent: int, number: int, item: Item
+    work: Callable[[Item], Result], threads: int, parent: int | None, number: int, item: Item
 ) -> tuple[int, Result | AimcError]:
-    if os.getppid() == parent:
-        _end_with(parent)
+    if parent not in (None, os.getpid()):
+        _end_with(parent)  # which may be gone already
     # An engine gives the threads of a worker another number, with which torch adds in another order.
     torch.set_num_threads(threads)
     return number, _guarded(work, item)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,19 +78,12 @@ def together() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def summed(values: Tensor) -> Tensor:
-    """The sum over all processes, the same bits in each."""
-    return _reduced(values, dist.ReduceOp.SUM) if count() > 1 else values
-
-
 def largest(values: Tensor) -> Tensor:
     """The largest over all processes, element by element."""
-    return _reduced(values, dist.ReduceOp.MAX) if count() > 1 else values
-
-
-def _reduced(values: Tensor, how: Any) -> Tensor:
+    if count() == 1:
+        return values
     sent = _sendable(values)
-    dist.all_reduce(sent, how)
+    dist.all_reduce(sent, dist.ReduceOp.MAX)
     return sent.to(values.device)
 
 
@@ -104,26 +98,61 @@ def _sendable(values: Tensor) -> Tensor:
     return values.to(device, copy=True, memory_format=torch.contiguous_format)
 
 
-def spread(values: Tensor) -> tuple[float, float]:
-    """Standard deviation and largest magnitude over all processes; NaN without any, or if one is not finite.
+def moments(values: Tensor) -> Tensor:
+    """How many numbers, their sum, that of their squares and the largest magnitude, float64 ``[4]``.
 
     Example:
-        >>> spread(torch.tensor([1.0, -1.0]))
+        >>> moments(torch.tensor([1.0, -3.0])).tolist()
+        [2.0, -2.0, 10.0, 3.0]
+    """
+    x = values.detach().double()
+    peak = x.abs().max() if x.numel() else x.new_zeros(())
+    return torch.stack([x.new_tensor(x.numel()), x.sum(), (x * x).sum(), peak])
+
+
+def spread(values: Tensor, what: str) -> tuple[float, float]:
+    """Standard deviation and largest magnitude over all processes; NaN without any, or if one is not finite.
+
+    Args:
+        values: of this process.
+        what: says what is asked for, by the same words in all of them.
+
+    Raises:
+        AimcError: another process asks for something else, in every process.
+
+    Example:
+        >>> spread(torch.tensor([1.0, -1.0]), "something")
         (1.4142135381698608, 1.0)
     """
-    if count() == 1:
-        number, finite = values.numel(), bool(torch.isfinite(values).all())
-        if number == 0 or not finite:
-            return float("nan"), float("nan")
-        return float(values.std()) if number > 1 else 0.0, float(values.abs().max())
-    x = values.double()
-    sums = summed(torch.stack([x.new_tensor(x.numel()), x.sum(), (x * x).sum()]))
-    peak = float(largest(x.abs().max() if x.numel() else x.new_zeros(())))
-    number, total, square = sums.tolist()
+    if count() > 1:
+        return spread_of(moments(values), what)
+    number, finite = values.numel(), bool(torch.isfinite(values).all())
+    if number == 0 or not finite:
+        return float("nan"), float("nan")
+    return float(values.std()) if number > 1 else 0.0, float(values.abs().max())
+
+
+def spread_of(own: Tensor, what: str) -> tuple[float, float]:
+    """:func:`spread` of numbers of which this process has the :func:`moments` ``own``."""
+    parts = own[None]
+    if count() > 1:
+        # Collectives know no names: layers that some processes leave out would get the numbers of others.
+        sent = _sendable(torch.cat([own.new_tensor([zlib.crc32(what.encode())]), own]))
+        found = [torch.empty_like(sent) for _ in range(count())]
+        dist.all_gather(found, sent)
+        together = torch.stack(found).to(own.device)
+        if bool((together[:, 0] != together[0, 0]).any()):
+            raise AimcError(
+                f"the processes are at different places, this one at {what}, whose input range starts from the inputs "
+                "of all. While ranges start, all processes have to run the same layers as often; measure them before "
+                "with aimc.calibrate, or give hardware.input_range.value"
+            )
+        parts = together[:, 1:]
+    number, total, square = parts[:, :3].sum(0).tolist()
     if number == 0 or not math.isfinite(square):
         return float("nan"), float("nan")
     variance = max(0.0, (square - total * total / number) / (number - 1)) if number > 1 else 0.0
-    return math.sqrt(variance), peak
+    return math.sqrt(variance), float(parts[:, 3].max())
 
 
 def sharded(tensor: Any) -> bool:

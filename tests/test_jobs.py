@@ -99,6 +99,12 @@ list(jobs.carried_out(these._tell_and_wait, [sys.argv[1] + "/a", sys.argv[1] + "
     _until(lambda: not any(_alive(pid) for pid in workers))
 
 
+def test_a_worker_that_begins_when_the_process_is_gone_ends_too():
+    code = "import time; from aimc import jobs; jobs._numbered(lambda n: n, 1, 1 << 22, 0, 0); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1, done
+
+
 def _tell_and_wait(place: str) -> None:
     Path(place).write_text(str(os.getpid()))
     time.sleep(600)

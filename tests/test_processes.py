@@ -17,9 +17,8 @@ def of_gpus_alone(monkeypatch):
             raise RuntimeError("No backend type associated with device type cpu")
         return tensor
 
-    def reduce(tensor, op=dist.ReduceOp.SUM):
-        if op == dist.ReduceOp.SUM:
-            sent(tensor).mul_(2)
+    def reduce(tensor, op):
+        assert op == dist.ReduceOp.MAX
         sent(tensor)
 
     def gather(parts, tensor):
@@ -70,9 +69,19 @@ def test_what_is_sent_comes_back_to_where_it_was(of_gpus_alone):
     counters = torch.tensor([3, 4])
     for found, expected in (
         (processes.first(counters), [3, 4]),
-        (processes.summed(counters), [6, 8]),
         (processes.largest(counters), [3, 4]),
         (processes.joined(counters, "counters"), [3, 4, 3, 4]),
     ):
         assert type(found) is torch.Tensor and found.dtype == torch.int64 and found.tolist() == expected
     assert counters.tolist() == [3, 4]
+    assert processes.spread(torch.tensor([1.0, -1.0, 3.0]), "x") == (pytest.approx(1.7889, abs=1e-4), 3.0)
+
+
+def test_processes_that_start_other_layers_are_told_apart(of_gpus_alone, monkeypatch):
+    def gather(parts, tensor):
+        parts[0].copy_(tensor)
+        parts[1].copy_(tensor).view(-1)[0] += 1  # the checksum of another name
+
+    monkeypatch.setattr(dist, "all_gather", gather)
+    with pytest.raises(aimc.AimcError, match="this one at row tile 0 of layer 'a'.*the same layers as often"):
+        processes.spread(torch.ones(3), "row tile 0 of layer 'a'")

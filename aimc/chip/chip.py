@@ -83,8 +83,7 @@ class Chip:
     def at(self, time: float | str) -> Iterator[Chip]:
         """Move the chip to a time and put its weights into the network; leaving restores both.
 
-        A copy of the network that is made inside (``copy.deepcopy``, ``pickle``) keeps what it shows: it computes with
-        this chip at this time for good, and can neither be trained nor take other hardware. It can be programmed again.
+        Other threads are refused the network meanwhile, and copies of it that are made inside have their own weights.
 
         Args:
             time: seconds after programming, or text such as ``"1h"``.

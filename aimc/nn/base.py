@@ -151,6 +151,7 @@ class AnalogLayer(nn.Module):
         self.noise_strength: float | None = None
         self.statistics: Statistics | None = None
         self._programmed: ProgrammedWeights | None = None
+        self._evaluated_clean = 0  # vectors read before a chip was put in place
         self._holder: int | None = None  # the thread that put it in
         self._pass: HeldPass | None = None
         self._observer: Callable[[Tensor], None] | None = None
@@ -360,8 +361,7 @@ class AnalogLayer(nn.Module):
             held = programmed
             if self.training:
                 raise AimcError(
-                    "a chip is in place and the network is in training mode; "
-                    + self._way_out("call net.eval() first")
+                    "a chip is in place and the network is in training mode; call net.eval() first"
                 )
             weights = [held.weights[:, a:b] for a, b in self.layout.row_splits]
             return Tiles(weights, held.scale, compensation=held.compensation, trained=False)
@@ -446,15 +446,17 @@ class AnalogLayer(nn.Module):
         run, present = self._pass, self.present_range()
         assert present is not None
         ranges = present.clone()
-        if run is not None and run.first_range is not None:  # what the pass has read so far is one batch
-            run.seen.append(x)
+        if run is not None and run.first_range is not None:
             ranges.copy_(run.first_range)
-            x = torch.cat(run.seen)
         setting, k = self.hardware.input_range, self._range_batches
         tiny = _smallest(x.dtype)
         for tile, (a, b) in enumerate(self.layout.splits):
             part = x[:, :, a:b]
-            spread, largest = processes.spread(part)
+            what = f"row tile {tile} of layer {self.name!r}"
+            if run is None:
+                spread, largest = processes.spread(part, what)
+            else:  # what the pass has read so far is one batch
+                spread, largest = processes.spread_of(run.saw(tile, part), what)
             value = setting.init_std * spread if spread > 0 else largest
             if not value > 0:  # also where there is nothing, or something that is not finite
                 continue
@@ -541,6 +543,8 @@ class AnalogLayer(nn.Module):
     ) -> Tensor:
         replay = self._replay
         held = self._programmed if replay is None else replay.programmed
+        if held is not None and replay is None:
+            self._refuse_other_threads()
         new = replay is None and self._pass is None and self._recording is None
         if new and may_come_back(self.training) and x.is_floating_point():
             self._record(fingerprint(x))
@@ -624,15 +628,12 @@ class AnalogLayer(nn.Module):
     def programmed(self, weights: ProgrammedWeights) -> Iterator[None]:
         """Put a chip's weights in place, and take them out again. Reads are numbered from zero inside."""
         with _PUTTING:
-            holder, here = self._holder, threading.get_ident()
-            if self._programmed is not None and holder not in (None, here):
-                raise AimcError(
-                    "another thread has a chip in place, and would compute with this one; give every thread a network "
-                    "of its own (twin = copy.deepcopy(net), and a chip of the twin), as aimc.evaluate_over_time does",
-                    layer=self.name,
-                )
-            before = self._programmed, self._evaluated, holder
-            self._programmed, self._evaluated, self._holder = weights, 0, here
+            if self._programmed is not None:
+                self._refuse_other_threads()
+            before = self._programmed, self._evaluated, self._holder
+            if self._programmed is None:
+                self._evaluated_clean = self._evaluated
+            self._programmed, self._evaluated, self._holder = weights, 0, threading.get_ident()
         try:
             yield
         finally:
@@ -642,11 +643,15 @@ class AnalogLayer(nn.Module):
                 )
             self._programmed, self._evaluated, self._holder = before
 
-    def _way_out(self, inside: str) -> str:
-        """What to do about a chip in place: a copy that was made inside of its ``with`` has none to leave."""
-        if self._holder is not None:
-            return inside
-        return "this network was copied inside a `with chip.at(...)` and shows that chip for good; copy it outside"
+    def _refuse_other_threads(self) -> None:
+        """Raise where the chip in place is another thread's. Replicas of DataParallel have threads of their own."""
+        if self._holder not in (None, threading.get_ident()) and not getattr(self, "_is_replica", False):
+            raise AimcError(
+                "another thread has a chip in place, which this one would compute with, or put out; give every thread "
+                "a network of its own (twin = copy.deepcopy(net), and a chip of the twin), as aimc.evaluate_over_time "
+                "does, or enter `with chip.at(...)` in the thread that computes",
+                layer=self.name,
+            )
 
     @contextlib.contextmanager
     def observed(self, observer: Callable[[Tensor], None]) -> Iterator[None]:
@@ -691,8 +696,10 @@ class AnalogLayer(nn.Module):
         Parameters that stay are the same objects; those that are new or gone need an optimizer made again.
         """
         if self._programmed is not None:
-            leave = self._way_out("leave its `with chip.at(...)` before the hardware changes")
-            raise AimcError(f"a chip is in place; {leave}", layer=self.name)
+            raise AimcError(
+                "a chip is in place; leave its `with chip.at(...)` before the hardware changes",
+                layer=self.name,
+            )
         if self._is_fsdp_managed_module:
             raise AimcError(
                 "its parameters are sharded; exchange the hardware before fully_shard", layer=self.name
@@ -825,6 +832,14 @@ class AnalogLayer(nn.Module):
         state["_range_version"] = -1
         state["statistics"] = state["_observer"] = state["_pass"] = None
         state["_replay"] = state["_recording"] = state["_sharded"] = state["_holder"] = None
+        if self._programmed is not None:
+            state["_programmed"], state["_evaluated"] = None, self._evaluated_clean
+            if self._holder == threading.get_ident():
+                warn(
+                    "a copy of a network does not take along the chip that is in place: it computes with the network's "
+                    "own weights. Copy outside of `with chip.at(...)`; chip.save(path) and Chip.load(path, copy) "
+                    "give a copy the chip",
+                )
         return state
 
     def __setstate__(self, state):

@@ -7,7 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from aimc import processes
 from aimc.crossbar import Layout
+from aimc.nn.once import once
 from aimc.nn.product import Statistics, Tiles
 
 
@@ -32,17 +34,25 @@ class HeldPass:
     Attributes:
         weight: stands for the weight in the reads' autograd graph.
         vectors: vectors read so far.
-        seen: inputs so far, while they set the input range.
+        seen: moments of the inputs so far by row tile, while they set the input range.
     """
 
     def __init__(self, weight: Tensor, tiles: Tiles, layout: Layout, reads: int, input_range: Tensor | None):
         self.tiles, self.layout, self.reads = tiles, layout, max(reads, 1)
         self.first_range = input_range.clone() if input_range is not None else None
         self.vectors = 0
-        self.seen: list[Tensor] = []
+        self.seen: dict[int, Tensor] = {}
         self._totals = torch.zeros(2, layout.row_tiles, dtype=torch.float64, device="cpu")
         self._vectors: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layout.splits]
         self.weight: Tensor = _Gathered.apply(weight, self)  # type: ignore[assignment]
+
+    def saw(self, tile: int, part: Tensor) -> Tensor:
+        """Moments of a row tile's inputs, these included."""
+        found, before = processes.moments(part), self.seen.get(tile)
+        if before is not None:
+            found = torch.cat([before[:3] + found[:3], torch.maximum(before[3:], found[3:])])
+        self.seen[tile] = found
+        return found
 
     def add(self, read: _Read) -> None:
         """Count a read that has been made."""
@@ -85,7 +95,7 @@ class _Gathered(torch.autograd.Function):
         return weight.new_zeros(())
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx, grad):
         found = ctx.run.gradient()
         return None if found is None else found.view(ctx.shape), None

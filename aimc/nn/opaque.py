@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import secrets
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -23,9 +24,12 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from aimc.errors import AimcError
+from aimc.nn.once import made_once
+from aimc.nn.replay import fingerprint, inside_backward
 from aimc.nn.watching import unwatched
 
-_HANDLES = itertools.count(1)
+# From anywhere: a program that was saved in another process must not find a layer of this one.
+_HANDLES = itertools.count(secrets.randbits(40) << 20)
 _LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _C: Any = torch._C
 _NAMES = ("weight", "bias", "input_range", "output_gain")
@@ -180,8 +184,12 @@ def _layer(input, weight, bias, input_range, output_gain, handle, output_size):
     unwatched(layer)
     held: dict[str, Any] = dict(zip(_NAMES, (weight, bias, input_range, output_gain)))
     args = () if output_size is None else (list(output_size),)
-    with _plainly(input), torch.no_grad(), _holding(layer, held):
-        record = layer._record(None)
+    mark = fingerprint(input)
+    # A graph may drop what it computed and make it again for its gradient.
+    record = layer._records.matching(mark) if inside_backward() else None
+    again = contextlib.nullcontext() if record is None else _again(layer, record)
+    with _plainly(input), torch.no_grad(), _holding(layer, held), again:
+        record = layer._record(mark) if record is None else record
         y = layer.read(input, *args)
     return y, torch.tensor([record.token], dtype=torch.int64, device="cpu")
 
@@ -197,7 +205,7 @@ def _layer_backward(grad, input, weight, bias, input_range, output_gain, handle,
     ]
     args = () if output_size is None else (list(output_size),)
     with _plainly(input), torch.enable_grad():
-        with _holding(layer, dict(zip(_NAMES, leaves[1:]))), _mode(layer, record), layer._replayed(record):
+        with _holding(layer, dict(zip(_NAMES, leaves[1:]))), _again(layer, record):
             y = layer.read(leaves[0], *args)
         asked = [t for t in leaves if t is not None and t.requires_grad]
         found = iter(torch.autograd.grad(y, asked, grad.to(y.dtype), allow_unused=True))
@@ -211,10 +219,12 @@ def _layer_backward(grad, input, weight, bias, input_range, output_gain, handle,
 
 
 @contextlib.contextmanager
-def _mode(layer: Any, record: Any) -> Iterator[None]:
+def _again(layer: Any, record: Any) -> Iterator[None]:
+    """In the mode of a record, with its noise."""
     before, layer.training = layer.training, record.training
     try:
-        yield
+        with layer._replayed(record):
+            yield
     finally:
         layer.training = before
 
@@ -246,6 +256,8 @@ def _gradient(ctx, grad, _):
         return (None,) * 7
     needs = sum(1 << i for i, need in enumerate(ctx.needs_input_grad[:5]) if need)
     found = torch.ops.aimc.layer_backward(grad, *given, ctx.handle, ctx.output_size, token, needs)
+    if torch.is_grad_enabled():
+        found = made_once(tuple(found), (grad, *given))
     return *(g if needs >> i & 1 else None for i, g in enumerate(found)), None, None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.nn.extremes import exponents, far_ranges, far_scales, times
+from aimc.nn.once import once
 from aimc.ops import convert_input, convert_input_backward, read_out, read_out_backward
 from aimc.ops.memory import empty
 from aimc.ops.read_out import ReadOut
@@ -219,11 +220,12 @@ class AnalogProduct(torch.autograd.Function):
         )  # fmt: skip
         ctx.layout, ctx.geometry, ctx.call, ctx.periphery = layout, geometry, call, periphery
         ctx.trained, ctx.weight_shape = tiles.trained, weight.shape
+        ctx.by = weight, gain, input_range
         # Detached, it is not a view in autograd's eyes, so that it may be changed in place.
         return call.finish(result).detach()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx, grad):
         x, gain, ranges, total, weight_factor, compensation, *rest = ctx.saved_tensors
         layout, call, count = ctx.layout, ctx.call, ctx.layout.row_tiles

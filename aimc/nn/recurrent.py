@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from aimc.arguments import expect_tensor
 from aimc.errors import AimcError
 from aimc.nn.composite import AnyHardware, Composite, Piece, held
+from aimc.nn.once import once
 from aimc.nn.opaque import outside_graphs
 from aimc.random import Key
 
@@ -61,10 +62,11 @@ class _LSTMGates(torch.autograd.Function):
         new = torch.addcmul(f * c, i, g)
         squashed = torch.tanh(new)
         ctx.save_for_backward(act, c, squashed)
+        ctx.by = (c if c.requires_grad else gates,)
         return o * squashed, new
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor, Tensor]:
         act, c, squashed = ctx.saved_tensors
         size = c.shape[1]

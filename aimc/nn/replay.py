@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import weakref
+import zlib
 from typing import Any
 
 import torch
@@ -89,21 +90,35 @@ class Records:
         """The latest record of such an input, one that was not used before another; else None.
 
         Backward passes run last things first, so of several alike the latest is meant.
+
+        Raises:
+            AimcError: there is none, but there were more records than are kept.
         """
         alike = [r for r in self._held if r.fingerprint == fingerprint]
+        if not alike and self._count > _KEPT:
+            raise AimcError(
+                f"a forward pass is made again that is not among the last {_KEPT} reads of this layer, so that it "
+                "would meet other noise; checkpoint less at a time"
+            )
         return next((r for r in reversed(alike) if not r.used), alike[-1] if alike else None)
 
 
 def fingerprint(x: Tensor) -> tuple[Any, ...]:
-    """What tells one input from another: its shape and a sum over its bits, the same in any order.
+    """What tells one input from another: its shape and a checksum of its bits in their order.
 
     Example:
-        >>> one = fingerprint(torch.ones(2))
-        >>> one == fingerprint(torch.ones(2)), one == fingerprint(torch.zeros(2))
+        >>> one = fingerprint(torch.tensor([1.0, 2.0]))
+        >>> one == fingerprint(torch.tensor([1.0, 2.0])), one == fingerprint(torch.tensor([2.0, 1.0]))
         (True, False)
     """
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    return tuple(x.shape), x.dtype, int(x.detach().contiguous().view(bits).sum(dtype=torch.int64))
+    size = x.element_size()
+    bits = (
+        x.detach().contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    )
+    if bits.is_cpu:
+        return tuple(x.shape), x.dtype, zlib.crc32(bits.numpy())
+    places = torch.arange(1, bits.numel() + 1, device=bits.device)
+    return tuple(x.shape), x.dtype, int((bits.reshape(-1) * places).sum())
 
 
 def may_come_back(training: bool) -> bool:

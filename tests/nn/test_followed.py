@@ -306,6 +306,130 @@ def test_a_shared_layer_under_checkpoints():
     assert_close("input", gradients[0], gradients[1], atol=1e-6)  # the noise of the weights is in this one
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["first things first", "last things first"])
+def test_inputs_of_the_same_numbers_in_another_order_are_told_apart(order):
+    net, plain = twins(nn.Linear(5, 5))
+    gradients = []
+    for one, forward in ((net, lambda x: checkpoint(net, x, use_reentrant=False)), (plain, plain)):
+        x = X[0, 0].clone()
+        outputs = [forward(x).pow(2).sum(), 3 * forward(x.flip(0)).pow(2).sum()]
+        for y in outputs[::order]:
+            y.backward()
+        gradients.append(one.weight.grad)
+    assert_close("weight", *gradients, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_checkpoints_in_a_compiled_function_meet_the_same_noise(backend):
+    """The graph makes the operation of a layer again."""
+    if backend == "inductor" and shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("no C++ compiler")
+    torch._dynamo.reset()
+    net, plain = twins(
+        nn.Sequential(nn.Flatten(), nn.Linear(50, 6), nn.Tanh(), nn.Linear(6, 3)), aimc.presets.pcm()
+    )
+    follow = torch.compile(lambda x: checkpoint(net, x, use_reentrant=False), backend=backend)
+    assert_equal_training(net, follow, plain, X, rtol=1e-5)
+    assert net[1]._step == plain[1]._step == 3
+
+
+TWICE = {
+    "hardware-aware": aimc.presets.pcm().replace(**{"input_range.value": 3.0}),
+    "ideal": aimc.presets.ideal(),
+    "in cells": aimc.presets.reram(1000, w_max_dtod=0.0, w_min_dtod=0.0),
+}
+_f = torch.autograd.functional
+SECOND = {
+    "hessian": lambda net, x: _f.hessian(lambda z: net(z).pow(2).sum(), x),
+    "hvp": lambda net, x: _f.hvp(lambda z: net(z).pow(2).sum(), x, x),
+    "jvp": lambda net, x: _f.jvp(net, x, x),
+    "penalty": lambda net, x: _penalty(net, x).backward(),
+    "penalty of a sum": lambda net, x: torch.autograd.grad(
+        _penalty(net, x, 1), list(net.parameters()), allow_unused=True
+    ),
+    "torch.func": lambda net, x: torch.func.grad(
+        lambda z: torch.func.grad(lambda v: net(v).pow(2).sum())(z).sum()
+    )(x),
+}
+
+
+def _unused(y, parameters):
+    torch.autograd.grad(y, list(parameters), allow_unused=True)
+
+
+def _penalty(net, x, power: int = 2):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(net(x).pow(power).sum(), x, create_graph=True)[0].pow(2).sum()
+
+
+@pytest.mark.parametrize("what", SECOND)
+@pytest.mark.parametrize("half", TWICE)
+@pytest.mark.parametrize("layer", ["linear", "LSTM"])
+def test_second_derivatives_are_refused_and_not_zero(layer, half, what):
+    if (layer, what) == ("LSTM", "torch.func"):
+        pytest.skip("recurrent layers have no place in torch.func")
+    net, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)), X[0, 0]
+    if layer == "LSTM":
+        net, x = First(), X[0, :1]
+    analog = aimc.convert(net, TWICE[half], seed=0).eval()
+    with pytest.raises(AimcError, match="second derivative|torch.func"):
+        SECOND[what](analog, x)
+    x = x.clone().requires_grad_()  # a graph that nobody differentiates is no harm
+    loss = analog(x).pow(2).sum()
+    graph, plain = (torch.autograd.grad(loss, x, create_graph=c, retain_graph=True)[0] for c in (True, False))
+    assert torch.equal(graph, plain)
+
+
+class First(nn.Module):
+    """The outputs of an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(5, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)[0]
+
+
+def test_a_program_of_another_process_finds_no_layer_here(tmp_path):
+    code = """
+import sys, torch, aimc
+from aimc.errors import AimcError
+torch.manual_seed(0)
+net = aimc.convert(torch.nn.Linear(5, 3), aimc.presets.pcm().replace(**{"input_range.value": 1.0}), seed=0).eval()
+if sys.argv[1] == "save":
+    torch.export.save(torch.export.export(net, (torch.ones(2, 5),)), sys.argv[2])
+else:
+    try:
+        torch.export.load(sys.argv[2]).module()(torch.ones(2, 5))
+    except AimcError as error:
+        assert "where it was made" in str(error)
+    else:
+        sys.exit(3)
+"""
+    for word in ("save", "load"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, word, str(tmp_path / "p.pt2")],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_pass_whose_record_is_gone_is_no_new_one(monkeypatch):
+    """Some passes later than are kept, it would meet other noise."""
+    import aimc.nn.replay as replay
+
+    monkeypatch.setattr(replay, "_KEPT", 2)
+    net = aimc.convert(nn.Linear(5, 5), FIXED, seed=0)
+    net._records = Records()
+    x = X[0, 0].clone().requires_grad_()
+    y = checkpoint(lambda x: net(net(net(x))), x, use_reentrant=True)
+    with pytest.raises(AimcError, match="not among the last 2 reads"):
+        y.sum().backward()
+
+
 def test_without_checkpoints_nothing_is_recorded():
     net, _ = twins(nn.Linear(5, 3))
     net(X).sum().backward()

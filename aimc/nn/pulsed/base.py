@@ -19,6 +19,7 @@ from aimc.errors import AimcError, warn
 from aimc.hardware import PulsedHardware
 from aimc.nn.base import hardware_record, refuse_hooks, saved_hardware
 from aimc.nn.loading import LARGEST, misfit, misfit_counters, misfits
+from aimc.nn.once import once
 from aimc.nn.opaque import outside_graphs, transformed
 from aimc.nn.pulsed.read import Reads
 from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
@@ -485,6 +486,10 @@ class PulsedLayer(nn.Module):
 
     def _apply(self, fn, recurse=True):
         if self.pending:
+            here = self.weight.detach()
+            there = fn(here)
+            if there.dtype == here.dtype and there.data_ptr() == here.data_ptr():
+                return self  # trainers tidy up with .cpu(), also after an error of somebody else's
             raise AimcError("step or zero_grad before the network is moved or cast", layer=self.name)
         self.refuse_edits()
         super()._apply(fn, recurse)
@@ -655,13 +660,13 @@ class CellProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, layer: PulsedLayer, place: tuple[int, int]):
         ctx.save_for_backward(x, weight)
-        ctx.layer, ctx.number = layer, place[0]
+        ctx.layer, ctx.number, ctx.by = layer, place[0], (weight,)
         if layer.hardware.forward is None:
             return layer.form.product(x, weight, bias)
         return layer.reads.forward(layer, x, weight, bias, place)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         layer, (need_x, need_weight, need_bias) = ctx.layer, ctx.needs_input_grad[:3]
