@@ -6,12 +6,14 @@ The heavy imports happen inside the commands, so that help and mistakes are answ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import itertools
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aimc.errors import AimcError, suggest
@@ -186,6 +188,25 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings to the user without the lines of code that they come from, which are none of the user's."""
+    before = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        if issubclass(category, UserWarning):
+            print(f"aimc: warning: {message}", file=sys.stderr)
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        if warnings.showwarning is show:
+            warnings.showwarning = before
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
@@ -201,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
     try:
-        code = _main(words)
+        with _plain_warnings():
+            code = _main(words)
         sys.stdout.flush()
         return code
     except AimcError as error:
@@ -525,8 +547,21 @@ def _summary(runs: Any, form: str) -> None:
 
 def _report_comparison(asked: argparse.Namespace) -> int:
     """The table of comparisons, all their runs together."""
-    from aimc.report import comparison_table, draw_comparison, load_comparison, markdown_table, show_table
+    from aimc.report import (
+        comparison_table,
+        draw_comparison,
+        load_comparison,
+        markdown_table,
+        provenance,
+        show_table,
+    )
 
+    runs = [path for path in asked.runs if not os.path.exists(os.path.join(path, "comparison.json"))]
+    if runs:
+        raise AimcError(
+            f"{', '.join(runs)} is no comparison, and others are: give aimc report the one or the other",
+            field="run",
+        )
     if asked.summary:
         raise AimcError(
             "is for runs on chips; a comparison has one table, which aimc report prints without it",
@@ -538,6 +573,8 @@ def _report_comparison(asked: argparse.Namespace) -> int:
         print(markdown_table(table))
     else:
         show_table(table)
+    for line in provenance(entries):
+        print(f"- {line}")
     if asked.figure is not None:
         draw_comparison(entries, asked.figure)
         print(f"written: {asked.figure}", file=sys.stderr)

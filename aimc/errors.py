@@ -92,7 +92,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
 
 
-_BETWEEN = ("aimc", "torch", "contextlib")
+_BETWEEN = ("aimc", "torch", "contextlib", "joblib", "threading", "concurrent")
 
 
 def warn(message: str) -> None:

@@ -197,7 +197,10 @@ def read_config(path: str | os.PathLike[str], kind: type[Config] = Config) -> An
     try:
         text = place.read_text(encoding="utf-8")
     except OSError:
-        raise AimcError(f"{path} is no run directory (it has no config.yaml)", field="run") from None
+        why = "is no run directory (it has no config.yaml)"
+        if place.with_name("comparison.json").exists():
+            why = "is a comparison: name one of the runs in it"
+        raise AimcError(f"{path} {why}", field="run") from None
     except ValueError:
         raise AimcError(f"{place} is damaged: it is no text", field="run") from None
     try:

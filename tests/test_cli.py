@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ import yaml
 from aimc import cli
 from aimc.cells import PCM, Hermes
 from aimc.config import Config
-from aimc.errors import AimcError
+from aimc.errors import AimcError, warn
 from aimc.files import read_config, read_records
 from aimc.recipes import RECIPES, run_experiment
 from aimc.recipes.overrides import _fields, configure, describe, parse
@@ -524,3 +525,16 @@ def test_the_schedule_of_transfers_on_request(tmp_path, monkeypatch, capsys):
     assert all(r[-1] == "starved" for r in rows) and not list(tmp_path.iterdir())
     assert cli.main(["run", "demo", "--schedule-table"]) != 0
     assert "train in memory" in capsys.readouterr().err
+
+
+def test_warnings_come_without_lines_of_code(monkeypatch, capsys):
+    def work(words):
+        warn("something to know")
+        return 0
+
+    monkeypatch.setattr(cli, "_main", work)
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main([]) == 0
+    assert capsys.readouterr().err == "aimc: warning: something to know\n" and warnings.showwarning is before

@@ -67,7 +67,7 @@ class PulsedCell(Config):
 
     KIND: ClassVar[int | tuple[int, ...]]
     """Number of the response in the compiled kernel; as a tuple where the kernel is not that of the common cells, see
-    ``ops/pulsed_update/response.py``."""
+    ``ops/pulsed_update/response.py``. Cells that are made elsewhere need none, and run on the plain body."""
     PARAMETERS: ClassVar[tuple[str, ...]] = ("up", "down", "bmax", "bmin")
 
     def validate(self):

@@ -161,7 +161,7 @@ def last_stream(state: Any) -> Any:
     return None if state is None else tuple(last_stream(s) for s in state)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DriftResult:
     """The metric of every chip at every time.
 
@@ -191,6 +191,16 @@ class DriftResult:
     @property
     def chips(self) -> int:
         return self.values.shape[1]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all of it is the same; a value that is NaN is equal to itself."""
+        if not isinstance(other, DriftResult):
+            return NotImplemented
+        names = [field.name for field in dataclasses.fields(self) if field.name != "values"]
+        alike = all(getattr(self, name) == getattr(other, name) for name in names)
+        return alike and np.array_equal(self.values, other.values, equal_nan=True)
+
+    __hash__ = None  # type: ignore[assignment]  (it holds an array)
 
     @property
     def percent(self) -> bool:
@@ -469,10 +479,32 @@ def _on_one_chip(
             value = metric(net)
         if watch is not None and watch.drawn():
             break
+        if c == 0 and not values:
+            _warn_of_saturation(net)
         values.append(_number(value, f"for chip {c} at {readable(moment)}"))
         if tell is not None:
             tell()
     return values
+
+
+_MUCH = 0.1
+"""Share of a tile's outputs beyond its ADC that is worth a word: a network that is trained for it stays far below."""
+
+
+def _warn_of_saturation(net: nn.Module) -> None:
+    """Say it where outputs of the last batch were cut off: nothing else shows why such a chip computes badly."""
+    found = {}
+    for name, layer in require_analog(net).items():
+        share = max(layer.statistics.saturated, default=0.0) if layer.statistics is not None else 0.0
+        if share > _MUCH:
+            found[name] = share
+    if found:
+        worst = sorted(found.items(), key=lambda item: -item[1])
+        names = ", ".join(f"{name} ({share:.0%})" for name, share in worst[:5])
+        warn(
+            f"outputs saturate their ADC in {len(found)} layers: {names}{', ...' if len(found) > 5 else ''}. Train the "
+            "network hardware-aware on these converters, or give them a larger adc.bound",
+        )
 
 
 @contextlib.contextmanager

@@ -381,7 +381,10 @@ class Labelled(Progress):
 _NAMES = {kind: name for name, kind in ALGORITHMS.items()}
 
 
-_ENVIRONMENT = ("aimc", "git", "python", "torch", "numba", "cpu", "vectors", "threads")
+_ENVIRONMENT = (
+    "started", "aimc", "git", "code", "python", "torch", "numpy", "numba", "cpu", "vectors", "threads", "backend",
+    "data",
+)  # fmt: skip
 
 
 def collect(folder: str | os.PathLike[str]) -> dict[str, Any]:

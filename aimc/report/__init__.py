@@ -1,6 +1,6 @@
 """Tables and figures, built from the records of runs and nothing else."""
 
-from aimc.report.comparison import comparison_table, draw_comparison, load_comparison
+from aimc.report.comparison import comparison_table, draw_comparison, load_comparison, provenance
 from aimc.report.figures import draw
 from aimc.report.in_memory_figures import draw_accuracy, draw_telemetry
 from aimc.report.reading import Evaluated, RunReport, load_run
@@ -31,6 +31,7 @@ __all__ = [
     "load_run",
     "markdown",
     "markdown_table",
+    "provenance",
     "show",
     "show_evaluations",
     "show_table",

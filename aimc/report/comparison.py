@@ -12,7 +12,7 @@ import numpy as np
 from aimc.arguments import checked
 from aimc.errors import AimcError
 from aimc.files import NUMBER, load_matplotlib, misfit, read_json, write_figure
-from aimc.report.tables import Table
+from aimc.report.tables import Table, circumstances
 
 Entry = dict[str, Any]
 Group = tuple[str, float | None, int | None]
@@ -55,6 +55,25 @@ def groups(entries: Sequence[Entry]) -> dict[Group, list[Entry]]:
     for e in sorted(entries, key=lambda e: (e["states"] or 0, e["algorithm"], e["tiles"] or 0, e["seed"])):
         found.setdefault((e["algorithm"], e["states"], e["tiles"]), []).append(e)
     return found
+
+
+@checked
+def provenance(entries: Sequence[Entry]) -> list[str]:
+    """Seeds, versions, machine, and checksums of code and data: a line for all runs that have them in common.
+
+    Example:
+        >>> provenance([{"seed": 1}, {"seed": 0}])
+        ['seeds 0, 1: made by an aimc that kept no account of versions and data']
+    """
+    found: dict[str, set[int]] = {}
+    for e in entries:
+        known = e.get("environment")
+        said = circumstances(known) if known else "made by an aimc that kept no account of versions and data"
+        found.setdefault(said, set()).add(e["seed"])
+    return [
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}: {said}"
+        for said, seeds in found.items()
+    ]
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aimc.algorithms import Transfers
@@ -231,16 +231,8 @@ def _rows(group: Sequence[Evaluated], cell: Callable[[DriftResult, int], str]) -
 
 
 def _heading(run: RunReport) -> str:
-    e = run.environment
-    seed, hashes = getattr(run.config, "seed", None), {"code": e.get("code"), **(e.get("data") or {})}
-    parts = [
-        "" if seed is None else f"seed {seed}",
-        f"aimc {_version(e)}",
-        *(f"{name} {e[name]}" for name in ("python", "torch", "numpy", "numba") if e.get(name)),
-        f"{e.get('cpu')} ({e.get('threads')} threads, backend {e.get('backend')})",
-        f"started {e.get('started')}",
-        "; ".join(f"sha256 of {name} {value[:12]}" for name, value in hashes.items() if value),
-    ]
+    e, seed = run.environment, getattr(run.config, "seed", None)
+    parts = ["" if seed is None else f"seed {seed}", circumstances(e), f"started {e.get('started')}"]
     return ", ".join(part for part in parts if part) + "".join(
         f"; continued {later.get('started')} by {_version(later)}"
         for later in e.get("resumed", ())
@@ -248,12 +240,31 @@ def _heading(run: RunReport) -> str:
     )
 
 
+def circumstances(environment: Mapping[str, Any]) -> str:
+    """Versions, machine, and checksums of code and data, as far as a record names them.
+
+    Example:
+        >>> circumstances({"aimc": "0.1.0", "cpu": "A", "threads": 1, "data": {"train": "0123456789abcdef"}})
+        'aimc 0.1.0, A (1 threads), sha256 of train 0123456789ab'
+    """
+    e = environment
+    hashes = {"code": e.get("code"), **(e.get("data") or {})}
+    backend = f", backend {e['backend']}" if e.get("backend") else ""
+    parts = [
+        f"aimc {_version(e)}",
+        *(f"{name} {e[name]}" for name in ("python", "torch", "numpy", "numba") if e.get(name)),
+        f"{e.get('cpu')} ({e.get('threads')} threads{backend})",
+        "; ".join(f"sha256 of {name} {value[:12]}" for name, value in hashes.items() if value),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
 def _differs(first: dict[str, Any], later: dict[str, Any]) -> bool:
     """Whether a later session of a run was made by another aimc."""
     return _version(first) != _version(later)
 
 
-def _version(environment: dict[str, Any]) -> str:
+def _version(environment: Mapping[str, Any]) -> str:
     """The installed version, the commit of a source tree, or both."""
     installed, commit = environment.get("aimc"), environment.get("git")
     if commit is None:
@@ -285,21 +296,22 @@ def markdown(runs: Sequence[RunReport]) -> str:
 @checked
 def show(runs: Sequence[RunReport]) -> None:
     """Print the tables of some runs to the terminal."""
-    console = _console()
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
     for run in runs:
         console.print(f"\n{run.path}", style="bold", markup=False)
         console.print(_heading(run), markup=False)
         for table in tables(run):
-            console.print(_grid(table))
+            _print(table)
 
 
 @checked
 def show_evaluations(run: RunReport, results: Sequence[DriftResult]) -> None:
     """Print the tables that some results of a run are in, with whatever else was evaluated on the same chips."""
     asked = [(r.times, r.chips, r.seed) for r in results]
-    console = _console()
     for table in tables(run, [group for group in run.groups if group[0].protocol in asked]):
-        console.print(_grid(table))
+        _print(table)
 
 
 @checked
@@ -329,25 +341,26 @@ def transfer_table(lines: Sequence[tuple[str, Transfers]]) -> Table:
 @checked
 def show_table(table: Table) -> None:
     """Print one table to the terminal."""
-    _console().print(_grid(table))
+    _print(table)
 
 
-def _console():
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    return console
-
-
-def _grid(table: Table):
+def _print(table: Table) -> None:
+    """To the terminal; wider than that where it would lose letters, and as wide as it likes into a file or a pipe."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table as Grid
 
+    # Heads may wrap, cells may not.
+    cells = [max((len(row[i]) for row in table.rows), default=0) for i in range(len(table.head))]
+    least = [max([n, *map(len, head.split())]) for n, head in zip(cells, table.head, strict=True)]
     grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, name in enumerate(table.head):
-        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for i, (name, width) in enumerate(zip(table.head, least, strict=True)):
+        grid.add_column(name, justify="left" if i == 0 else "right", min_width=width)
     for row in table.rows:
         grid.add_row(*row)
-    return grid
+    console, between = Console(highlight=False), 3  # and one at each end
+    console.width = max(console.width, 2 + sum(width + between for width in least))
+    if not console.is_terminal:
+        widest = [max(n, len(head)) for n, head in zip(cells, table.head, strict=True)]
+        console.width = max(2 + sum(width + between for width in widest), len(table.title or ""))
+    console.print(grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import warnings
@@ -467,3 +468,33 @@ def test_a_picture_that_cannot_be_written(tmp_path):
 
 def _tiny():
     return aimc.convert(nn.Linear(4, 2), aimc.presets.pcm().replace(**{"input_range.value": 1.0}), seed=0)
+
+
+def test_results_are_equal_where_all_of_them_is(tmp_path):
+    RESULT.save(tmp_path / "r.json")
+    assert DriftResult.load(tmp_path / "r.json") == RESULT
+    assert dataclasses.replace(RESULT, seed=5) != RESULT != "something else"
+    assert dataclasses.replace(RESULT, values=RESULT.values + 1e-12) != RESULT
+
+
+def test_a_chip_whose_converters_saturate_says_so():
+    """Weights of one sign and magnitude, which no hardware-aware training has: sums far beyond the converter."""
+    net = nn.Sequential(nn.Linear(512, 4, bias=False), nn.Linear(4, 2))
+    nn.init.constant_(net[0].weight, 1.0)
+    x = torch.ones(8, 512)
+    said = []
+    for bound in (10.0, 1000.0):
+        hardware = aimc.presets.pcm().replace(
+            **{"input_range.value": 1.0, "input_range.init_batches": 0, "adc.bound": bound, "ir_drop": None}
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            aimc.evaluate_over_time(
+                aimc.convert(net, hardware, seed=0),
+                lambda net: float(net(x).sum()),
+                times=("1s", "1h"),
+                chips=2,
+            )
+        said.append([str(w.message) for w in caught if "saturate" in str(w.message)])
+    assert len(said[0]) == 1 and "in 1 layers: 0 (100%)" in said[0][0] and "adc.bound" in said[0][0]
+    assert not said[1]

@@ -261,3 +261,38 @@ def test_a_comparison_has_no_summary(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path), "--summary"]) == 2
     assert "field 'summary': is for runs on chips" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path)]) == 0
+    assert "kept no account of versions" in capsys.readouterr().out
+
+
+def test_a_comparison_names_seeds_versions_code_and_data(tmp_path, capsys):
+    where = {
+        "aimc": "0.1.0",
+        "code": "c" * 64,
+        "torch": "2.13.0",
+        "cpu": "A",
+        "threads": 1,
+        "backend": "auto",
+    }
+    entries = [
+        e | {"environment": where | {"data": {"train": str(k) * 64}}, "seed": seed}
+        for k, e in enumerate(ENTRIES[:2])
+        for seed in (0, 3)
+    ]
+    (tmp_path / "comparison.json").write_text(json.dumps({"runs": entries}))
+    assert cli.main(["report", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    assert lines == [
+        f"- seeds 0, 3: aimc 0.1.0, torch 2.13.0, A (1 threads, backend auto), sha256 of code {'c' * 12}; "
+        f"sha256 of train {str(k) * 12}"
+        for k in (0, 1)
+    ]
+
+
+def test_comparisons_and_runs_are_not_mixed(tmp_path, capsys):
+    (tmp_path / "comparison.json").write_text(json.dumps({"runs": ENTRIES}))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("x")
+    assert cli.main(["report", str(tmp_path), str(tmp_path / "run")]) == 2
+    assert f"{tmp_path / 'run'} is no comparison, and others are" in capsys.readouterr().err
+    assert cli.main(["reproduce", str(tmp_path)]) == 2
+    assert "is a comparison: name one of the runs in it" in capsys.readouterr().err

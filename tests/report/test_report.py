@@ -13,7 +13,7 @@ from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import record_line
 from aimc.recipes import Evaluation
-from aimc.report import command_of, draw, load_run, markdown, show, summary_table, tables
+from aimc.report import Table, command_of, draw, load_run, markdown, show, show_table, summary_table, tables
 from aimc.train import Run
 
 
@@ -369,3 +369,20 @@ def test_a_summary_of_runs_that_do_not_go_together_is_refused(tmp_path):
         summary_table([full, other])
     with pytest.raises(AimcError, match="none evaluated no chips"):
         summary_table([_run(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("width", [20, 80, None], ids=["narrow", "usual", "pipe"])
+def test_no_letter_of_a_table_is_lost(width, monkeypatch, capsys):
+    """Neither a column that says which row is which, nor the end of a number."""
+    head = ("algorithm", "states", "a head of several words", "pulses a sample")
+    rows = (("residual learning", "4", "88.60 ± 4.25", "3426"), ("mp", "10", "9.00 ± 0.10", "0.5191"))
+    if width is not None:
+        monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setenv("TERM", "dumb")
+    show_table(Table("of something", head, rows))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for row in rows:
+        assert any(all(cell in line for cell in row) for line in shown.splitlines()), shown
+    assert all(word in shown for name in head for word in name.split())

@@ -25,6 +25,7 @@ from aimc.nn.pulsed.read import Reads
 from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
 from aimc.nn.watching import Watch
 from aimc.ops import check_backend
+from aimc.ops.pulsed_update import choose_body, has_compiled_response
 from aimc.random import Key
 
 _LAYERS: weakref.WeakKeyDictionary[PulsedLayer, None] = (
@@ -101,6 +102,10 @@ class PulsedLayer(nn.Module):
         """Called once by the leaf's constructor."""
         self.hardware, self.key, self.name, self.layout, self.form = hardware, key, name, layout, form
         self.backend = check_backend(backend)
+        try:
+            choose_body(backend, hardware.cell)
+        except AimcError as error:
+            raise error.at(layer=name) from None
         self.training = digital.training
         blank = torch.empty_like(digital.weight, memory_format=torch.contiguous_format)
         self.weight = CellWeight(blank, digital.weight.requires_grad)
@@ -135,6 +140,12 @@ class PulsedLayer(nn.Module):
             warn(
                 f"cells on {weight.device.type!r} are pulsed by the plain torch body, which is right but many times "
                 "slower than the compiled body for CPUs; there is no body for GPUs yet",
+            )
+        elif self.backend == "auto" and not has_compiled_response(type(self.hardware.cell)):
+            warn(
+                f"cells of {type(self.hardware.cell).__name__} are pulsed by the plain torch body, which is right but "
+                "many times slower than the compiled one: that knows the responses of aimc's own cells (backend="
+                "'reference' says that this is meant)",
             )
         weight.pending = self.pending
         # Same memory and version as the parameters, without a gradient: written in every step.

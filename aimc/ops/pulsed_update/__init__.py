@@ -27,7 +27,9 @@ __all__ = [
     "Vectors",
     "channels_last",
     "check_vectors",
+    "choose_body",
     "constants_of",
+    "has_compiled_response",
     "no_statistics",
     "padded",
     "pulsed_update",
@@ -108,7 +110,7 @@ def pulsed_update(
         return no_statistics()
     g = cell.granularity if granularity is None else granularity
     stride = train.most_slots(lr, g)
-    if choose_backend(backend, held, vectors.x, vectors.d) == "reference":
+    if choose_body(backend, cell, held, vectors.x, vectors.d) == "reference":
         found = no_statistics()
         reference.update(
             cell, held, w, parameters, counts, vectors, x_sign, d_sign, first, lr, g, train, stride, key, found,
@@ -128,6 +130,36 @@ def pulsed_update(
         x_key, x_low, d_key, d_low, noise_key, statistics.numpy(),
     )  # fmt: skip
     return statistics
+
+
+@functools.cache
+def has_compiled_response(cell: type[PulsedCell]) -> bool:
+    """Whether the compiled bodies know what a pulse does to such a cell: to one of aimc, changed in nothing of that.
+
+    Example:
+        >>> from aimc.cells import ConstantStep
+        >>> class Sluggish(ConstantStep):
+        ...     def change(self, w, parameters, up, noise):
+        ...         return super().change(w, parameters, up, noise) / 2
+        >>> has_compiled_response(ConstantStep), has_compiled_response(Sluggish)
+        (True, False)
+    """
+    owner = next((kind for kind in cell.__mro__ if "KIND" in kind.__dict__), None)
+    if owner is None or not owner.__module__.startswith("aimc.cells."):
+        return False
+    return all(getattr(cell, n) is getattr(owner, n) for n in ("change", "step", "constants", "PARAMETERS"))
+
+
+def choose_body(backend: str, cell: PulsedCell, *tensors: Tensor) -> str:
+    """:func:`aimc.ops.choose_backend` for pulses on such cells."""
+    if has_compiled_response(type(cell)):
+        return choose_backend(backend, *tensors)
+    if backend == "cpu":
+        raise AimcError(
+            f"'cpu' has no compiled response of {type(cell).__name__}; take 'auto' or 'reference'",
+            field="backend",
+        )
+    return choose_backend("reference" if backend == "auto" else backend, *tensors)
 
 
 def no_statistics(*shape: int) -> Tensor:

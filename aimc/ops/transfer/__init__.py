@@ -15,8 +15,15 @@ from torch import Tensor
 
 from aimc.cells.pulsed import PulsedCell
 from aimc.errors import AimcError
-from aimc.ops.backend import choose_backend
-from aimc.ops.pulsed_update import MODES, PulseTrain, Vectors, check_vectors, constants_of, no_statistics
+from aimc.ops.pulsed_update import (
+    MODES,
+    PulseTrain,
+    Vectors,
+    check_vectors,
+    choose_body,
+    constants_of,
+    no_statistics,
+)
 from aimc.ops.transfer import cpu, reference
 from aimc.ops.transfer.tile import Read, Tile
 from aimc.random import Key
@@ -113,7 +120,7 @@ def transfer(
     statistics = no_statistics()
     g = tile.cell.granularity
     stride = train.most_slots(lr, g)
-    if choose_backend(backend, tile.held, source) == "reference":
+    if choose_body(backend, tile.cell, tile.held, source) == "reference":
         reference.direct(tile, source, column, columns, number, lr, g, how, train, stride, key, statistics)
         return statistics
     cpu.direct(
@@ -217,7 +224,7 @@ def buffered_update(
     cell, b = fast.cell, buffer
     g = cell.granularity
     stride = train.most_slots(lr, g)
-    if choose_backend(backend, fast.held, vectors.x, vectors.d) == "reference":
+    if choose_body(backend, cell, fast.held, vectors.x, vectors.d) == "reference":
         reference.buffered_update(
             fast, slow, vectors, lr, key, transfer_key, b, so_far, period, columns, how, train, stride, means, rate,
             statistics, slow_statistics,
@@ -259,7 +266,7 @@ def whole_steps(
         int64 counters in the order of :data:`aimc.ops.pulsed_update.STATISTICS`.
     """
     statistics = no_statistics()
-    if choose_backend(backend, tile.held, chi) == "reference":
+    if choose_body(backend, tile.cell, tile.held, chi) == "reference":
         reference.whole_steps(tile, chi, size, most, number, key, statistics)
     else:
         cpu.whole_steps(
@@ -329,7 +336,7 @@ def reencode(
     g = cell.granularity
     least, unit = LEAST * g, float(shares[0]) * g
     nominal = nominal_parameters(cell).to(held.device)
-    if choose_backend(backend, held) == "reference":
+    if choose_body(backend, cell, held) == "reference":
         reference.reencode(
             cell, held, w, parameters, counts, nominal, shares, gradient, rate, decay, column, columns, number,
             threshold, tries, last_tries, floor * g, least, unit, stochastic, how, key, statistics, reads,
