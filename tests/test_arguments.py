@@ -131,6 +131,7 @@ GOOD = {
     "load_run": lambda t: {"path": t},
     "markdown": lambda t: {"runs": []},
     "markdown_table": lambda t: {"table": None},
+    "provenance": lambda t: {"entries": []},
     "show": lambda t: {"runs": []},
     "show_evaluations": lambda t: {"run": _run(), "results": []},
     "show_table": lambda t: {"table": Table("a", ("b",), (("c",),))},

@@ -350,17 +350,21 @@ def _print(table: Table) -> None:
     from rich.console import Console
     from rich.table import Table as Grid
 
-    # Heads may wrap, cells may not.
-    cells = [max((len(row[i]) for row in table.rows), default=0) for i in range(len(table.head))]
-    least = [max([n, *map(len, head.split())]) for n, head in zip(cells, table.head, strict=True)]
-    grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, (name, width) in enumerate(zip(table.head, least, strict=True)):
-        grid.add_column(name, justify="left" if i == 0 else "right", min_width=width)
-    for row in table.rows:
-        grid.add_row(*row)
-    console, between = Console(highlight=False), 3  # and one at each end
-    console.width = max(console.width, 2 + sum(width + between for width in least))
+    console, rows, heads = Console(highlight=False), table.rows, table.head
+    cells = [max((len(row[i]) for row in rows), default=0) for i in range(len(heads))]
+    widths = [max(n, len(head)) for n, head in zip(cells, heads, strict=True)]
+
+    def across(widths: list[int]) -> int:
+        return sum(widths) + 3 * len(widths) + 1
+
     if not console.is_terminal:
-        widest = [max(n, len(head)) for n, head in zip(cells, table.head, strict=True)]
-        console.width = max(2 + sum(width + between for width in widest), len(table.title or ""))
+        console.width = max(across(widths), len(table.title or ""))
+    elif across(widths) > console.width:  # heads may wrap between words, cells may not
+        widths = [max([n, *map(len, head.split())]) for n, head in zip(cells, heads, strict=True)]
+        console.width = max(console.width, across(widths))
+    grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, (name, width) in enumerate(zip(heads, widths, strict=True)):
+        grid.add_column(name, justify="left" if i == 0 else "right", width=width)
+    for row in rows:
+        grid.add_row(*row)
     console.print(grid)
