@@ -54,6 +54,7 @@ def _network(config, folder, path):
 def test_the_setting_of_the_full_length():
     config = RECIPE.config()
     assert (config.epochs, config.batch_size, config.label_smoothing) == (200, 128, 0.1)
+    assert (config.lr, config.baseline_lr, config.momentum, config.weight_decay) == (0.1, 0.2, 0.9, 5e-4)
     assert config.dataset == Dataset(name="cifar10", pixels="centred", augment="auto_augment")
     assert [config.schedule.rate(1.0, epoch, 200) for epoch in (0, 99, 100, 199)] == [1.0, 1.0, 0.1, 0.1]
     assert config.digital == ("stem", "stages.0", "stages.1") and config.network.depth == 18
