@@ -150,7 +150,7 @@ def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int, descriptio
         figure: what to write.
         path: where; without a suffix it is a PNG.
         dpi: dots per inch.
-        description: a text within the file, of a PNG; other formats have other names for such a thing, and it is left out.
+        description: a text within a PNG; other formats have other names for such a thing, and it is left out.
 
     Raises:
         AimcError: as :func:`figure_path`, or the place cannot be written.

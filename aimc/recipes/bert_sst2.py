@@ -55,7 +55,7 @@ def bert_sst2_small(encoder: str = MINILM) -> HwaExperiment:
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: not run yet; about 22 minutes on one core that others share, by the epochs and chips of the run above.
+    Time: not run yet; about 22 minutes on one core that others share, by the run of bert_sst2.
 
     Args:
         encoder: as for bert_sst2.

@@ -62,7 +62,7 @@ def lstm_wikitext2_small(width: int = 200, tied: bool = False) -> HwaExperiment:
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: not run yet; about 40 minutes on one core beside other work, by the epochs and chips of the run above.
+    Time: not run yet; about 40 minutes on one core beside other work, by the run of lstm_wikitext2.
 
     Args:
         width: as for lstm_wikitext2.

@@ -20,7 +20,7 @@ def resnet32_cifar10() -> HwaExperiment:
     standard deviations of the first 100 batches, and weight decay spares norms and biases.
 
     Expected: not run yet. Published for this recipe: 94.1 % digital, A* about 99.0 % after an hour and 97.0 % after a
-    year; where CIFAR-10 is stored as JPEG, as in the folder that the short run saw, results are no match for these.
+    year. Results on CIFAR-10 that is stored as JPEG, as the short run had it, are no match for these.
 
     Machine: one GPU.
 

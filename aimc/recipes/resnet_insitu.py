@@ -112,8 +112,8 @@ def resnet18_insitu(
 
     Expected: not run at this length. Published with 4 states, after 200 epochs: residual learning 89.79 % with 6 tiles
     and 90.45 % with 8 on CIFAR-10, 59.68 % and 60.62 % on CIFAR-100; mixed precision 92.77 % and 64.08 %; Tiki-Taka
-    version 2 87.89 % and 27.91 %. Where CIFAR-10 is stored as JPEG, as in the folder of the short runs, results are no
-    match for these.
+    version 2 87.89 % and 27.91 %. Results on CIFAR-10 that is stored as JPEG, as the short runs had it, are no match
+    for these.
 
     Machine: 4 GB of memory with 8 tiles, 6 GB to go on from a checkpoint of 2.6 GB.
 
@@ -149,7 +149,7 @@ def resnet34_insitu(
 
     Expected: not run at this length. Published with 4 states, after 200 or 400 epochs: residual learning 92.02 % with 6
     tiles and 90.65 % with 8 on CIFAR-10, 68.46 % and 69.63 % on CIFAR-100; mixed precision 93.31 % and 70.25 %;
-    Tiki-Taka version 2 87.43 % and 11.28 %. Of CIFAR-10 stored as JPEG as in resnet18_insitu.
+    Tiki-Taka version 2 87.43 % and 11.28 %. Results on CIFAR-10 that is stored as JPEG are no match for these.
 
     Machine: 7 GB of memory with 8 tiles; to go on from a checkpoint, of about 5 GB, about 11 GB (not tried).
 
