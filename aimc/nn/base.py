@@ -84,7 +84,8 @@ def made_by_hooks(module: nn.Module) -> set[str]:
     """Names of what a hook of torch computes before every forward pass: pruned or normalised weights and biases.
 
     Example:
-        >>> made_by_hooks(torch.nn.utils.prune.identity(nn.Linear(2, 2), "weight"))
+        >>> from torch.nn.utils import prune
+        >>> made_by_hooks(prune.identity(nn.Linear(2, 2), "weight"))
         {'weight'}
     """
     # torch's hooks keep "weight_orig" or "weight_g" and "weight_v" as parameters and leave "weight" as a plain tensor.
