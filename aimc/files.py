@@ -143,15 +143,23 @@ def figure_path(path: str | os.PathLike[str]) -> str:
     return place if suffix else f"{place}.png"
 
 
-def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int) -> str:
+def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int, description: str | None = None) -> str:
     """Write a figure of matplotlib in the format that its suffix says, whole or not at all, and return its file.
+
+    Args:
+        figure: what to write.
+        path: where; without a suffix it is a PNG.
+        dpi: dots per inch.
+        description: a text within a PNG; other formats have other names for such a thing, and it is left out.
 
     Raises:
         AimcError: as :func:`figure_path`, or the place cannot be written.
     """
     place, picture = figure_path(path), io.BytesIO()
     try:
-        figure.savefig(picture, dpi=dpi, format=os.path.splitext(place)[1][1:].lower())
+        kind = os.path.splitext(place)[1][1:].lower()
+        held = {"Description": description} if kind == "png" and description is not None else None
+        figure.savefig(picture, dpi=dpi, format=kind, metadata=held)
     except (OSError, ImportError, RuntimeError) as error:  # some formats need programs that may be missing
         raise AimcError(f"cannot draw {place}: {error}", field="path") from None
     write_atomic(place, picture.getvalue())

@@ -535,6 +535,8 @@ def test_every_way_to_multiply_is_converted_or_named():
     part = aimc.convert(net, hardware, strict=False)
     placed = 8 * 8 * 2 + 4 * 8 * 8 + 8 * 11
     assert aimc.coverage(part).analog_share == placed / (placed + 2 * 64 + 3 * 64)
+    left = [row.name for row in aimc.coverage(part).rows if row.where == "unsupported"]
+    assert left == ["bare", "lying", "moe.experts"]
     assert aged(part) > 0.01
 
     aimc.register_products(Experts, weights=["experts"])

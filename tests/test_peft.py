@@ -84,9 +84,14 @@ def losses_of(net, lr, steps):
     return losses
 
 
-def test_adapters_learn_above_frozen_noisy_weights(case):
+@pytest.mark.parametrize("first", ["conversion", "adapters"])
+def test_adapters_learn_above_frozen_noisy_weights(case, first):
     net, adapted = case
-    analog = adapted(aimc.convert(net, PCM, seed=0)).train()
+    if first == "conversion":
+        analog = adapted(aimc.convert(net, PCM, seed=0)).train()
+    else:
+        analog = aimc.convert(adapted(net), PCM, seed=0).train()
+    assert all(p.requires_grad == ("lora" in n) for n, p in analog.named_parameters())
     before = {n: p.detach().clone() for n, p in analog.named_parameters()}
     losses = losses_of(analog, lr=0.03, steps=40)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -157,9 +162,14 @@ def test_variants_of_adapters(name, settings):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_variants_learn_above_noisy_weights_and_meet_drift(name):
+@pytest.mark.parametrize("first", ["conversion", "adapters"])
+def test_variants_learn_above_noisy_weights_and_meet_drift(name, first):
     torch.manual_seed(0)
-    analog = varied(name, VARIANTS["all of it"], aimc.convert(NETS[name][0](), PCM, seed=0)).train()
+    net = NETS[name][0]()
+    if first == "conversion":
+        analog = varied(name, VARIANTS["all of it"], aimc.convert(net, PCM, seed=0)).train()
+    else:
+        analog = aimc.convert(varied(name, VARIANTS["all of it"], net), PCM, seed=0).train()
     before = {n: p.detach().clone() for n, p in analog.named_parameters()}
     losses = losses_of(analog, lr=0.02, steps=30)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from aimc.files import read_records
 from aimc.recipes import RECIPES
-from aimc.report import command_of, load_comparison, load_run, summary_table, tables
+from aimc.report import command_of, drawn_sha256, load_comparison, load_run, summary_table, tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,6 +38,30 @@ def test_the_short_table_is_the_summary_of_the_runs():
         assert f"| {row} |" in README
     for run in runs:
         assert f"- [{run.path.name}](docs/runs/{run.path.name}): `{command_of(run)}`" in README
+
+
+@pytest.mark.parametrize(
+    ("figure", "names"),
+    [
+        ("drift.png", ["lenet_mnist_hwa"]),
+        ("networks.png", ["wideresnet_cifar100", "lstm_wikitext2", "bert_sst2"]),
+    ],
+)
+def test_the_figures_are_those_of_the_records(figure, names):
+    with Image.open(ROOT / "docs" / figure) as image:
+        held = image.text.get("Description", "")
+    assert held.endswith(drawn_sha256([load_run(ROOT / "docs" / "runs" / name) for name in names]))
+    folders = " ".join(f"docs/runs/{name}" for name in names)
+    assert f"`aimc report {folders} --figure docs/{figure}`" in " ".join(README.split())
+
+
+def test_the_rows_beside_the_replication_are_those_of_the_summary():
+    head, *_ = RESULTS[RESULTS.index("## Beside the numbers") :].split("\n## ")
+    names = ("wideresnet_cifar100", "lstm_wikitext2", "bert_sst2")
+    table = summary_table([load_run(ROOT / "docs" / "runs" / name) for name in names])
+    first, last = table.head.index("hardware-aware, compensated, 1 s"), len(table.head) - 1
+    for row in table.rows:
+        assert f" | {row[first]} | {row[last]} |" in head
 
 
 @pytest.mark.parametrize(("folder", "place"), [("insitu_fashion_mnist", 1), ("insitu_mnist", 2)])

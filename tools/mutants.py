@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("aimc", "tests", "tools")
+FOLDERS = ("aimc", "tests", "tools", "docs")
 WORKERS = 2
 TIMEOUT = 600  # seconds; a mutant that hangs is a mutant that was noticed
 

@@ -20,7 +20,7 @@ class Mapping(Config):
             per tile; ``fan_in``: one scale ``sqrt(3 / fan_in)`` per layer, raised where a tile holds a larger weight,
             so that nothing is clipped and the function is unchanged (known as CAWS); ``none``: weights are already in
             full-scale units, those beyond ±1 are clipped.
-        learned_gain: a trained digital gain per output, starting at 1.
+        learned_gain: a trained digital gain per output, starting at 1 (frozen where the weight is).
     """
 
     scale: Literal["column", "tile", "fan_in", "none"] = "column"

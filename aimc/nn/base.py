@@ -84,7 +84,8 @@ def made_by_hooks(module: nn.Module) -> set[str]:
     """Names of what a hook of torch computes before every forward pass: pruned or normalised weights and biases.
 
     Example:
-        >>> made_by_hooks(torch.nn.utils.prune.identity(nn.Linear(2, 2), "weight"))
+        >>> from torch.nn.utils import prune
+        >>> made_by_hooks(prune.identity(nn.Linear(2, 2), "weight"))
         {'weight'}
     """
     # torch's hooks keep "weight_orig" or "weight_g" and "weight_v" as parameters and leave "weight" as a plain tensor.
@@ -129,7 +130,8 @@ class AnalogLayer(nn.Module):
         layout: the split over tiles.
         input_range: learned or fixed range per row tile, 0 until training or calibration sets it (so that averages over
             states start from something); None without a DAC or with dynamic ranges.
-        output_gain: learned digital gain per output, or None.
+        output_gain: learned digital gain per output, or None. Range and gain of a frozen weight are made frozen; later,
+            ``layer.requires_grad_(...)`` freezes or trains them with it.
         statistics: shares of clipped inputs and saturated outputs in the last forward pass.
     """
 
@@ -165,17 +167,17 @@ class AnalogLayer(nn.Module):
         self._due_bound: float | None = None
         self._due_range: Tensor | None = None
         like = {"dtype": self.weight.dtype, "device": self.weight.device}
-        setting = hardware.input_range
+        setting, trained = hardware.input_range, self._trained()
         if hardware.dac is None or setting.mode == "dynamic":
             self.register_buffer("input_range", None)
         else:
             start = torch.full((layout.row_tiles,), setting.value or 0.0, **like)
             if setting.mode == "learned":
-                self.input_range = nn.Parameter(start)
+                self.input_range = nn.Parameter(start, trained)
             else:
                 self.register_buffer("input_range", start)
         if hardware.mapping.learned_gain:
-            self.output_gain = nn.Parameter(torch.ones(layout.outputs, **like))
+            self.output_gain = nn.Parameter(torch.ones(layout.outputs, **like), trained)
         else:
             self.register_parameter("output_gain", None)
         self.periphery = Periphery(
@@ -193,6 +195,12 @@ class AnalogLayer(nn.Module):
     def _parameter(self) -> nn.Parameter | None:
         """The parameter that ``weight`` is, or is a part of; None where it is gone."""
         return self.weight
+
+    def _trained(self) -> bool:
+        """Whether the weight is trained; a frozen layer is not to change its function by a range or a gain either."""
+        with torch.enable_grad():  # a parametrization computes its weight here
+            parameter = self._parameter()
+        return parameter is not None and parameter.requires_grad
 
     def _outputs_first(self) -> Tensor:
         """The weight as ``[outputs, rows]`` once it is reshaped, differentiable; override where torch's is not."""

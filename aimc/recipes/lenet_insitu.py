@@ -20,12 +20,12 @@ def lenet_mnist_insitu(
     All convolutions and linear layers are in cells, biases are digital, the pixels run from 0 to 1, and the weights
     start as torch draws them: the setting of Z. Li et al., arXiv:2510.02516.
 
-    Expected: with 6 tiles and 4 epochs, means of 3 seeds: 98.9 % on MNIST with 10 states (digital 99.1 %), 87.5 % on
+    Expected: with 6 tiles and 4 epochs, means of 3 seeds: 98.9 % on MNIST with 10 states (digital 99.1 %), 88.0 % on
     Fashion-MNIST with 4 states (digital 89.9 %). The full length, 20 epochs, was not run.
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: these runs 6 to 9 minutes each on two cores that other work shared; 20 epochs five times that.
+    Time: these runs 4 to 8 minutes each on two cores that other work shared; 20 epochs five times that.
 
     Args:
         algorithm: sgd, ttv1, ttv2, ttv3, ttv4, mp or residual.

@@ -30,9 +30,11 @@ def wideresnet_cifar100(scale: str = "column", remap_every: int = 1) -> HwaExper
     Expected: not run yet. Published for this architecture and schedule (code on GitHub, lciric/aimc-hwa-replication,
     selected on the test images, with a simplified chip): 75.8 % in training, 76.9 % on the chip.
 
-    Machine: one GPU; on a core of a 2020s server an epoch takes 37 minutes (teacher) and 110 minutes (student).
+    Machine: one GPU.
 
-    Time: not run yet.
+    Time: not run yet. On one core of a 2020s server, by the time of single steps, 37 minutes an epoch (teacher, 5 days
+    in all) and 110 minutes an epoch (student, 6 days), without the chips. Published for an A100 without a model of
+    converters: 38 and 14 minutes for all epochs.
 
     Args:
         scale: of weights to conductances: column, tile, or fan_in (CAWS, sqrt(3 / fan-in)).
@@ -64,7 +66,8 @@ def wideresnet_cifar100_small(scale: str = "column", remap_every: int = 1) -> Hw
 
     Machine: one core of a 2020s server, no GPU.
 
-    Time: not run as it is; half of the 92 minutes of the longer run by estimate, on a core that others share.
+    Time: not run as it is. The longer run took 49 minutes on a core that others shared; by its epochs and images, 18
+    minutes for this one.
 
     Args:
         scale: as for wideresnet_cifar100.

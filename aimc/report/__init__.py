@@ -1,7 +1,7 @@
 """Tables and figures, built from the records of runs and nothing else."""
 
 from aimc.report.comparison import comparison_table, draw_comparison, load_comparison, provenance
-from aimc.report.figures import draw
+from aimc.report.figures import draw, drawn_sha256
 from aimc.report.in_memory_figures import draw_accuracy, draw_telemetry
 from aimc.report.reading import Evaluated, RunReport, load_run
 from aimc.report.tables import (
@@ -27,6 +27,7 @@ __all__ = [
     "draw_accuracy",
     "draw_comparison",
     "draw_telemetry",
+    "drawn_sha256",
     "load_comparison",
     "load_run",
     "markdown",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 
@@ -20,7 +22,8 @@ _COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
 def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
     """Draw the runs side by side: mean over chips, bands of one chip-to-chip standard deviation, digital baselines.
 
-    One colour per network; solid with drift compensation, dashed without.
+    One colour per network; solid with drift compensation, dashed without. A PNG holds :func:`drawn_sha256` of the runs
+    as its description, so that a figure can be told from one of other records.
 
     Raises:
         AimcError: no run has an evaluation, or the path cannot be written.
@@ -58,4 +61,28 @@ def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
             axes.set_yscale("log")
         axes.set_title(f"{run.path.name}: {first.chips} chips, band: 1 chip-to-chip std", fontsize="medium")
         axes.legend(fontsize="small")
-    write_figure(figure, path, dpi=150)
+    write_figure(figure, path, dpi=150, description=f"sha256 of what is drawn: {drawn_sha256(runs)}")
+
+
+@checked
+def drawn_sha256(runs: Sequence[RunReport]) -> str:
+    """A hash of what :func:`draw` shows of some runs: names, times, means, spreads and digital values, to six digits.
+
+    Example:
+        >>> drawn_sha256([])[:8]
+        '4f53cda1'
+    """
+
+    def written(values) -> list[str]:
+        return [f"{v:.6g}" for v in values]  # machines add in other orders
+
+    shown = [
+        (
+            run.path.name,
+            [(name, *written([value])) for name, value in run.digital.items()],
+            [(e.name, *(written(v) for v in (e.result.times, e.result.mean, e.result.std))) for e in run.groups[0]],
+        )
+        for run in runs
+        if run.groups
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()

@@ -87,13 +87,17 @@ def tables(run: RunReport, groups: Sequence[Sequence[Evaluated]] | None = None) 
     return found
 
 
+_SIZES = ("name", "depth", "width", "widths", "layers", "hidden")
+"""Fields of a network that say how large it is."""
+
 _SUMMARY = ("mapped, not compensated", "mapped, compensated", "hardware-aware, compensated")
 
 
 @checked
 def summary_table(runs: Sequence[RunReport]) -> Table:
-    """One row for each run on chips: the digital network, what is left of it at the last time without hardware-aware
-    training, and the hardware-aware network at every time. A run that has not evaluated all of these has a dash there.
+    """One row for each run on chips: network, epochs of its stages (teacher + student), how long it took in all, the
+    accuracy of the digital network, what is left of it at the last time without hardware-aware training, and the
+    hardware-aware network at every time. A run that has not evaluated all of these has a dash there.
 
     Raises:
         AimcError: a run has no chips, or other times than the first.
@@ -114,6 +118,9 @@ def summary_table(runs: Sequence[RunReport]) -> Table:
         unit = ", %" if first.percent else ""
         rows.append((
             f"{run.path.name} ({first.metric}{unit}, {first.chips} chip{'s' if first.chips > 1 else ''})",
+            _network(run),
+            _epochs(run),
+            _minutes(sum(seconds for _, seconds in run.parts)),
             _share(first, run.digital["digital"]) if "digital" in run.digital else "-",
             *("-" if r is None else _mean(r, last) for r in (plain, mapped)),
             *("-" if aware is None else _mean(aware, i) for i in range(len(times))),
@@ -122,11 +129,40 @@ def summary_table(runs: Sequence[RunReport]) -> Table:
     when = [readable(t) for t in times]
     head = (
         "run",
+        "network",
+        "epochs",
+        "time",
         "digital",
         *(f"{name}, {when[-1]}" for name in _SUMMARY[:2]),
         *(f"{_SUMMARY[2]}, {w}" for w in when),
     )
     return Table("test set, mean ± chip-to-chip spread", head, tuple(rows))
+
+
+def _network(run: RunReport) -> str:
+    """Type and size of a run's network."""
+    network = getattr(run.config, "network", None)
+    if network is None:
+        return "-"
+    words = [type(network).__name__]
+    for name in _SIZES:
+        if name in network.field_names():
+            value = getattr(network, name)
+            size = "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(size if name == "name" else f"{name} {size}")
+    return ", ".join(words)
+
+
+def _epochs(run: RunReport) -> str:
+    """How many epochs each stage has, in the order of the stages."""
+    last = {r["stage"]: r["epoch"] for r in run.records if r["kind"] == "epoch"}
+    return " + ".join(map(str, last.values())) or "-"
+
+
+def _minutes(seconds: float) -> str:
+    """A time for a table."""
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes >= 10 else f"{minutes:.1f} min"
 
 
 @checked

