@@ -127,6 +127,7 @@ GOOD = {
     "draw_accuracy": lambda t: {"runs": [], "path": t / "a.png"},
     "draw_comparison": lambda t: {"entries": [], "path": t / "a.png"},
     "draw_telemetry": lambda t: {"run": _run(), "path": t / "a.png"},
+    "drawn_sha256": lambda t: {"runs": [_run()]},
     "load_comparison": lambda t: {"folder": t},
     "load_run": lambda t: {"path": t},
     "markdown": lambda t: {"runs": []},
