@@ -20,31 +20,48 @@ from tests.helpers import assert_close
 from tests.nn.pulsed_helpers import NO_SPREAD, STEP, sgd
 
 
-def test_choppers_and_a_residual_weight():
+CHOPPED = {
+    "linear": (lambda: nn.Linear(3, 2, bias=False), (5, 3)),
+    "one row": (lambda: nn.Linear(4, 1, bias=False), (5, 4)),
+    "one column": (lambda: nn.Linear(1, 4, bias=False), (5, 1)),
+    "convolution": (lambda: nn.Conv1d(1, 3, 3, bias=False), (2, 1, 6)),
+    "groups": (lambda: nn.Conv2d(2, 2, (1, 3), groups=2, bias=False), (2, 2, 2, 5)),
+}
+
+
+@pytest.mark.parametrize("name", CHOPPED)
+@pytest.mark.parametrize("kind", [TikiTakaV3, TikiTakaV4])
+@pytest.mark.parametrize("write_noise", [0.0, 0.5])
+def test_choppers_and_a_residual_weight(name, kind, write_noise):
     """The weight is C + gamma (c_d c_x^T) * A for every pattern of signs; a sign turned with its A is no change."""
+    make, shape = CHOPPED[name]
     hardware = aimc.PulsedHardware(
-        cell=STEP, algorithm=TikiTakaV3(gamma=0.5), mapping=aimc.PulsedMapping(scale=1.0)
+        cell=STEP.replace(write_noise_std=write_noise),
+        algorithm=kind(gamma=0.5),
+        mapping=aimc.PulsedMapping(scale=1.0),
     )
-    layer = aimc.convert(nn.Linear(3, 2, bias=False), hardware, seed=0)
+    layer = aimc.convert(make(), hardware, seed=0)
     state, g = layer.cells.state, torch.Generator().manual_seed(0)
-    a, c = torch.randn(2, 3, generator=g), torch.randn(2, 3, generator=g)
-    x = torch.randn(5, 3, generator=g)
+    rows, columns = state["held"].shape[1:]
+    a, c = torch.randn(rows, columns, generator=g), torch.randn(rows, columns, generator=g)
+    x = torch.randn(shape, generator=g)
+    read = state["w" if write_noise else "held"]  # with write noise, what is held does not show
     outputs = []
-    for signs in itertools.product((1.0, -1.0), repeat=5):
-        d_sign, x_sign = torch.tensor(signs[:2]), torch.tensor(signs[2:])
-        state["held"][0], state["held"][1] = a, c
+    for signs in itertools.product((1.0, -1.0), repeat=rows + columns):
+        d_sign, x_sign = torch.tensor(signs[:rows]), torch.tensor(signs[rows:])
+        read[0], read[1] = a, c
         state["chopper_d"].copy_(d_sign)
         state["chopper_x"].copy_(x_sign)
         layer.refresh()
-        assert_close("weight", layer.weight, c + 0.5 * torch.outer(d_sign, x_sign) * a, atol=1e-6)
-        state["held"][0] = a * torch.outer(d_sign, x_sign)
+        expected = c + 0.5 * torch.outer(d_sign, x_sign) * a
+        assert_close("weight", layer.weight.flatten(1), expected, atol=1e-6)
+        read[0] = a * torch.outer(d_sign, x_sign)
         layer.refresh()
         outputs.append(layer(x).detach())
     for y in outputs[1:]:
         assert_close("outputs", y, outputs[0], atol=1e-6)
     # Without a share the fast array does not show, whatever the signs.
-    hidden = TikiTakaV3()
-    assert torch.equal(hidden.weight(array_of(shape=(2, 3)), dict(state)), c)
+    assert torch.equal(kind().weight(array_of(shape=(rows, columns)), dict(state)), c)
 
 
 def test_without_choppers_the_shares_are_those_of_the_fields():
