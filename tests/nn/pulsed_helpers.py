@@ -65,6 +65,13 @@ def cells_of(net: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def in_bounds(layer) -> bool:
+    """Whether every device holds what it can."""
+    state = layer.cells.state
+    p = state["parameters"]
+    return bool(((state["held"] <= p[..., 2]) & (state["held"] >= p[..., 3])).all())
+
+
 def assert_same_cells(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     off = [name for name in a if not torch.equal(a[name], b[name])]

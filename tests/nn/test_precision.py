@@ -1,12 +1,17 @@
 """Every layer in half precision, under autocast and in double precision."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import aimc
+from tests.algorithms.helpers import ALGORITHMS, hardware_of
 from tests.helpers import assert_close
+from tests.nn.pulsed_helpers import EXACT, batch, small_net
 
 IDEAL = aimc.presets.ideal()
 PCM = aimc.presets.pcm().replace(**{"input_range.init_batches": 2})
@@ -182,3 +187,88 @@ def test_cells_train_in_half_precision_with_a_scaler(net):
         assert all(torch.isfinite(value).all() for value in cells.state_dict().values())
         assert losses[half][-1] < 0.5 * losses[half][0]
     assert_close("last losses", torch.tensor(losses[True][-1]), torch.tensor(losses[False][-1]), atol=0.05)
+
+
+def trained_cells(net, x, hardware, dtype):
+    """Cells of a network that was cast, after 50 steps: the first outputs, and the losses."""
+    torch.manual_seed(0)
+    cells = aimc.convert(net, hardware, seed=0).to(dtype)
+    optimizer, losses, first = aimc.optim.wrap(torch.optim.SGD(cells.parameters(), lr=0.05), cells), [], None
+    for _ in range(50):
+        optimizer.zero_grad()
+        y = cells(x.to(dtype))
+        loss = (y.float() - torch.linspace(1, -1, y.shape[1])).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        first = y.detach() if first is None else first
+    return cells, first, losses
+
+
+@pytest.mark.parametrize("io", ["perfect", "noisy"])
+@pytest.mark.parametrize("name", ["every layer", *ALGORITHMS])
+def test_cells_of_a_network_cast_to_half_precision_train(net, name, io):
+    """What torch sees is half precision; what cells hold and algorithms count stays, and losses are float32's."""
+    net, x = (net, X) if name == "every layer" else (small_net(), batch()[0])
+    algorithm = ALGORITHMS.get(name, ALGORITHMS["sgd"])
+    hardware = aimc.presets.reram(200, algorithm, io=io, w_max_dtod=0.0, w_min_dtod=0.0)
+    whole, expected, usual = trained_cells(net, x, hardware, torch.float32)
+    kept = {n: v.dtype for n, v in whole.state_dict().items() if ".cells." in n}
+    for dtype, rounding in ((torch.bfloat16, 2.0**-6), (torch.float16, 2.0**-9)):
+        cells, first, losses = trained_cells(net, x, hardware, dtype)
+        assert {p.dtype for p in cells.parameters()} == {dtype} == {first.dtype}
+        state = cells.state_dict()
+        assert {n: v.dtype for n, v in state.items() if ".cells." in n} == kept
+        assert all(bool(torch.isfinite(v).all()) for v in state.values() if v.is_floating_point())
+        if io == "perfect":
+            assert_close("first", first.float(), expected, atol=rounding * float(expected.abs().max()))
+        assert losses[-1] < 0.5 * losses[0] and losses[-1] == pytest.approx(usual[-1], abs=0.05)
+
+
+def test_what_cells_keep_whatever_the_type_of_the_network():
+    """As docs/torch.md lists it."""
+    found = {}
+    for algorithm in ALGORITHMS.values():
+        layer = aimc.convert(nn.Linear(4, 3, bias=False), hardware_of(algorithm), seed=0).to(torch.bfloat16)
+        for name, value in layer.cells.state.items():
+            found.setdefault(value.dtype, set()).add(name)
+    said = (Path(__file__).parents[2] / "docs" / "torch.md").read_text().split("## What keeps its type", 1)[1]
+    for line in said.split("##", 1)[0].splitlines():
+        if line.startswith("| `"):
+            kind, names = line.strip("| ").split(" | ")[:2]
+            assert found.pop(getattr(torch, kind.strip("`"))) == set(re.findall(r"`([\w.]+)`", names)), kind
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(5, 3, bias=False), lambda: nn.Conv1d(5, 3, 2, bias=False)]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_cells_without_a_bias_are_cast(make, dtype):
+    layer = aimc.convert(nn.Sequential(make()), EXACT, seed=0)
+    assert layer.to(dtype)[0].weight.dtype == dtype and layer[0].bias is None
+
+
+@pytest.mark.parametrize("shift", [0, 8, 12])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(8, 4, bias=False), lambda: nn.Conv1d(8, 4, 1, bias=False)]
+)
+def test_small_numbers_are_read_in_half_precision_as_large_ones(make, shift):
+    """Steps of converters over small ranges leave the numbers of float16 before inputs and gradients do."""
+    torch.manual_seed(0)
+    digital, found = make(), []
+    x = torch.randn(3, 8, 1) if isinstance(digital, nn.Conv1d) else torch.randn(3, 8)
+    cells = aimc.presets.reram(200, io="noisy", w_max_dtod=0.0, w_min_dtod=0.0)
+    per_vector = aimc.presets.pcm().replace(
+        input_range=aimc.periphery.InputRange(mode="dynamic"), training=None
+    )
+    for hardware in (cells, per_vector):
+        for small in (1.0, 2.0**-shift):
+            layer = aimc.convert(digital, hardware, seed=0).to(torch.float16)
+            inputs = (x.half() * small).requires_grad_()
+            y = layer(inputs)
+            y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).half() * small)
+            found.append((y.detach() / small, inputs.grad / small))
+        for name, small, large in zip(("output", "gradient"), found[-1], found[-2]):
+            atol = 2.0 ** (shift - 22) + 2.0**-9  # a few of the smallest numbers, and rounding
+            assert_close(name, small.float(), large.float(), atol=atol)

@@ -14,7 +14,18 @@ from aimc.errors import AimcError
 from aimc.ops.pulsed_update import PulseTrain
 from aimc.periphery import ADC, DAC, ArrayIO
 from tests.helpers import assert_close
-from tests.nn.pulsed_helpers import EXACT, NO_SPREAD, PULSED, STEP, batch, cells_of, loss_of, sgd, small_net
+from tests.nn.pulsed_helpers import (
+    EXACT,
+    NO_SPREAD,
+    PULSED,
+    STEP,
+    batch,
+    cells_of,
+    in_bounds,
+    loss_of,
+    sgd,
+    small_net,
+)
 
 CLEAR = ArrayIO(dac=None, adc=None, output_noise=0.0)
 
@@ -128,12 +139,6 @@ def test_the_mean_update_follows_the_batch_size_in_any_order(backend):
 
 
 # Mapping --------------------------------------------------------------------------------------------------------------
-
-
-def in_bounds(layer) -> bool:
-    state = layer.cells.state
-    p = state["parameters"]
-    return bool(((state["held"] <= p[..., 2]) & (state["held"] >= p[..., 3])).all())
 
 
 def test_large_weights_fit_a_small_device_range():

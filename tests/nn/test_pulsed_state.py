@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import aimc
+from tests.algorithms.helpers import ALGORITHMS
 from tests.helpers import assert_close
 from tests.nn.pulsed_helpers import (
     EXACT,
@@ -18,6 +19,7 @@ from tests.nn.pulsed_helpers import (
     assert_same_cells,
     batch,
     cells_of,
+    in_bounds,
     loss_of,
     sgd,
     small_net,
@@ -147,6 +149,57 @@ def test_a_digital_checkpoint_that_does_not_fit_the_devices_says_so():
     state["3.weight"] = torch.full_like(state["3.weight"], 2.0)
     with pytest.warns(UserWarning, match=r"devices hold: 3 \(100.0% of the weights, relative error 50"):
         net.load_state_dict(state)
+
+
+def large_net() -> nn.Sequential:
+    net = small_net()
+    for layer in (net[0], net[3]):
+        nn.init.uniform_(layer.weight, -3, 3)
+    return net
+
+
+SAVED = {
+    "digital": lambda hardware: large_net(),
+    "inference": lambda hardware: aimc.convert(large_net(), aimc.presets.ideal(), seed=0),
+    "other devices": lambda hardware: aimc.convert(large_net(), EXACT, seed=0),
+    "its own devices": lambda hardware: aimc.convert(large_net(), hardware, seed=9),
+}
+
+
+WIDE = {"w_max_dtod": 0.5, "w_min_dtod": 0.5}
+SPREAD = {
+    **{name: preset() for name, preset in aimc.presets.PULSED_PRESETS.items()},
+    **{f"wide, {name}": aimc.presets.reram(20, algorithm, **WIDE) for name, algorithm in ALGORITHMS.items()},
+}
+
+
+@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize("hardware", SPREAD.values(), ids=SPREAD)
+def test_what_is_loaded_is_within_the_bounds_that_each_device_has(hardware, saved):
+    """Devices differ; what is clipped is told."""
+    state = SAVED[saved](hardware.replace(**{"mapping.overflow": "clip"})).state_dict()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        net = aimc.convert(small_net(), hardware, seed=0)
+        seen.clear()
+        net.load_state_dict(state)
+    layers = aimc.pulsed_layers(net).values()
+    for layer in layers:
+        assert len(layer.cells.state["parameters"][-1, ..., 2].unique()) > 1 and in_bounds(layer)
+    if saved != "its own devices":  # those were told of when they were programmed
+        told = any("devices hold" in str(warning.message) for warning in seen)
+        assert told == any(layer.clipped > 0 for layer in layers)
+
+
+@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.filterwarnings("ignore:layer .* was saved with other hardware")
+def test_a_scale_that_may_grow_keeps_the_outputs_of_what_is_loaded(saved):
+    hardware = aimc.presets.reram(w_max_dtod=0.3, w_min_dtod=0.3).replace(**{"mapping.overflow": "grow"})
+    net, source = aimc.convert(small_net(), hardware, seed=0), SAVED[saved](hardware)
+    net.load_state_dict(source.state_dict())
+    assert all(map(in_bounds, aimc.pulsed_layers(net).values()))
+    x = batch()[0]
+    assert_close("output", net(x), source(x), atol=2e-3 * float(source(x).detach().abs().max()))
 
 
 @pytest.mark.parametrize(

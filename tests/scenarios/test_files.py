@@ -12,7 +12,18 @@ import torch
 from torch import nn
 
 import aimc
-from aimc.algorithms import AnalogSGD, TikiTakaV1, TikiTakaV2, TikiTakaV4
+from aimc.algorithms import (
+    AnalogSGD,
+    LossRise,
+    MixedPrecision,
+    Pair,
+    Residual,
+    TikiTakaV1,
+    TikiTakaV2,
+    TikiTakaV3,
+    TikiTakaV4,
+    WarmStart,
+)
 from tests.algorithms.helpers import hardware_of
 from tests.helpers import assert_close
 from tests.nn.pulsed_helpers import batch, sgd
@@ -24,7 +35,17 @@ RUNS = {
     "sgd": hardware_of(AnalogSGD()),
     "ttv1": hardware_of(TikiTakaV1(reset_chance=0.5)),
     "ttv2": hardware_of(TikiTakaV2(momentum=0.3)),
+    "ttv3": hardware_of(TikiTakaV3(columns="all", gamma=0.5, row_chop=0.2, scale_transfer_lr=False)),
     "ttv4": hardware_of(TikiTakaV4(columns="all", chop=0.5, scale_transfer_lr=False)),
+    "mp": hardware_of(MixedPrecision(period=3, x_bins=15, d_bins=15)),
+    "mp, pairs": aimc.presets.pcm_pulsed(
+        MixedPrecision(pair=Pair(refresh=7, upper=0.3, lower=0.1)), io="noisy", write_noise_std=0.5
+    ).replace(**{"mapping.overflow": "clip"}),
+    "residual": hardware_of(Residual(tiles=4, columns=3)),
+    "residual pulsed": hardware_of(Residual(tiles=3, gradient="pulsed", fast_lr=0.1)),
+    "residual published": hardware_of(
+        Residual(order="cuda", warm_start=WarmStart(rule=LossRise()), tiles=4, columns=2, period_growth=2)
+    ),
 }
 """Learned input ranges; write noise, decay and noisy reads in the cells."""
 
@@ -46,6 +67,8 @@ def steps(net, optimizer, numbers) -> list[float]:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if aimc.pulsed_layers(net) and k % 6 == 5:  # an epoch is over
+            aimc.optim.observe(net, losses[-1])
     return losses
 
 

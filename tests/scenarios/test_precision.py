@@ -1,6 +1,7 @@
 """What n bits and types of numbers mean, wherever the numbers are computed."""
 
-import copy
+import itertools
+import shutil
 
 import pytest
 import torch
@@ -14,30 +15,64 @@ from tests.helpers import assert_close
 IDEAL = aimc.presets.ideal()
 
 
-@pytest.mark.parametrize(("bits", "levels"), [(3, 7), (4, 15), (8, 255)])
-def test_n_bits_of_a_weight_are_as_many_levels_and_the_same_in_every_body_compiled_or_not(bits, levels):
-    """In training, over the range of the largest weight."""
+def weight_of_bits(bits: int, dtype: torch.dtype, body: str, compiler: str | None) -> torch.Tensor:
+    """What an array of 64 x 64 weights up to 0.7 is in training, in units of the step that so many bits have."""
     torch.manual_seed(0)
-    digital = nn.Linear(64, 64, bias=False)
-    digital.weight.data = torch.linspace(-0.7, 0.7, 64 * 64)[torch.randperm(64 * 64)].view(64, 64)
+    digital = nn.Linear(64, 64, bias=False, dtype=dtype)
+    digital.weight.data = torch.linspace(-0.7, 0.7, 64 * 64, dtype=dtype)[torch.randperm(64 * 64)].view(
+        64, 64
+    )
     hardware = IDEAL.replace(
         **{"mapping.scale": "tile"}, training=HardwareAware(modifiers=(Discretize(bits=bits),))
     )
-    for dtype in (torch.float32, torch.float64):
-        found = {}
-        for backend in ("reference", "cpu", "auto") if dtype == torch.float32 else ("reference", "auto"):
-            for compiled in (False, True):
-                torch._dynamo.reset()  # it compiles a function for so many networks only
-                net = aimc.convert(copy.deepcopy(digital).to(dtype), hardware, backend=backend)
-                follow = torch.compile(net, backend="aot_eager", fullgraph=True) if compiled else net
-                found[backend, compiled] = follow(torch.eye(64, dtype=dtype)).detach().T
-        seen = found["reference", False]
-        steps = seen.double() / 0.7 * (levels // 2)
-        assert_close("whole steps", steps, steps.round(), atol=1e-4)
-        assert steps.round().unique().tolist() == list(range(-(levels // 2), levels // 2 + 1))
-        for way, other in found.items():
-            assert torch.equal(other, seen), (way, dtype)
+    net = aimc.convert(digital, hardware, backend=body)
+    torch._dynamo.reset()  # it compiles a function for so many networks only
+
+    def read(x):
+        return net(x).t() * ((2 ** (bits - 1) - 1) / 0.7)
+
+    return (torch.compile(read, backend=compiler, fullgraph=True) if compiler else read)(
+        torch.eye(64, dtype=dtype)
+    ).detach()
+
+
+BITS = pytest.mark.parametrize(("bits", "levels"), [(3, 7), (4, 15), (8, 255)])
+
+
+def assert_levels(steps: torch.Tensor, levels: int) -> None:
+    assert_close("whole steps", steps, steps.round(), atol=1e-4)
+    assert steps.round().unique().tolist() == list(range(-(levels // 2), levels // 2 + 1))
+
+
+@BITS
+def test_n_bits_of_a_weight_are_as_many_levels_and_the_same_in_every_body_compiled_or_not(bits, levels):
+    """In training, over the range of the largest weight."""
+    for dtype, bodies in (
+        (torch.float32, ("reference", "cpu", "auto")),
+        (torch.float64, ("reference", "auto")),
+    ):
+        seen = weight_of_bits(bits, dtype, "reference", None)
+        assert_levels(seen, levels)
+        for body, compiler in itertools.product(bodies, (None, "aot_eager")):
+            assert torch.equal(weight_of_bits(bits, dtype, body, compiler), seen), (body, compiler, dtype)
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@BITS
+def test_the_default_compiler_keeps_the_levels(bits, levels, tmp_path, monkeypatch):
+    """Inductor, with a compiler of C++ behind it."""
+    if not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        pytest.skip("needs a compiler of C++ for torch's inductor")
+    import torch._inductor.config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with inductor.patch(compile_threads=1):  # no pool of processes that outlives the test
+        found = weight_of_bits(bits, torch.float32, "auto", "inductor")
+    assert list(tmp_path.rglob("*.so")), "nothing was compiled"
+    assert_levels(found, levels)
+    # What a compiler of C++ makes of a product depends on the processor.
+    assert_close("as without", found, weight_of_bits(bits, torch.float32, "auto", None), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -505,7 +505,7 @@ class PulsedLayer(nn.Module):
         self.refuse_edits()
         super()._apply(fn, recurse)
         for name in ("weight", "bias"):
-            held = self._parameters[name]
+            held = self._parameters.get(name)  # where there is no bias, there is none to hold
             if held is not None and (name == "weight" or self.pending.with_bias):
                 if not isinstance(held, CellWeight):
                     held = self._parameters[name] = CellWeight(held.detach(), held.requires_grad)

@@ -14,7 +14,9 @@ def convert_input(x: Tensor, ranges: Tensor, splits, half: int, contiguous_tiles
         r = ranges[k].view(-1, 1, 1, 1)
         clipped.append(int((part.abs() > r).sum()))
         if half:
-            part = torch.round(part * (half / r)).clamp(-half, half) * (r / half)
+            # In float16 half / r would be infinite for ranges below 2e-3.
+            r = r.float() if r.dtype == torch.float16 else r
+            part = (torch.round(part * (half / r)).clamp(-half, half) * (r / half)).to(x.dtype)
         else:
             part = torch.minimum(torch.maximum(part, -r), r)
         if contiguous_tiles:

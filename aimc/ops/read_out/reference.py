@@ -8,7 +8,13 @@ from aimc.random import normal
 
 
 def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias):
-    vectors, outputs, positions = partial.shape
+    _, outputs, positions = partial.shape
+    if partial.dtype == torch.float16:  # steps of small ranges would be zero
+        tensors = (partial, scale, ranges, variance, magnitude, lost, gain, bias)
+        wide = [None if t is None else t.float() for t in tensors]
+        narrow, saturated, count = read_out(None, *wide[:3], setting, key, *wide[3:])
+        narrow = narrow.to(partial.dtype)
+        return (narrow if total is None else total.add_(narrow)), saturated, count
     full = scale.view(1, -1, 1) * ranges.view(-1, 1, 1)
     analog = partial
     if setting.wire_load:
