@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import sys
 import zlib
@@ -34,6 +35,37 @@ def count() -> int:
         1
     """
     return dist.get_world_size() if together() else 1
+
+
+_ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is the only one: it waits for no other, and reads as one that has everything.
+
+    Example:
+        >>> with alone():
+        ...     count()
+        1
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def first_evaluated() -> int:
+    """Where a process begins to number the vectors that it reads in evaluation, so that no two have the same noise.
+
+    Each counts on by itself: they may have parts of any size.
+
+    Example:
+        >>> first_evaluated()
+        0
+    """
+    return rank() << 32
 
 
 def agreed(number: int) -> int:
@@ -75,7 +107,7 @@ def alike(what: Any) -> bool:
 
 def together() -> bool:
     """Whether this process is one of a group."""
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _ALONE.get()
 
 
 def largest(values: Tensor) -> Tensor:

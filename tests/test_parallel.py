@@ -269,6 +269,37 @@ def unequally_started(
     return found
 
 
+def evaluated() -> dict[str, torch.Tensor]:
+    """Outputs for the same inputs in all processes, devices, an evaluation of ours, and what is said of odd parts."""
+    found, x = {}, torch.linspace(-1, 1, 30).view(5, 6)
+    with torch.no_grad():
+        for name, hardware in (("tiles", hardware_aware()), ("cells", aimc.presets.reram(20, io="noisy"))):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of weights beyond the bounds of some devices
+                net = aimc.convert(nn.Linear(6, 3), hardware, seed=0)
+            net.load_state_dict({"weight": torch.ones(3, 6), "bias": torch.zeros(3)}, strict=False)
+            if name == "tiles":
+                net(x)
+                net(x)
+            net.eval()
+            found[name] = net(x)
+            if name == "tiles":
+                chip = aimc.program(net, seed=3)
+                found["devices"] = torch.cat([g.flatten() for g in chip.conductances().values()])
+                with chip.at("1h"):
+                    found["on a chip"] = net(x)
+                result = aimc.evaluate_over_time(net, lambda net: float(net(x).sum()), ("1h",), chips=2)
+                found["evaluation"] = torch.tensor(result.values)
+    net = aimc.convert(nn.Linear(6, 3), in_cells(), seed=0)
+    optimizer = aimc.optim.wrap(sgd(net), net)
+    net(torch.ones(1 + processes.rank(), 6)).sum().backward()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.step()
+    found["said"] = torch.tensor(sum("parts of different sizes" in str(w.message) for w in caught))
+    return found
+
+
 def work(rank: int, place: str, folder: str) -> None:
     torch.set_num_threads(1)
     early = unequal(rank)
@@ -292,6 +323,7 @@ def work(rank: int, place: str, folder: str) -> None:
     except AimcError as error:
         found["message"] = {error.message: torch.zeros(())}
     found["unequal"] = unequally_started(rank, part, early, optimizer)
+    found["reads"] = evaluated()
     if CAN_SHARD:
         found["refused"] = {name: refused(act) for name, (act, _) in REFUSED.items()}
     torch.save(found, f"{folder}/{rank}.pt")
@@ -370,6 +402,22 @@ def test_what_processes_have_together(ranks):
     for found in ranks:
         assert found["joined"]["rows"].tolist() == [[0, 0], [1, 1], [1, 1]]
         assert "different columns" in next(iter(found["message"]))
+
+
+def test_processes_share_devices_and_no_read_noise(ranks):
+    one, other = (found["reads"] for found in ranks)
+    for name in ("devices", "evaluation"):
+        assert torch.equal(one[name], other[name]), name
+    for name in ("tiles", "on a chip", "cells"):
+        # Not a vector has the noise of another; converters may round two noises to one level.
+        assert int((one[name] != other[name]).any(1).sum()) >= 4, name
+        assert float((one[name] - other[name]).abs().max()) < 1.0, name
+    alone = evaluated()
+    assert all(torch.equal(alone[name], one[name]) for name in alone if name != "said")
+
+
+def test_parts_of_different_sizes_are_spoken_of(ranks):
+    assert all(int(found["reads"]["said"]) == 1 for found in ranks)
 
 
 @shards

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aimc import jobs
+from aimc import jobs, processes
 from aimc.arguments import checked, expect_between
 from aimc.chip.chip import program
 from aimc.chip.compensation import Compensation, LeastSquares
@@ -475,7 +475,8 @@ def _on_one_chip(
     for moment in moments[len(values) :]:
         key = Key(seed).fold("metric", c, repr(moment))
         draws = torch_draws(key, gpus(net)) if watch is None else contextlib.nullcontext()
-        with chip.at(moment), torch.no_grad(), draws:
+        # All of the test set, so that every process finds the same.
+        with processes.alone(), chip.at(moment), torch.no_grad(), draws:
             value = metric(net)
         if watch is not None and watch.drawn():
             break
@@ -601,7 +602,7 @@ def evaluate_over_time(
 
     with evaluating(net):
         if reference is None:
-            with torch_draws(Key(seed).fold("metric"), gpus(net)):
+            with processes.alone(), torch_draws(Key(seed).fold("metric"), gpus(net)):
                 reference = _number(metric(to_digital(net)), "for the digital network")
         workers = min(workers, len(left))
         alone, here = workers <= 1, jobs.shares_process("threads")

@@ -576,7 +576,7 @@ class AnalogLayer(nn.Module):
             before = processes.rank() * x.shape[0] + (0 if run is None else run.vectors * processes.count())
             call = Call(
                 held.keys if held is not None else self._read_keys(),
-                before if self.training else evaluated,
+                before if self.training else processes.first_evaluated() + evaluated,
                 self.backend,
                 self.check_finite,
                 finish,

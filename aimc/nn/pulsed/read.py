@@ -83,7 +83,7 @@ class Reads:
         if layer.training:
             key, offset = self.key.fold("forward").at(step=place[0] % (1 << 32)), None
         else:
-            key, offset = self.key.fold("evaluation"), place[1]
+            key, offset = self.key.fold("evaluation"), processes.first_evaluated() + place[1]
         x = x.contiguous()
         images, outputs, seen = form.parts(x), [], 0
         for part in images:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aimc import processes
-from aimc.errors import AimcError
+from aimc.errors import AimcError, warn
 from aimc.ops.pulsed_update import Vectors
 
 
@@ -194,6 +194,11 @@ class PendingUpdate:
         records = []
         for r in self.records:
             x = processes.joined(r.x.detach(), f"inputs of layer {self.name!r}")
+            if len(x) != processes.count() * len(r.x):
+                warn(
+                    "the processes have parts of different sizes; each counts the same, as in DistributedDataParallel, "
+                    "whatever its size, so that this is not the step of the joined batch",
+                )
             d = processes.joined(r.d * (r.factor / processes.count()), f"gradients of layer {self.name!r}")
             records.append(Record(x, d, (x._version, d._version)))
         self.records = records
