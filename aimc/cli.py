@@ -120,7 +120,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _add_data(parser)
     _add_engine(parser, "chips", "threads", "processes", "ray")
 
-    parser = add("reproduce", "run a finished run again elsewhere and compare every number")
+    parser = add("reproduce", "run a finished run again elsewhere and compare every number and weight")
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--output", metavar="DIR", help="directory of the second run (default: RUN-again)")
     _add_data(parser)

@@ -13,7 +13,7 @@ hypothesis.settings.register_profile(
     "aimc",
     max_examples=40,
     deadline=None,  # the first call may compile
-    derandomize=True,  # the same examples on every machine
+    derandomize=True,  # the same examples on every machine: what fails in one place can be looked at in another
     suppress_health_check=[
         hypothesis.HealthCheck.function_scoped_fixture
     ],  # the poison holds for every example

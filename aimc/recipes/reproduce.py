@@ -1,4 +1,4 @@
-"""Running a run again and comparing everything it recorded."""
+"""Running a run again and comparing everything it recorded, and the weights it came to."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from aimc.arguments import checked
 from aimc.config import Config
 from aimc.errors import AimcError
 from aimc.files import NUMBER, misfit, read_config, read_environment, read_records, writable
 from aimc.recipes.running import run_experiment
-from aimc.train import Progress
+from aimc.train import Progress, load_checkpoint
 from aimc.train.run import environment
 from aimc.units import seconds
 
@@ -48,6 +51,8 @@ class Reproduction:
         differing: those that differ, as ``record, field: first -> second``, and records that the second run lacks.
         missing: evaluations that were added to the first run later, with settings of their own.
         circumstances: what was another when the second one was run, as ``name: first -> second``.
+        checkpoints: of finished stages, which were compared, too; none if the first run has none any more.
+        tensors: how many these hold. Those that differ are in ``differing``.
     """
 
     output: Path
@@ -55,12 +60,18 @@ class Reproduction:
     differing: tuple[str, ...]
     missing: tuple[str, ...]
     circumstances: tuple[str, ...]
+    checkpoints: tuple[str, ...] = ()
+    tensors: int = 0
 
     def __str__(self) -> str:
         lines = [*self.differing[:20], *(["..."] if len(self.differing) > 20 else [])]
         lines += [f"{name}: not a part of the configuration, not compared" for name in self.missing]
         if self.differing and self.circumstances:
             lines += ["made under other circumstances:", *(f"  {line}" for line in self.circumstances)]
+        if self.checkpoints:
+            lines.append(f"{self.tensors} tensors compared, of the checkpoints {', '.join(self.checkpoints)}")
+        else:
+            lines.append("no weights compared: the first run holds no checkpoint of a finished stage")
         return "\n".join(
             [*lines, f"{self.compared} numbers compared, {len(self.differing)} differ ({self.output})"]
         )
@@ -74,7 +85,9 @@ def reproduce_run(
     data: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Reproduction:
-    """Run the configuration of a finished run once more, in another directory, and compare the records of both.
+    """Run the configuration of a finished run once more, in another directory, and compare what both recorded.
+
+    The weights that both came to are compared, too, where the first one still has its folder ``checkpoints``.
 
     Args:
         path: run directory.
@@ -88,6 +101,7 @@ def reproduce_run(
 
     Example:
         >>> print(reproduce_run("runs/demo"))      # doctest: +SKIP
+        38 tensors compared, of the checkpoints student, teacher
         1312 numbers compared, 0 differ (runs/demo-again)
     """
     first = Path(path)
@@ -105,6 +119,9 @@ def reproduce_run(
                 field="run",
             )
     read_environment(first)  # before the work, not after it
+    finished = _finished(first)
+    for place in finished.values():
+        load_checkpoint(place)  # likewise: is it whole?
     second = Path(writable(output if output is not None else first.with_name(f"{first.name}-again")))
     if second.resolve() == first.resolve():
         raise AimcError("is the run itself; give another directory", field="output")
@@ -133,9 +150,40 @@ def reproduce_run(
         for name, record in found.items()
         if record["kind"] in _COMPARED and name not in known
     ]
+    tensors = 0
+    for stage, place in finished.items():
+        held, other = load_checkpoint(place)[0], _finished(second).get(stage)
+        if other is None:
+            differing.append(f"checkpoint {stage}: is missing from the second run")
+            continue
+        again = load_checkpoint(other)[0]
+        tensors += len(held)
+        for name in sorted(held.keys() | again.keys()):
+            change = _change(held.get(name), again.get(name))
+            differing += [f"checkpoint {stage}, {name}: {change}"] if change else []
     here, there = (read_environment(p) for p in (first, second))
     changed = [f"{k}: {here.get(k)} -> {there.get(k)}" for k in _CIRCUMSTANCES if here.get(k) != there.get(k)]
-    return Reproduction(second, compared, tuple(differing), tuple(missing), tuple(changed))
+    return Reproduction(
+        second, compared, tuple(differing), tuple(missing), tuple(changed), tuple(finished), tensors
+    )
+
+
+def _finished(run: Path) -> dict[str, Path]:
+    """Checkpoints of the finished stages of a run, by stage; not those of stages under way."""
+    found = sorted((run / "checkpoints").glob("*.safetensors"))
+    return {place.stem: place for place in found if ".epoch" not in place.stem}
+
+
+def _change(before: Tensor | None, after: Tensor | None) -> str | None:
+    """How a tensor of two checkpoints differs, if it does."""
+    if before is None or after is None:
+        return f"is missing from the {'first' if before is None else 'second'} run"
+    if before.dtype != after.dtype or before.shape != after.shape:
+        told = [f"{t.dtype} {list(t.shape)}" for t in (before, after)]
+        return " -> ".join(told)
+    bits = [t.contiguous().view(-1).view(torch.uint8).view(t.numel(), -1) for t in (before, after)]
+    differ = int((bits[0] != bits[1]).any(1).sum()) if before.numel() else 0
+    return f"{differ} of {before.numel()} values differ" if differ else None
 
 
 def _refuse_other_code(second: Path) -> None:

@@ -244,41 +244,66 @@ def test_partial_sums_pass_their_own_converter():
     ],
     ids=lambda m: type(m).__name__,
 )
-def test_gradient_uses_the_noisy_weights_of_the_forward_pass(modifier):
+@pytest.mark.parametrize("convolution", [False, True])
+def test_gradient_uses_the_noisy_weights_of_the_forward_pass(modifier, convolution):
     torch.manual_seed(0)
+    digital = nn.Conv2d(5, 6, 2, bias=False) if convolution else nn.Linear(20, 6, bias=False)
     training = aimc.hwa.HardwareAware(modifiers=(modifier,))
     hardware = switched(training=training, cell=aimc.cells.PCM())
-    analog = aimc.convert(nn.Linear(20, 6, bias=False), hardware, seed=1)
+    analog = aimc.convert(digital, hardware, seed=1)
     x = torch.eye(20).requires_grad_()
-    y = analog(x)  # the rows of y are the columns of the noisy weight
+    images = x.view(20, 5, 2, 2) if convolution else x
+    y = analog(images).flatten(1)  # the rows of y are the columns of the noisy weight
     y.sum().backward()
-    noisy = y.detach().T
-    assert float((noisy - analog.weight.detach()).abs().max()) > 1e-3
+    noisy, weight = y.detach().T, analog.weight.detach().flatten(1)
+    assert float((noisy - weight).abs().max()) > 1e-3
     assert_close("input gradient", x.grad, noisy.sum(0).expand(20, 20), atol=1e-5)
-    assert_close("the update goes to the clean weight", analog.weight.grad, torch.ones(6, 20))
+    assert_close("the update goes to the clean weight", analog.weight.grad.flatten(1), torch.ones(6, 20))
     analog.eval()
-    assert_close("clean in evaluation", analog(x).T, analog.weight, atol=1e-6)
+    assert_close("clean in evaluation", analog(images).flatten(1).T, weight, atol=1e-6)
 
 
-def test_noise_is_drawn_once_per_forward_pass_with_the_stated_spread():
-    """Two forwards differ by noise of std 0.1 max|w| |x|, written as for any torch model."""
+OPTIMIZERS = {
+    "sgd, momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1),
+}
+SPREADS = {  # of one output, for weights w and inputs x
+    "additive": (aimc.hwa.AddNormal(std=0.1), lambda w, x: 0.1 * w.abs().max() * x.norm()),
+    "proportional": (aimc.hwa.MultiplyNormal(std=0.2), lambda w, x: 0.2 * (w * x).square().sum(1).mean().sqrt()),
+    "dropped": (
+        aimc.hwa.DropConnect(probability=0.1), lambda w, x: (0.09 * (w * x).square().sum(1).mean()).sqrt(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("modifier", SPREADS)
+@pytest.mark.parametrize("convolution", [False, True])
+def test_noise_is_drawn_once_per_forward_pass_with_the_stated_spread(optimizer, modifier, convolution):
+    """Two forwards differ, and weights stay clipped after a step, written as for any torch model."""
     torch.manual_seed(0)
-    training = aimc.hwa.HardwareAware(
-        modifiers=(aimc.hwa.AddNormal(std=0.1),), clip=aimc.hwa.FixedClip(value=0.0625)
-    )
+    noise, spread = SPREADS[modifier]
+    training = aimc.hwa.HardwareAware(modifiers=(noise,), clip=aimc.hwa.FixedClip(value=0.0625))
     hardware = switched(training=training, **{"mapping.scale": "tile", "tile.columns": None})
-    analog = aimc.convert(nn.Linear(200, 3000), hardware, seed=1)
-    optimizer = torch.optim.AdamW(analog.parameters(), lr=0.1)
+    digital = nn.Conv2d(50, 3000, 2) if convolution else nn.Linear(200, 3000)
+    analog = aimc.convert(digital, hardware, seed=1)
+    stepper = optimizer(analog.parameters())
     x = torch.randn(1, 200)
-    first, second = analog(x), analog(x)
-    expected = 0.1 * float(analog.weight.abs().max()) * float(x.norm()) * 2**0.5
-    assert abs(float((first - second).std()) / expected - 1) < 0.05
-    second.square().sum().backward()
-    optimizer.step()
-    assert float(analog.weight.abs().max()) <= 0.0625
+    images = x.view(1, 50, 2, 2) if convolution else x
+    for _ in range(3):
+        first, second = analog(images), analog(images)
+        expected = 2**0.5 * float(spread(analog.weight.detach().flatten(1), x))
+        assert abs(float((first - second).detach().std()) / expected - 1) < 0.05
+        stepper.zero_grad()
+        second.square().sum().backward()
+        before = analog.weight.detach().clone()
+        stepper.step()
+        assert float(analog.weight.abs().max()) <= 0.0625 and not torch.equal(analog.weight, before)
     with torch.no_grad():
         analog.weight += 1.0  # a loop without optimizer
-    analog(x)
+    analog(images)
     assert float(analog.weight.abs().max()) <= 0.0625
 
 

@@ -1,22 +1,90 @@
 """A run that is made again has the same numbers, and one that has not says which differ."""
 
+import json
+import shutil
+
 import pytest
+import torch
 
 from aimc import cli
 from aimc.errors import AimcError
 from aimc.files import read_records, record_line
 from aimc.recipes import evaluate_run, reproduce_run, run_experiment
+from aimc.train import load_checkpoint, save_checkpoint
 from tests.recipes.test_insitu import TINY as IN_CELLS
 from tests.recipes.test_recipes import TINY as HARDWARE_AWARE
 
+CONFIGS = {"hardware-aware": HARDWARE_AWARE, "in cells": IN_CELLS}
 
-@pytest.mark.parametrize("config", [HARDWARE_AWARE, IN_CELLS], ids=["hardware-aware", "in cells"])
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_run_is_reproduced_to_the_bit(config, tmp_path):
     run_experiment(config, tmp_path / "run", tensorboard=False)
     result = reproduce_run(tmp_path / "run")
     assert result.output == tmp_path / "run-again" and result.compared > 20
     assert result.differing == result.missing == ()
     assert f"{result.compared} numbers compared, 0 differ" in str(result)
+    stages = tuple(sorted(p.stem for p in (tmp_path / "run" / "checkpoints").iterdir()))
+    assert result.checkpoints == stages and result.tensors >= 4
+    assert f"{result.tensors} tensors compared, of the checkpoints {', '.join(stages)}\n" in str(result)
+
+
+def altered(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Change a value, a type, a shape and a name; what is said of each."""
+    one, two, *_ = (n for n, t in tensors.items() if t.is_floating_point() and t.dim() == 2)
+    three, four, *_ = (n for n in tensors if n not in (one, two))
+    lines = [
+        f"{one}: 1 of {tensors[one].numel()} values differ",
+        f"{two}: torch.float64 {list(tensors[two].shape)} -> {tensors[two].dtype}",
+        f"{three}: is missing from the first run",
+        f"{four}: is missing from the first run",
+        "invented: is missing from the second run",
+    ]
+    tensors[one] = tensors[one].clone()
+    tensors[one].view(-1)[1] += 1e-6
+    tensors[two], tensors["invented"] = tensors[two].double(), torch.ones(2)
+    del tensors[three], tensors[four]
+    return lines
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_weights_that_differ_are_named(config, tmp_path):
+    """Where records alone would look the same."""
+    run = tmp_path / "run"
+    run_experiment(config, run, tensorboard=False)
+    *_, stage = sorted((run / "checkpoints").iterdir())
+    tensors, details = load_checkpoint(stage)
+    lines = altered(tensors)
+    save_checkpoint(stage, tensors, details)
+    result = reproduce_run(run)
+    assert len(result.differing) == len(lines)
+    for line in lines:
+        assert any(found.startswith(f"checkpoint {stage.stem}, {line}") for found in result.differing), line
+    assert f"{len(lines)} differ" in str(result)
+
+
+def test_weights_are_compared_where_there_are_any(tmp_path):
+    """Those of finished stages; a stage under way is none, and a damaged file is named before the work."""
+    run = tmp_path / "run"
+    run_experiment(HARDWARE_AWARE, run, tensorboard=False)
+    first, *others = sorted((run / "checkpoints").iterdir())
+    first.with_name(f"{first.stem}.epoch.safetensors").write_bytes(first.read_bytes())
+    for place in others:
+        place.unlink()
+    result = reproduce_run(run)
+    assert result.checkpoints == (first.stem,) and not result.differing
+    more = first.with_name("more.safetensors")
+    shutil.copy(first, more)
+    (line,) = reproduce_run(run, tmp_path / "second").differing
+    assert line == "checkpoint more: is missing from the second run"
+    more.unlink()
+    first.write_bytes(first.read_bytes()[:-9])
+    with pytest.raises(AimcError, match=first.name):
+        reproduce_run(run, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+    shutil.rmtree(run / "checkpoints")
+    result = reproduce_run(run, tmp_path / "fourth")
+    assert result.checkpoints == () and not result.differing and "no weights compared" in str(result)
 
 
 @pytest.mark.parametrize("place", [".", "inner/.."])
@@ -37,12 +105,32 @@ def test_what_differs_is_named(tmp_path, capsys):
     changed["value"] += 1e-12
     gone = next(r for r in records if r["kind"] == "epoch")
     gone["invented"] = 1.0
+    dropped = next(k for k, v in gone.items() if isinstance(v, float) and k not in ("seconds", "invented"))
+    del gone[dropped]
     (run / "records.jsonl").write_text("".join(map(record_line, records)))
     assert cli.main(["reproduce", str(run), "--output", str(tmp_path / "b")]) == 1
     out = capsys.readouterr().out
-    assert "digital digital, value: " in out and "invented: 1.0 -> None" in out and "2 differ" in out
+    assert "digital digital, value: " in out and "invented: 1.0 -> None" in out and "3 differ" in out
+    assert f", {dropped}: missing -> " in out  # a number that only the second run has
     assert "not compared" in out and "172800.0" in out
     assert cli.main(["reproduce", str(run), "--output", str(run)]) == 2
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_other_circumstances_are_told_where_numbers_differ(same, tmp_path):
+    """Another version of torch is no news where the numbers are the same."""
+    run = tmp_path / "run"
+    run_experiment(HARDWARE_AWARE, run, tensorboard=False)
+    place = run / "environment.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "torch": "1.0"}))
+    if not same:
+        records = read_records(run)
+        records[-1 if "value" in records[-1] else 0]["invented"] = 1.0
+        (run / "records.jsonl").write_text("".join(map(record_line, records)))
+    result = reproduce_run(run)
+    assert result.circumstances == (f"torch: 1.0 -> {torch.__version__}",)
+    told = f"made under other circumstances:\n  torch: 1.0 -> {torch.__version__}\n"
+    assert (told in str(result)) != same
 
 
 def test_a_record_that_the_second_run_should_have_counts_as_different(tmp_path):
