@@ -268,6 +268,7 @@ def test_small_numbers_are_read_in_half_precision_as_large_ones(make, shift):
             inputs = (x.half() * small).requires_grad_()
             y = layer(inputs)
             y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).half() * small)
+            assert inputs.grad is not None
             found.append((y.detach() / small, inputs.grad / small))
         for name, small, large in zip(("output", "gradient"), found[-1], found[-2]):
             atol = 2.0 ** (shift - 22) + 2.0**-9  # a few of the smallest numbers, and rounding

@@ -10,9 +10,9 @@ from aimc.random import normal
 def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias):
     _, outputs, positions = partial.shape
     if partial.dtype == torch.float16:  # steps of small ranges would be zero
-        tensors = (partial, scale, ranges, variance, magnitude, lost, gain, bias)
-        wide = [None if t is None else t.float() for t in tensors]
-        narrow, saturated, count = read_out(None, *wide[:3], setting, key, *wide[3:])
+        p, s, r = partial.float(), scale.float(), ranges.float()
+        v, m, lo, g, b = (None if t is None else t.float() for t in (variance, magnitude, lost, gain, bias))
+        narrow, saturated, count = read_out(None, p, s, r, setting, key, v, m, lo, g, b)
         narrow = narrow.to(partial.dtype)
         return (narrow if total is None else total.add_(narrow)), saturated, count
     full = scale.view(1, -1, 1) * ranges.view(-1, 1, 1)
