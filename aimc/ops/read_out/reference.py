@@ -11,10 +11,13 @@ def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, l
     _, outputs, positions = partial.shape
     if partial.dtype == torch.float16:  # steps of small ranges would be zero
         p, s, r = partial.float(), scale.float(), ranges.float()
+        bias = bias if total is None else None
         v, m, lo, g, b = (None if t is None else t.float() for t in (variance, magnitude, lost, gain, bias))
-        narrow, saturated, count = read_out(None, p, s, r, setting, key, v, m, lo, g, b)
-        narrow = narrow.to(partial.dtype)
-        return (narrow if total is None else total.add_(narrow)), saturated, count
+        found, saturated, count = read_out(None, p, s, r, setting, key, v, m, lo, g, b)
+        if total is not None:
+            return total.add_(found), saturated, count
+        wide = any(t is not None and t.dtype != torch.float16 for t in (scale, ranges, gain, bias))
+        return (found if wide else found.half()), saturated, count  # under autocast a bias is float32
     full = scale.view(1, -1, 1) * ranges.view(-1, 1, 1)
     analog = partial
     if setting.wire_load:
