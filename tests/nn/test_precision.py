@@ -72,9 +72,10 @@ def test_a_network_cast_to_half_precision_stays_there(net, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_perfect_hardware_is_as_near_as_the_type_allows(net, dtype):
+@pytest.mark.parametrize("rows", [512, 3])
+def test_perfect_hardware_is_as_near_as_the_type_allows(net, dtype, rows):
     expected = net(X)
-    found = aimc.convert(net, IDEAL).to(dtype)(X.to(dtype))
+    found = aimc.convert(net, IDEAL.replace(**{"tile.rows": rows})).to(dtype)(X.to(dtype))
     assert found.dtype == dtype
     scale = float(expected.detach().abs().max())
     tolerance = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float64: 1e-6}[dtype]
@@ -268,6 +269,7 @@ def test_small_numbers_are_read_in_half_precision_as_large_ones(make, shift):
             inputs = (x.half() * small).requires_grad_()
             y = layer(inputs)
             y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).half() * small)
+            assert inputs.grad is not None
             found.append((y.detach() / small, inputs.grad / small))
         for name, small, large in zip(("output", "gradient"), found[-1], found[-2]):
             atol = 2.0 ** (shift - 22) + 2.0**-9  # a few of the smallest numbers, and rounding

@@ -10,11 +10,14 @@ from aimc.random import normal
 def read_out(total, partial, scale, ranges, setting, key, variance, magnitude, lost, gain, bias):
     _, outputs, positions = partial.shape
     if partial.dtype == torch.float16:  # steps of small ranges would be zero
-        tensors = (partial, scale, ranges, variance, magnitude, lost, gain, bias)
-        wide = [None if t is None else t.float() for t in tensors]
-        narrow, saturated, count = read_out(None, *wide[:3], setting, key, *wide[3:])
-        narrow = narrow.to(partial.dtype)
-        return (narrow if total is None else total.add_(narrow)), saturated, count
+        p, s, r = partial.float(), scale.float(), ranges.float()
+        bias = bias if total is None else None
+        v, m, lo, g, b = (None if t is None else t.float() for t in (variance, magnitude, lost, gain, bias))
+        found, saturated, count = read_out(None, p, s, r, setting, key, v, m, lo, g, b)
+        if total is not None:
+            return total.add_(found), saturated, count
+        wide = any(t is not None and t.dtype != torch.float16 for t in (scale, ranges, gain, bias))
+        return (found if wide else found.half()), saturated, count  # under autocast a bias is float32
     full = scale.view(1, -1, 1) * ranges.view(-1, 1, 1)
     analog = partial
     if setting.wire_load:
