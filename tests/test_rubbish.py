@@ -291,6 +291,14 @@ def test_a_soak_sees_what_differs(tmp_path, monkeypatch):
     assert not places[1].exists()
 
 
+def test_an_input_that_takes_all_memory_is_wrong_and_no_end(tmp_path, monkeypatch):
+    pytest.importorskip("resource", reason="no limits on this system")
+    monkeypatch.setattr(soak, "_MUCH", 1 << 30)
+    with soak.bounded_memory(), pytest.raises(rubbish.Wrong, match="MemoryError"):
+        rubbish.accepted("something", lambda: bytearray(4 << 30))
+    assert len(bytearray(2 << 30)) == 2 << 30
+
+
 def test_kills_go_round(tmp_path, monkeypatch):
     """Where the time is short all have some, not the first ones all."""
     turns = []

@@ -15,6 +15,7 @@ and counts as no minutes of it:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,30 @@ def missed(count: Count, each: int) -> list[str]:
     return found if count.in_checkpoints else [*found, "no checkpoint was hit while it was written"]
 
 
+_MUCH = 6 << 30
+"""Bytes beyond what the process has when the rubbish begins: more ends in an error that is counted, not in the end of
+everything."""
+
+
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    """No more memory than that, where the system can say so."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _MUCH, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@bounded_memory()
 def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, most: int | None = None) -> None:
     """Try rubbish of every kind in turn until the time is up, or so many of each."""
     runs = rubbish.finished_runs(folder)

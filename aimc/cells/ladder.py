@@ -12,6 +12,9 @@ from typing_extensions import Self
 from aimc.cells.pulsed import BMAX, BMIN, PulsedCell, inverse_span
 from aimc.random import Key, uniform
 
+_MOST = 1 << 16
+"""Levels; float32 tells few more apart, and a cell of so many is a continuous one."""
+
 
 class Ladder(PulsedCell):
     """A cell with a finite number of levels between its bounds; a pulse moves it to the next one, or not at all.
@@ -58,7 +61,7 @@ class Ladder(PulsedCell):
 
     def validate(self):
         if isinstance(self.levels, int):
-            self.require(self.levels >= 2, "levels", f"must be at least 2, got {self.levels}")
+            self.require(2 <= self.levels <= _MOST, "levels", f"must be 2 to {_MOST}, got {self.levels}")
         else:
             s = self.levels
             rising = len(s) >= 2 and s[0] == 0 and s[-1] == 1 and all(a < b for a, b in zip(s, s[1:]))
