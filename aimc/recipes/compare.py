@@ -382,7 +382,7 @@ _NAMES = {kind: name for name, kind in ALGORITHMS.items()}
 
 
 _ENVIRONMENT = (
-    "started", "aimc", "git", "code", "python", "torch", "numpy", "numba", "cpu", "vectors", "threads", "backend",
+    "aimc", "git", "code", "python", "torch", "numpy", "numba", "cpu", "vectors", "threads", "backend",
     "data",
 )  # fmt: skip
 
