@@ -116,7 +116,7 @@ def fingerprint(x: Tensor) -> tuple[Any, ...]:
         x.detach().contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
     )
     if bits.is_cpu:
-        return tuple(x.shape), x.dtype, zlib.crc32(bits.numpy())
+        return tuple(x.shape), x.dtype, zlib.crc32(bits.numpy().data)
     places = torch.arange(1, bits.numel() + 1, device=bits.device)
     return tuple(x.shape), x.dtype, int((bits.reshape(-1) * places).sum())
 
