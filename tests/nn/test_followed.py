@@ -311,12 +311,12 @@ def test_inputs_of_the_same_numbers_in_another_order_are_told_apart(order):
     net, plain = twins(nn.Linear(5, 5))
     gradients = []
     for one, forward in ((net, lambda x: checkpoint(net, x, use_reentrant=False)), (plain, plain)):
-        x = X[0, 0].clone()
+        x = X[0, 0].clone().requires_grad_()
         outputs = [forward(x).pow(2).sum(), 3 * forward(x.flip(0)).pow(2).sum()]
         for y in outputs[::order]:
             y.backward()
-        gradients.append(one.weight.grad)
-    assert_close("weight", *gradients, atol=1e-6)
+        gradients.append(x.grad)  # the noise of the weights is in this one
+    assert_close("input", *gradients, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
