@@ -310,7 +310,7 @@ def test_a_shared_layer_under_checkpoints():
 def test_inputs_of_the_same_numbers_in_another_order_are_told_apart(order):
     net, plain = twins(nn.Linear(5, 5))
     gradients = []
-    for one, forward in ((net, lambda x: checkpoint(net, x, use_reentrant=False)), (plain, plain)):
+    for forward in (lambda x: checkpoint(net, x, use_reentrant=False), plain):
         x = X[0, 0].clone().requires_grad_()
         outputs = [forward(x).pow(2).sum(), 3 * forward(x.flip(0)).pow(2).sum()]
         for y in outputs[::order]:
@@ -378,6 +378,14 @@ def test_second_derivatives_are_refused_and_not_zero(layer, half, what):
     loss = analog(x).pow(2).sum()
     graph, plain = (torch.autograd.grad(loss, x, create_graph=c, retain_graph=True)[0] for c in (True, False))
     assert torch.equal(graph, plain)
+
+
+@pytest.mark.parametrize("half", TWICE)
+def test_second_derivatives_by_the_weight_alone_are_refused(half):
+    """Of one matrix and a gradient of ones: nothing else leads from the penalty anywhere."""
+    analog = aimc.convert(nn.Linear(5, 4), TWICE[half], seed=0).eval()
+    with pytest.raises(AimcError, match="second derivative"):
+        _unused(_penalty(analog, X[0, 0], 1), analog.parameters())
 
 
 class First(nn.Module):
