@@ -359,7 +359,8 @@ def _unused(y, parameters):
 
 def _penalty(net, x, power: int = 2):
     x = x.clone().requires_grad_()
-    return torch.autograd.grad(net(x).pow(power).sum(), x, create_graph=True)[0].pow(2).sum()
+    y = net(x).sum() if power == 1 else net(x).pow(power).sum()
+    return torch.autograd.grad(y, x, create_graph=True)[0].pow(2).sum()
 
 
 @pytest.mark.parametrize("what", SECOND)
