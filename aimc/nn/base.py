@@ -20,7 +20,7 @@ from aimc.errors import AimcError, warn
 from aimc.hardware import Hardware
 from aimc.hwa import FixedClip, GaussianClip, clip_, clip_bound, modify_weights
 from aimc.nn.held import HeldPass
-from aimc.nn.loading import described, misfit_counters, misfits, started, ungained
+from aimc.nn.loading import described, misfit_counters, misfits, started, take_before_gains
 from aimc.nn.opaque import followed, read_opaquely, register, result_dtype
 from aimc.nn.product import AnalogProduct, Geometry, Periphery, Statistics, Tiles
 from aimc.nn.replay import Record, Records, fingerprint, inside_backward, may_come_back
@@ -825,8 +825,8 @@ class AnalogLayer(nn.Module):
             or name.removeprefix(prefix) not in _EXTRAS[:3]
             or self._fits(name.removeprefix(prefix), value)
         }
-        gains = prefix + "output_gain" in placed
-        return ungained(placed, prefix, ("weight", "bias"), gains)
+        take_before_gains(placed, prefix, ("weight", "bias"), gains=prefix + "output_gain" in placed)
+        return placed
 
     def _fits(self, name: str, value: Any) -> bool:
         here = getattr(self, name, None)

@@ -17,7 +17,7 @@ from aimc.hardware import Hardware, PulsedHardware
 from aimc.hwa import FixedClip, GaussianClip
 from aimc.nn.base import AnalogLayer
 from aimc.nn.linear import AnalogLinear
-from aimc.nn.loading import misfits, ungained
+from aimc.nn.loading import misfits, take_before_gains
 from aimc.nn.pulsed import PulsedLayer, PulsedLinear
 from aimc.random import Key
 
@@ -308,9 +308,7 @@ class Composite(nn.Module):
         """Cells take their weights from the names of torch as well."""
         gains = [(f"{prefix}{n}.output_gain", m.output_gain) for n, m in self.analog_matrices().items()]
         taken = bool(gains) and all(name in state_dict and here is not None for name, here in gains)
-        found = ungained(state_dict, prefix, self.analog_placed(), taken)
-        state_dict.clear()  # a copy of the caller's, from which the children take theirs
-        state_dict.update(found)
+        take_before_gains(state_dict, prefix, self.analog_placed(), taken)
         saved = {n: state_dict.get(f"{prefix}{n}") for n in self.analog_placed()}
         own: list[str] = []
         for name, piece in self._analog_pieces.items():

@@ -84,14 +84,12 @@ def before_gains(name: str) -> str:
     return f"{module}{dot}analog_{parameter}"
 
 
-def ungained(state: Mapping[str, Any], prefix: str, names: Iterable[str], gains: bool) -> dict[str, Any]:
-    """A state with the weights before their gains, for who takes the gains; otherwise with those that have them."""
-    taken = dict(state)
+def take_before_gains(state: dict[str, Any], prefix: str, names: Iterable[str], gains: bool) -> None:
+    """Put the weights before their gains in place, in a copy of a state, where the gains are taken; else drop them."""
     for name in names:
-        own = taken.pop(before_gains(prefix + name), None)
+        own = state.pop(before_gains(prefix + name), None)
         if own is not None and gains:
-            taken[prefix + name] = own
-    return taken
+            state[prefix + name] = own
 
 
 def started(ranges: Tensor) -> Tensor:

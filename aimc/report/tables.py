@@ -339,7 +339,7 @@ def show(runs: Sequence[RunReport]) -> None:
         console.print(f"\n{run.path}", style="bold", markup=False)
         console.print(_heading(run), markup=False)
         for table in tables(run):
-            _print(table)
+            show_table(table)
 
 
 @checked
@@ -347,7 +347,7 @@ def show_evaluations(run: RunReport, results: Sequence[DriftResult]) -> None:
     """Print the tables that some results of a run are in, with whatever else was evaluated on the same chips."""
     asked = [(r.times, r.chips, r.seed) for r in results]
     for table in tables(run, [group for group in run.groups if group[0].protocol in asked]):
-        _print(table)
+        show_table(table)
 
 
 @checked
@@ -376,12 +376,8 @@ def transfer_table(lines: Sequence[tuple[str, Transfers]]) -> Table:
 
 @checked
 def show_table(table: Table) -> None:
-    """Print one table to the terminal."""
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    """To the terminal; wider than that where it would lose letters, and as wide as it likes into a file or a pipe."""
+    """Print one table to the terminal; wider than that where it would lose letters, and as wide as it likes into a file
+    or a pipe."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as Grid
