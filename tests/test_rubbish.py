@@ -1,11 +1,14 @@
 """Bad input of every kind is taken or refused with a message; ``make soak`` tries thousands more."""
 
 import json
+import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -297,6 +300,34 @@ def test_an_input_that_takes_all_memory_is_wrong_and_no_end(tmp_path, monkeypatc
     with soak.bounded_memory(), pytest.raises(rubbish.Wrong, match="MemoryError"):
         rubbish.accepted("something", lambda: bytearray(4 << 30))
     assert len(bytearray(2 << 30)) == 2 << 30
+
+
+def test_an_input_that_ends_its_process_or_never_ends_is_wrong_and_no_end(monkeypatch):
+    def wrong(seed):
+        raise rubbish.Wrong(f"strange, seed {seed}")
+
+    def raises(seed):
+        raise ValueError("no error of ours, nor one that was looked for")
+
+    kinds = {
+        "refused": lambda seed: False,
+        "killed": lambda seed: os.kill(os.getpid(), signal.SIGKILL),
+        "wrong": wrong,
+        "endless": lambda seed: time.sleep(60),
+        "ended": raises,
+        "taken": lambda seed: True,
+    }
+    monkeypatch.setattr(soak, "_PATIENCE", 1)
+    count = soak.Count()
+    soak.try_apart(count, kinds, soak.random.Random(0))
+    assert (count.accepted, count.refused) == (1, 1)
+    told = [re.sub(r"seed \d+", "seed N", text) for text in count.wrong]
+    assert told == [
+        "killed, seed N, ends its process (-9)",
+        "strange, seed N",
+        "endless, seed N, takes more than a minute",
+        "ended, seed N, ends its process (1)",
+    ]
 
 
 def test_kills_go_round(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +81,8 @@ def child(work: Callable[[], Any], core: int | None = None) -> int:
                     os.sched_setaffinity(0, {core})
                 work()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     return pid
@@ -300,7 +303,6 @@ def bounded_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-@bounded_memory()
 def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, most: int | None = None) -> None:
     """Try rubbish of every kind in turn until the time is up, or so many of each."""
     runs = rubbish.finished_runs(folder)
@@ -311,31 +313,62 @@ def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, mos
     texts, pulses = rubbish.text_files(folder / "texts"), rubbish.pulses_file(folder)
     comparison = rubbish.comparison_file(folder)
     checkpoints = [file for run in runs for file in sorted((run / "checkpoints").iterdir())]
-    kinds: list[Callable[[int], bool]] = [
-        rubbish.try_configuration,
-        rubbish.try_layer,
-        rubbish.try_state,
-        lambda seed: rubbish.try_checkpoint(seed, checkpoints[seed % len(checkpoints)]),
-        lambda seed: rubbish.try_chip(seed, net, chip),
-        lambda seed: rubbish.try_run_directory(seed, runs[seed % len(runs)]),
-        lambda seed: rubbish.try_data(seed, files[seed % len(files)]),
-        lambda seed: rubbish.try_result(seed, result),
-        rubbish.try_settings,
-        lambda seed: rubbish.try_text(seed, texts[seed % len(texts)]),
-        lambda seed: rubbish.try_pulses(seed, pulses),
-        lambda seed: rubbish.try_comparison(seed, comparison),
-    ]
+    kinds: dict[str, Callable[[int], bool]] = {
+        "configuration": rubbish.try_configuration,
+        "layer": rubbish.try_layer,
+        "state": rubbish.try_state,
+        "checkpoint": lambda seed: rubbish.try_checkpoint(seed, checkpoints[seed % len(checkpoints)]),
+        "chip": lambda seed: rubbish.try_chip(seed, net, chip),
+        "run directory": lambda seed: rubbish.try_run_directory(seed, runs[seed % len(runs)]),
+        "data": lambda seed: rubbish.try_data(seed, files[seed % len(files)]),
+        "result": lambda seed: rubbish.try_result(seed, result),
+        "settings": rubbish.try_settings,
+        "text": lambda seed: rubbish.try_text(seed, texts[seed % len(texts)]),
+        "pulses": lambda seed: rubbish.try_pulses(seed, pulses),
+        "comparison": lambda seed: rubbish.try_comparison(seed, comparison),
+    }
     tried = 0
     while time.perf_counter() < until and (most is None or tried < most):
         tried += 1
-        for kind in kinds:
+        try_apart(count, kinds, rng)
+
+
+_PATIENCE = 60
+"""Seconds that one bad input may take; they take a hundredth of one."""
+
+
+def try_apart(count: Count, kinds: dict[str, Callable[[int], bool]], rng: random.Random) -> None:
+    """One input of every kind, in a child: one that ends its process, or that never ends, is wrong as well."""
+    queue = [(name, rng.randrange(1 << 40)) for name in kinds]
+    while queue:
+        reader, writer = os.pipe()
+        pid = child(lambda q=queue, w=writer: _try_all(q, kinds, w))
+        os.close(writer)
+        with open(reader, encoding="utf-8") as answers:
+            for line in answers:
+                queue.pop(0)
+                answer = json.loads(line)
+                count.accepted += answer == "taken"
+                count.refused += answer == "refused"
+                if answer not in ("taken", "refused"):
+                    count.wrong.append(answer)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if queue:
+            name, seed = queue.pop(0)
+            end = "takes more than a minute" if status == -signal.SIGALRM else f"ends its process ({status})"
+            count.wrong.append(f"{name}, seed {seed}, {end}")
+
+
+def _try_all(queue: list[tuple[str, int]], kinds: dict[str, Callable[[int], bool]], writer: int) -> None:
+    with bounded_memory():
+        for name, seed in queue:
+            signal.alarm(_PATIENCE)
             try:
-                taken = kind(rng.randrange(1 << 40))
+                answer = "taken" if kinds[name](seed) else "refused"
             except rubbish.Wrong as error:
-                count.wrong.append(str(error))
-            else:
-                count.accepted += taken
-                count.refused += not taken
+                answer = str(error)
+            signal.alarm(0)
+            os.write(writer, json.dumps(answer).encode() + b"\n")
 
 
 def seeds(count: Count, until: float, rng: random.Random, folder: Path, most: int | None = None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aimc.data.tables import decode_table
 from aimc.errors import AimcError
 
 
@@ -73,13 +74,7 @@ def _check_shards(shards: list[Path]) -> None:
 
 def read_parquet(files: list[bytes]) -> Images:
     """Encoded images in a column of structs with ``bytes``, labels in ``label`` or ``fine_label``."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        tables = [pyarrow.parquet.read_table(pyarrow.BufferReader(data)) for data in files]
-    except (pyarrow.ArrowException, OSError) as error:  # both mean the format: the bytes are in memory
-        raise AimcError(f"not a whole parquet file: {error}") from None
+    tables = [decode_table("parquet", data) for data in files]
     pixels, labels = [], []
     for table in tables:
         image = find_column(table.column_names, ("image", "img"))

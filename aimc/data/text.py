@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import glob
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from aimc.arguments import checked
 from aimc.data.catalogue import TextSource, text_source
 from aimc.data.formats import find_column, find_parquet
 from aimc.data.loading import data_root, look_up, name_a_folder
+from aimc.data.tables import decode_table
 from aimc.errors import AimcError, suggest
 
 TEXT_SPLITS = ("train", "validation", "test")
@@ -191,9 +191,10 @@ class _Texts:
 
 
 def _read(name: str, about: TextSource, split: str, root: str | os.PathLike[str] | None) -> _Texts:
-    """From a folder or the hub, both read by Hugging Face's library."""
+    """From a folder or the hub, both through Hugging Face's library."""
     try:
         import datasets
+        from datasets.table import InMemoryTable
     except ImportError:
         raise AimcError(
             f"{name!r} is read by the library datasets, which is not installed; install aimc[language]",
@@ -202,16 +203,14 @@ def _read(name: str, about: TextSource, split: str, root: str | os.PathLike[str]
     place = data_root(root)
     kinds = f"{split}-*.parquet or {split}.jsonl"
     if place is None:
-        wanted, options = about.hub, {}
-        where, way_out = f"{wanted[0]} on the hub", "; " + name_a_folder(f"{name}/{kinds}")
+        where, way_out = f"{about.hub[0]} on the hub", "; " + name_a_folder(f"{name}/{kinds}")
+        parts = lambda: [datasets.load_dataset(*about.hub, split=split)]
     else:
         files = look_up(name, about.folders, split, place, _find_texts, kinds)
-        wanted = ("json" if files[0].suffix == ".jsonl" else "parquet", None)
-        # Streamed, for what lies in a folder needs no copy in the library's cache.
-        options = {"data_files": {split: [glob.escape(str(f)) for f in files]}, "streaming": True}
         where, way_out = ", ".join(map(str, files)), ""
+        parts = lambda: [datasets.Dataset(InMemoryTable(_table(file))) for file in files]
     try:
-        return _texts(datasets.load_dataset(*wanted, split=split, **options), about)
+        return _texts(parts(), about)
     except AimcError as error:
         raise AimcError(f"{where}: {error.message}", field="root") from None
     except (
@@ -222,19 +221,24 @@ def _read(name: str, about: TextSource, split: str, root: str | os.PathLike[str]
         ) from error
 
 
+def _table(file: Path) -> Any:
+    return decode_table(file.suffix[1:], file.read_bytes())
+
+
 def _find_texts(folder: Path, split: str) -> list[Path] | None:
     lines = folder / f"{split}.jsonl"
     return find_parquet(folder, split) or ([lines] if lines.is_file() else None)
 
 
-def _texts(rows: Any, about: TextSource) -> _Texts:
-    """What the rows of a ``datasets.Dataset`` or ``IterableDataset`` hold."""
+def _texts(parts: list[Any], about: TextSource) -> _Texts:
+    """What the rows of one ``datasets.Dataset`` after the other hold."""
     lines: list[str] = []
     labels: list[int] = []
-    for batch in rows.iter(batch_size=1000):
-        lines += _values(batch, about.columns, str, len(lines))
-        if about.classes:
-            labels += _values(batch, ("label",), int, len(labels))
+    for part in parts:
+        for batch in part.iter(batch_size=1000):
+            lines += _values(batch, about.columns, str, len(lines))
+            if about.classes:
+                labels += _values(batch, ("label",), int, len(labels))
     if not lines:
         raise AimcError("no text")
     if not about.classes:
@@ -242,7 +246,7 @@ def _texts(rows: Any, about: TextSource) -> _Texts:
     top = len(about.classes)
     if min(labels) < 0 or max(labels) >= top:
         raise AimcError(f"labels run from {min(labels)} to {max(labels)}, not within 0 to {top - 1}")
-    names = getattr((rows.features or {}).get("label"), "names", ())
+    names = getattr(parts[0].features.get("label"), "names", ())
     return _Texts(tuple(lines), np.array(labels, np.int64), tuple(names))
 
 
