@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
 import faulthandler
 import io
 import json
@@ -22,6 +23,7 @@ import tempfile
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -295,6 +297,48 @@ def spoilt_json(rng: random.Random, data: bytes) -> bytes:
     return "".join(lines).encode()
 
 
+def spoilt_table(rng: random.Random, data: bytes) -> bytes:
+    """A whole parquet file whose columns are others: of another type or name, with gaps, or with spoilt images."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = pyarrow.parquet.read_table(io.BytesIO(data)).to_pydict()
+    name = rng.choice(list(columns))
+    values, at = columns[name], rng.randrange(len(columns[name]))
+    others: list[Callable[[Any], Any]] = [
+        str, lambda value: 1.7, lambda value: [value], lambda value: {"a": value}, lambda value: True,
+        lambda value: 10**18, lambda value: -1, lambda value: b"\xff", lambda value: Decimal("1.5"),
+        lambda value: datetime.date(2026, 11, 30), lambda value: None,
+    ]  # fmt: skip
+    how = rng.random()
+    if how < 0.35:
+        other = rng.choice(others)
+        columns[name] = [other(value) for value in values]
+    elif how < 0.5:
+        columns[name] = [*values[:at], None, *values[at + 1 :]]
+    elif how < 0.6:
+        columns[rng.choice(("x", "text", "fine_label", name.upper(), ""))] = columns.pop(name)
+    elif how < 0.65:
+        columns = {key: [] for key in columns}
+    elif how < 0.7:
+        del columns[name]
+    elif "image" in columns:
+        content = bytearray(columns["image"][at]["bytes"])
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(min(len(content), 40))] = rng.randrange(256)
+        columns["image"][at]["bytes"] = bytes(content)
+    table = pyarrow.table(columns)
+    last = len(table.columns) - 1
+    if rng.random() < 0.1 and last >= 0 and not pyarrow.types.is_nested(table[last].type):
+        table = table.set_column(last, table.column_names[last], table[last].dictionary_encode())
+    if rng.random() < 0.1:
+        features = rng.choice((b"{}", b"[", b'{"info": {"features": {"label": {"names": [1, 2]}}}}'))
+        table = table.replace_schema_metadata({b"huggingface": features})
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    return buffer.getvalue()
+
+
 def _contents(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes()
@@ -410,7 +454,9 @@ def try_data(seed: int, file: Path) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "mnist"
         shutil.copytree(file.parent, place)
-        (place / file.name).write_bytes(spoilt_bytes(rng, file.read_bytes()))
+        by_structure = file.suffix == ".parquet" and rng.random() < 0.6
+        spoil = spoilt_table if by_structure else spoilt_bytes
+        (place / file.name).write_bytes(spoil(rng, file.read_bytes()))
 
         def attempt() -> None:
             try:
@@ -423,6 +469,7 @@ def try_data(seed: int, file: Path) -> bool:
                 f"{list(data.inputs.shape)} images and {list(data.targets.shape)} labels of {file.name}, seed {seed}",
             )
             require(bool(torch.isfinite(data.inputs).all()), f"pixels of {file.name}, seed {seed}")
+            require(data.targets.dtype == torch.int64, f"labels of {file.name}, seed {seed}")
             require(
                 bool(((data.targets >= 0) & (data.targets < 10)).all()), f"labels of {file.name}, seed {seed}"
             )
@@ -490,11 +537,12 @@ def try_text(seed: int, file: Path) -> bool:
     """A file of texts, spoilt: refused by its name, or read as numbers of words, or as sentences with labels."""
     rng = random.Random(seed)
     data, name = file.read_bytes(), file.parent.name
-    by_structure = file.suffix == ".jsonl" and rng.random() < 0.6
+    by_structure = spoilt_json if file.suffix == ".jsonl" else spoilt_table
+    spoil = by_structure if rng.random() < 0.6 else spoilt_bytes
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / name / file.name
         place.parent.mkdir()
-        place.write_bytes(spoilt_json(rng, data) if by_structure else spoilt_bytes(rng, data))
+        place.write_bytes(spoil(rng, data))
 
         def lengths(lines: Sequence[str]) -> tuple[Tensor, Tensor]:
             return torch.tensor([[len(line)] for line in lines]), torch.ones(len(lines), 1, dtype=torch.int64)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from aimc.data.formats import Images, Reader
+from aimc.data.formats import FileError, Images, Reader
 from aimc.errors import AimcError
 from aimc.files import write_atomic
 
-_LAYOUT = "1"  # part of the key: raise it when a reader changes what it returns
+_LAYOUT = "2"  # part of the key: raise it when a reader changes what it returns
 
 
 def cache_folder() -> Path:
@@ -44,7 +44,8 @@ def read_cached(files: list[Path], reader: Reader) -> Images:
     try:
         images = reader(contents)
     except AimcError as error:
-        raise AimcError(f"{', '.join(map(str, files))}: {error.message}", field="root") from None
+        where = [files[error.place]] if isinstance(error, FileError) else files
+        raise AimcError(f"{', '.join(map(str, where))}: {error.message}", field="root") from None
     _store(entry, images)
     return images
 

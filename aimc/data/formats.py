@@ -14,10 +14,11 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from aimc.data.tables import decode_table
+from aimc.data.tables import decode_parquet
 from aimc.errors import AimcError
 
 
@@ -72,25 +73,69 @@ def _check_shards(shards: list[Path]) -> None:
         )
 
 
-def read_parquet(files: list[bytes]) -> Images:
-    """Encoded images in a column of structs with ``bytes``, labels in ``label`` or ``fine_label``."""
-    tables = [decode_table("parquet", data) for data in files]
-    pixels, labels = [], []
-    for table in tables:
-        image = find_column(table.column_names, ("image", "img"))
-        label = find_column(table.column_names, ("label", "fine_label"))
+class FileError(AimcError):
+    """What is wrong with one of several files.
+
+    Attributes:
+        place: of the file among them.
+
+    Example:
+        >>> FileError("damaged", place=1).place
+        1
+    """
+
+    place: int = 0
+
+    def __init__(self, message: str, place: int = 0, **where):
+        super().__init__(message, **where)
+        self.place = place
+
+
+def _each(files: list[bytes], read: Callable[[bytes], Any]) -> list[Any]:
+    """What each of the files is read as; an error says which one it is of."""
+    found = []
+    for place, data in enumerate(files):
         try:
-            encoded = [row["bytes"] for row in table[image].to_pylist()]
-        except (TypeError, KeyError):
-            raise AimcError(f"the column {image!r} does not hold images as structs with 'bytes'") from None
-        pixels += [_decode(data, row) for row, data in enumerate(encoded)]
-        labels.append(table[label].to_numpy())
-    if len({p.shape for p in pixels}) > 1:
-        raise AimcError(f"the images differ in shape: {sorted({p.shape for p in pixels})}")
-    classes = _class_names(tables[0].schema.metadata or {}, label)
+            found.append(read(data))
+        except AimcError as error:
+            raise FileError(error.message, place) from None
+    return found
+
+
+def read_parquet(files: list[bytes]) -> Images:
+    """Encoded images in a column of structs with ``bytes``, whole numbers in ``label`` or ``fine_label``."""
+    parts = _each(files, _read_parquet)
+    shapes = {image.shape for part, _, _ in parts for image in part}
+    if len(shapes) > 1:
+        raise AimcError(f"the images differ in shape: {sorted(shapes)}")
+    pixels = [image for part, _, _ in parts for image in part]
     return Images(
-        np.stack(pixels) if pixels else np.zeros((0, 0, 0, 0), np.uint8), np.concatenate(labels), classes
+        np.stack(pixels) if pixels else np.zeros((0, 0, 0, 0), np.uint8),
+        np.concatenate([labels for _, labels, _ in parts]),
+        parts[0][2],
     )
+
+
+def _read_parquet(data: bytes) -> tuple[list[np.ndarray], np.ndarray, tuple[str, ...]]:
+    table = decode_parquet(data)
+    image = find_column(table.column_names, ("image", "img"))
+    label = find_column(table.column_names, ("label", "fine_label"))
+    try:
+        encoded = [row["bytes"] for row in table[image].to_pylist()]
+    except (TypeError, KeyError):
+        raise AimcError(f"the column {image!r} does not hold images as structs with 'bytes'") from None
+    pixels = [_decode(content, row) for row, content in enumerate(encoded)]
+    return pixels, _labels(table[label], label), class_names(table, label)
+
+
+def _labels(column: Any, name: str) -> np.ndarray:
+    import pyarrow
+
+    if not pyarrow.types.is_integer(column.type):
+        raise AimcError(f"the column {name!r} holds {column.type}, and has to hold whole numbers")
+    if column.null_count:
+        raise AimcError(f"the column {name!r} has no label in {column.null_count} of {len(column)} rows")
+    return column.to_numpy().astype(np.int64)
 
 
 def find_column(columns: list[str], names: tuple[str, ...]) -> str:
@@ -101,28 +146,35 @@ def find_column(columns: list[str], names: tuple[str, ...]) -> str:
     raise AimcError(f"the columns are {columns}; one of {list(names)} is needed")
 
 
+_FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Of pictures; Pillow knows others, some of which other programs draw."""
+
+
 def _decode(data: bytes | None, row: int) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data or b"")) as image:
+        with Image.open(io.BytesIO(data or b""), formats=_FORMATS) as image:
             grey = image.mode in ("1", "L", "I;16", "I")
             array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken image
-        raise AimcError(f"the image in row {row} does not decode: {error}") from None
+    except Exception as error:  # Pillow has many kinds for a broken image
+        raise AimcError(f"the image in row {row} does not decode: {type(error).__name__} {error}") from None
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
+def class_names(table: Any, label: str) -> tuple[str, ...]:
+    """What the metadata of a table call the values of a column of labels; empty where they do not."""
     try:
-        return tuple(json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"])
-    except (KeyError, ValueError, TypeError):
+        names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
+        return tuple(str(name) for name in names)
+    except (KeyError, ValueError, TypeError, RecursionError):
         return ()  # the names are a courtesy of the file
 
 
 def read_idx(files: list[bytes]) -> Images:
     """MNIST's own layout: images (magic 2051) and labels (magic 2049), plain or gzipped."""
-    images, labels = (_read_idx_array(data, dimensions) for data, dimensions in zip(files, (3, 1)))
+    dimensions = iter((3, 1))
+    images, labels = _each(files, lambda data: _read_idx_array(data, next(dimensions)))
     return Images(images[:, None], labels.astype(np.int64))
 
 

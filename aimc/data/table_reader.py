@@ -1,44 +1,37 @@
-"""A program of :mod:`aimc.data.tables`: a file of rows from its input to its output, as an Arrow stream.
+"""A program of :mod:`aimc.data.tables`: a parquet file from its input to its output, as an Arrow stream.
 
 It imports nothing of aimc, which would take longer than the reading.
 """
 
 from __future__ import annotations
 
-import io
 import os
+import struct
 import sys
 
-REFUSED = 3
-"""What it ends with where the file is at fault; its output then says why."""
+ANSWER = b"\0answer of aimc\0"
+"""What precedes an answer: whatever runs when a Python begins may have written something before it."""
+HEAD = struct.Struct("<?Q")
+"""Whether the answer is a table, not the reason why there is none; and its length."""
 
 
-def read_table(kind: str, data: bytes) -> bytes:
-    """Rows as an Arrow stream.
-
-    Args:
-        kind: ``parquet`` or ``jsonl``.
-        data: content of the file.
+def as_stream(data: bytes) -> bytes:
+    """The rows of a parquet file as an Arrow stream.
 
     Raises:
-        Exception: of pyarrow, for anything that is no whole file of the kind.
+        Exception: of pyarrow, for anything that is no whole parquet file.
 
     Example:
-        >>> import pyarrow
-        >>> pyarrow.ipc.open_stream(read_table("jsonl", b'{"text": "a"}')).read_all().to_pylist()
-        [{'text': 'a'}]
+        >>> import io, pyarrow, pyarrow.parquet
+        >>> file = io.BytesIO()
+        >>> pyarrow.parquet.write_table(pyarrow.table({"label": [3]}), file)
+        >>> pyarrow.ipc.open_stream(as_stream(file.getvalue())).read_all().to_pylist()
+        [{'label': 3}]
     """
     import pyarrow
-    import pyarrow.json
     import pyarrow.parquet
 
-    source = io.BytesIO(data)
-    if kind == "parquet":
-        table = pyarrow.parquet.read_table(source)
-    else:
-        # One block, so that a column has one type and a line may have any length.
-        whole = pyarrow.json.ReadOptions(block_size=min(len(data) + 1, (1 << 31) - 1))
-        table = pyarrow.json.read_json(source, whole)
+    table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
     table.validate(full=True)  # what is damaged inside crashes its user, not its reader
     stream = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(stream, table.schema) as writer:
@@ -46,16 +39,25 @@ def read_table(kind: str, data: bytes) -> bytes:
     return stream.getvalue().to_pybytes()
 
 
-def main() -> int:
-    """Read the kind that the first argument names."""
+def main() -> None:
+    """Take a line with the places of modules as JSON, and then the file, and answer."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [place for place in sys.path if place != here]  # modules of aimc.data are nobody else's
+    import json
+
+    places, _, data = sys.stdin.buffer.read().partition(b"\n")
+    sys.path[:] = json.loads(places)
+    import pyarrow.parquet  # noqa: F401  (where it cannot be imported, the file is not at fault)
+
     try:
-        answer, status = read_table(sys.argv[1], sys.stdin.buffer.read()), 0
-    except Exception as error:  # of many kinds, and the file's in any case
-        answer, status = f"{type(error).__name__}: {error}".encode(), REFUSED
-    sys.stdout.buffer.write(answer)
+        whole, answer = True, as_stream(data)
+    except Exception as error:  # of many kinds
+        whole, answer = False, f"{type(error).__name__}: {error}".encode(errors="replace")
+    for part in (ANSWER, HEAD.pack(whole, len(answer)), answer):
+        sys.stdout.buffer.write(part)
     sys.stdout.buffer.flush()
-    return status
 
 
 if __name__ == "__main__":
-    os._exit(main())  # now and then Arrow's threads are still there, whose end is an abort
+    main()
+    os._exit(0)  # now and then threads of Arrow are still there, whose end would be an abort

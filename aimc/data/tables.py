@@ -1,56 +1,69 @@
-"""Files of rows (parquet, lines of JSON) to Arrow tables.
-
-A damaged parquet file can end the process that decodes it (a segmentation fault inside of Arrow). So a process of its
-own decodes, and hands over rows that are known to be whole.
-"""
+"""Files of rows (parquet, lines of JSON), decoded so that a damaged one can do no harm."""
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from aimc.data import table_reader
 from aimc.errors import AimcError
 
-_START = """
-import sys
-sys.path[:] = sys.argv.pop(1).split("\\n")
-import runpy
-runpy.run_path(sys.argv.pop(1), run_name="__main__")
-"""
 
+def decode_parquet(data: bytes) -> Any:
+    """A ``pyarrow.Table`` of the rows of a parquet file.
 
-def decode_table(kind: str, data: bytes) -> Any:
-    """A ``pyarrow.Table`` of the rows of a file.
+    A damaged file can end the process that decodes it (a segmentation fault inside of Arrow). So a process of its own
+    decodes, and hands over rows that are known to be whole. A frozen program, which has no Python to start, decodes
+    itself.
 
     Args:
-        kind: ``parquet`` or ``jsonl``.
         data: content of the file.
 
     Raises:
-        AimcError: for anything that is no whole file of the kind, whatever it does to its reader.
+        AimcError: for anything that is no whole parquet file, whatever it does to its reader.
 
     Example:
-        >>> decode_table("jsonl", b'{"text": "a", "label": 1}').to_pylist()
-        [{'text': 'a', 'label': 1}]
+        >>> decode_parquet(b"PAR1")
+        Traceback (most recent call last):
+            ...
+        aimc.errors.AimcError: cannot be read as parquet: ArrowInvalid: Parquet file size is 4 bytes, smaller than ...
     """
     import pyarrow
 
-    command = [sys.executable, "-c", _START, "\n".join(sys.path), str(Path(table_reader.__file__)), kind]
+    if not sys.executable or getattr(sys, "frozen", False):
+        try:
+            return pyarrow.ipc.open_stream(table_reader.as_stream(data)).read_all()
+        except Exception as error:  # of many kinds
+            raise AimcError(f"cannot be read as parquet: {type(error).__name__}: {error}") from None
+    whole, answer = _ask(data)
+    if not whole:
+        raise AimcError(f"cannot be read as parquet: {answer.decode()}")
+    return pyarrow.ipc.open_stream(answer).read_all()
+
+
+def _ask(data: bytes) -> tuple[bool, bytes]:
+    """Whether the file was read, and the rows as an Arrow stream or the reason why not."""
+    places = json.dumps([place for place in sys.path if isinstance(place, str)])
     try:
-        done = subprocess.run(command, input=data, capture_output=True)
-    except OSError as error:
-        raise AimcError(f"no process to read a {kind} file in: {error}") from None
-    if done.returncode == table_reader.REFUSED:
-        raise AimcError(f"not a whole {kind} file: {done.stdout.decode(errors='replace')}")
-    if done.returncode:
-        raise AimcError(
-            f"reading this {kind} file ends the process: {_end(done)}; it is damaged, or memory is short"
+        done = subprocess.run(
+            [sys.executable, str(table_reader.__file__)],
+            input=places.encode() + b"\n" + data,
+            capture_output=True,
         )
-    return pyarrow.ipc.open_stream(done.stdout).read_all()
+    except OSError as error:
+        raise AimcError(f"there is no process to read parquet in: {error}") from None
+    _, found, answer = done.stdout.partition(table_reader.ANSWER)
+    head = table_reader.HEAD.size
+    if found and len(answer) >= head:
+        whole, length = table_reader.HEAD.unpack(answer[:head])
+        if len(answer) - head == length:
+            return whole, answer[head:]
+    raise AimcError(
+        f"reading it as parquet ends the process: {_end(done)}; the file is damaged, or memory is short"
+    )
 
 
 def _end(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -59,3 +72,38 @@ def _end(done: subprocess.CompletedProcess[bytes]) -> str:
         return signal.strsignal(-done.returncode) or f"signal {-done.returncode}"
     words = done.stderr.decode(errors="replace").strip().splitlines()
     return words[-1] if words else f"status {done.returncode}"
+
+
+def decode_lines(data: bytes) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, or of one array.
+
+    Args:
+        data: content of the file, UTF-8.
+
+    Raises:
+        AimcError: a line is no JSON object.
+
+    Example:
+        >>> decode_lines(b'{"text": "a"}')
+        [{'text': 'a'}]
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AimcError(f"is not UTF-8: {error}") from None
+    if text.lstrip()[:1] == "[":
+        rows = _parsed(text, "the array")
+    else:
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        rows = [_parsed(line, f"line {number}") for number, line in lines]
+    odd = next((place for place, row in enumerate(rows) if not isinstance(row, dict)), None)
+    if odd is not None:
+        raise AimcError(f"row {odd} is no JSON object, but {str(rows[odd])[:40]!r}")
+    return rows
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AimcError(f"{where} is no JSON: {error}") from None

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from aimc.arguments import checked
 from aimc.data.catalogue import TextSource, text_source
-from aimc.data.formats import find_column, find_parquet
+from aimc.data.formats import class_names, find_column, find_parquet
 from aimc.data.loading import data_root, look_up, name_a_folder
-from aimc.data.tables import decode_table
+from aimc.data.tables import decode_lines, decode_parquet
 from aimc.errors import AimcError, suggest
 
 TEXT_SPLITS = ("train", "validation", "test")
@@ -191,38 +191,61 @@ class _Texts:
 
 
 def _read(name: str, about: TextSource, split: str, root: str | os.PathLike[str] | None) -> _Texts:
-    """From a folder or the hub, both through Hugging Face's library."""
-    try:
-        import datasets
-        from datasets.table import InMemoryTable
-    except ImportError:
-        raise AimcError(
-            f"{name!r} is read by the library datasets, which is not installed; install aimc[language]",
-            field="name",
-        ) from None
+    """From a folder, or from the hub by Hugging Face's library."""
     place = data_root(root)
     kinds = f"{split}-*.parquet or {split}.jsonl"
     if place is None:
-        where, way_out = f"{about.hub[0]} on the hub", "; " + name_a_folder(f"{name}/{kinds}")
-        parts = lambda: [datasets.load_dataset(*about.hub, split=split)]
-    else:
-        files = look_up(name, about.folders, split, place, _find_texts, kinds)
-        where, way_out = ", ".join(map(str, files)), ""
-        parts = lambda: [datasets.Dataset(InMemoryTable(_table(file))) for file in files]
+        return _from_hub(name, about, split, name_a_folder(f"{name}/{kinds}"))
+    files = look_up(name, about.folders, split, place, _find_texts, kinds)
+    parts = []
+    for file in files:
+        try:
+            parts.append(_from_file(file, about))
+        except AimcError as error:
+            raise AimcError(f"{file}: {error.message}", field="root") from None
+    if not any(part.lines for part in parts):
+        raise AimcError(f"{', '.join(map(str, files))}: no text", field="root")
+    labels = np.concatenate([part.labels for part in parts]) if about.classes else None
+    return _Texts(tuple(line for part in parts for line in part.lines), labels, parts[0].classes)
+
+
+def _from_file(file: Path, about: TextSource) -> _Texts:
     try:
-        return _texts(parts(), about)
+        data = file.read_bytes()
+    except OSError as error:
+        raise AimcError(f"cannot be read: {error.strerror}") from None
+    if file.suffix == ".jsonl":
+        rows = decode_lines(data)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return _texts(names, lambda name: [row.get(name) for row in rows], (), about)
+    table = decode_parquet(data)
+    names = table.column_names
+    return _texts(names, lambda name: table[name].to_pylist(), class_names(table, "label"), about)
+
+
+def _from_hub(name: str, about: TextSource, split: str, way_out: str) -> _Texts:
+    try:
+        import datasets
+    except ImportError:
+        raise AimcError(
+            f"no folder with {name!r} is known, and datasets, which reads the hub's, is not installed: {way_out}; or "
+            "install aimc[language]",
+            field="root",
+        ) from None
+    where = f"{about.hub[0]} on the hub"
+    try:
+        rows: Any = datasets.load_dataset(*about.hub, split=split)
+        classes = getattr((rows.features or {}).get("label"), "names", ())
+        found = _texts(rows.column_names, lambda column: list(rows[column]), tuple(classes), about)
+        if not found.lines:
+            raise AimcError("no text")
+        return found
     except AimcError as error:
         raise AimcError(f"{where}: {error.message}", field="root") from None
-    except (
-        Exception
-    ) as error:  # the library raises errors of its own and of those below it, some without a word
+    except Exception as error:  # of the library and of those below it, some without a word
         raise AimcError(
-            f"cannot read {where}: {type(error).__name__} {error}{way_out}", field="root"
+            f"cannot read {where}: {type(error).__name__} {error}; {way_out}", field="root"
         ) from error
-
-
-def _table(file: Path) -> Any:
-    return decode_table(file.suffix[1:], file.read_bytes())
 
 
 def _find_texts(folder: Path, split: str) -> list[Path] | None:
@@ -230,30 +253,37 @@ def _find_texts(folder: Path, split: str) -> list[Path] | None:
     return find_parquet(folder, split) or ([lines] if lines.is_file() else None)
 
 
-def _texts(parts: list[Any], about: TextSource) -> _Texts:
-    """What the rows of one ``datasets.Dataset`` after the other hold."""
-    lines: list[str] = []
-    labels: list[int] = []
-    for part in parts:
-        for batch in part.iter(batch_size=1000):
-            lines += _values(batch, about.columns, str, len(lines))
-            if about.classes:
-                labels += _values(batch, ("label",), int, len(labels))
-    if not lines:
-        raise AimcError("no text")
+def _texts(
+    names: list[str], column: Callable[[str], list[Any]], classes: tuple[str, ...], about: TextSource
+) -> _Texts:
+    """What the columns of these names hold."""
+    lines = tuple(_values(column, find_column(names, about.columns), str))
+    for row, line in enumerate(lines):
+        if not _encodable(line):
+            raise AimcError(f"row {row} holds half a character, which is no text: {line!r}")
     if not about.classes:
-        return _Texts(tuple(lines), None, ())
+        return _Texts(lines, None, ())
+    labels = _values(column, find_column(names, ("label",)), int)
     top = len(about.classes)
-    if min(labels) < 0 or max(labels) >= top:
+    if labels and (min(labels) < 0 or max(labels) >= top):
         raise AimcError(f"labels run from {min(labels)} to {max(labels)}, not within 0 to {top - 1}")
-    names = getattr(parts[0].features.get("label"), "names", ())
-    return _Texts(tuple(lines), np.array(labels, np.int64), tuple(names))
+    if classes and len(classes) != top:
+        raise AimcError(f"{len(classes)} class names, not {top}")
+    return _Texts(lines, np.array(labels, np.int64), classes)
 
 
-def _values(batch: dict[str, list[Any]], names: tuple[str, ...], kind: type, row: int) -> list[Any]:
-    """A column of a batch that begins at a row, all of a kind."""
-    column = find_column(list(batch), names)
-    for place, value in enumerate(batch[column], start=row):
-        if not isinstance(value, kind):
-            raise AimcError(f"row {place} of the column {column!r} holds {value!r}, no {kind.__name__}")
-    return batch[column]
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _values(column: Callable[[str], list[Any]], name: str, kind: type) -> list[Any]:
+    """A column of values that are all of a kind."""
+    values = column(name)
+    for row, value in enumerate(values):
+        if type(value) is not kind:  # True is an int as well
+            raise AimcError(f"row {row} of the column {name!r} holds {value!r}, no {kind.__name__}")
+    return values

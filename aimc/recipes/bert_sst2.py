@@ -19,13 +19,13 @@ def bert_sst2(encoder: str = MINILM) -> HwaExperiment:
     phrases. Without a folder they come from the hub (SetFit/sst2).
 
     Expected: with one student epoch, a ramp of half of it and 400 test sentences 89.75 % digital; after a year on the
-    chip 58.1 % with and 48.2 % without drift compensation, hardware-aware 85.1 % and 48.0 %. Published for BERT-base on
+    chip 57.9 % with and 48.2 % without drift compensation, hardware-aware 86.0 % and 48.5 %. Published for BERT-base on
     GLUE's SST-2 (code on GitHub, lciric/aimc-hwa-replication; on its chip nothing but the mean drift was modelled):
     90.4 %.
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: 92 minutes for that, mostly on one core that others shared.
+    Time: 70 minutes for that, on one core beside other work.
 
     Args:
         encoder: a folder with a model of transformers, an installed package that brings one, or a name on the hub.

@@ -7,6 +7,7 @@ import re
 import struct
 import sys
 import types
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,12 @@ def png(image):
     buffer = io.BytesIO()
     Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def png_head(side):
+    """The beginning of a picture of so many pixels a side."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
 
 
 # Writers of every format: (folder, split, pixels [n, c, h, w], labels)
@@ -333,6 +340,58 @@ def test_a_corrupted_image_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "png", lambda image: b"\x89PNG and nothing more")
     make(tmp_path, write_parquet)
     with pytest.raises(AimcError, match="image in row 0 does not decode"):
+        load("mnist", "test", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (pa.array([0, None, 1]), "column 'label' has no label in 1 of 3 rows"),
+        (pa.array([0.0, 1.0, 1.7]), "column 'label' holds double, and has to hold whole numbers"),
+        (pa.array([True, False, True]), "holds bool"),
+        (pa.array(["a", "b", "c"]), "holds string"),
+        (pa.array(["a", "b", "c"]).dictionary_encode(), "holds dictionary"),
+        (pa.array([[0], [1], [2]]), "holds list"),
+        (pa.array([0, 1, 1 << 63], pa.uint64()), "labels run from -9223372036854775808"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(value.type),
+)
+def test_labels_that_are_none_are_refused_by_the_name_of_the_file(tmp_path, labels, message):
+    image = [{"bytes": png(np.zeros((1, 28, 28), np.uint8)), "path": None}] * 3
+    (tmp_path / "mnist").mkdir()
+    pq.write_table(
+        pa.table({"image": image, "label": labels}), tmp_path / "mnist" / "test-00000-of-00001.parquet"
+    )
+    with pytest.raises(AimcError, match=f"test-00000-of-00001.parquet: .*{message}"):
+        load("mnist", "test", root=tmp_path)
+
+
+def test_labels_of_any_whole_numbers_are_int64(tmp_path):
+    image = [{"bytes": png(np.zeros((1, 28, 28), np.uint8)), "path": None}] * 3
+    file = tmp_path / "mnist" / "test-00000-of-00001.parquet"
+    file.parent.mkdir()
+    for kind in (pa.int8(), pa.uint8(), pa.int32()):
+        pq.write_table(pa.table({"image": image, "label": pa.array([3, 0, 9], kind)}), file)
+        targets = load("mnist", "test", root=tmp_path).targets
+        assert targets.dtype == torch.int64 and targets.tolist() == [3, 0, 9]
+
+
+def test_the_damaged_one_of_several_files_is_named(tmp_path):
+    make(tmp_path, write_shards)
+    (tmp_path / "mnist" / "test-00001-of-00003.parquet").write_bytes(b"PAR1")
+    with pytest.raises(AimcError, match="root': [^,]*test-00001-of-00003.parquet: cannot be read as parquet"):
+        load("mnist", "test", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [png_head(30_000), b"%!PS-Adobe-3.0 EPSF-3.0", b"", "text", 3], ids=lambda c: str(c)[:12]
+)
+def test_an_image_of_any_content_is_decoded_or_named(tmp_path, content):
+    image = pa.array([{"bytes": content, "path": None}])
+    (tmp_path / "mnist").mkdir()
+    table = pa.table({"image": image, "label": [0]})
+    pq.write_table(table, tmp_path / "mnist" / "test-00000-of-00001.parquet")
+    with pytest.raises(AimcError, match="parquet: the image in row 0 does not decode"):
         load("mnist", "test", root=tmp_path)
 
 
