@@ -260,6 +260,19 @@ def test_no_tag_of_yaml_runs_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def forever(*args):
+    """Longer than every limit here; without one the tests fail all the same, and do not hang."""
+    time.sleep(20)
+
+
+def fails(*args):
+    raise KeyError("x")
+
+
+def unseeded(texts):
+    return [re.sub(r"seed \d+", "seed N", text) for text in texts]
+
+
 def soaked(*words):
     return subprocess.run(
         [sys.executable, "-m", "tools.soak", *words], capture_output=True, text=True, timeout=600, cwd=ROOT
@@ -313,21 +326,164 @@ def test_an_input_that_ends_its_process_or_never_ends_is_wrong_and_no_end(monkey
         "refused": lambda seed: False,
         "killed": lambda seed: os.kill(os.getpid(), signal.SIGKILL),
         "wrong": wrong,
-        "endless": lambda seed: time.sleep(60),
+        "endless": forever,
         "ended": raises,
         "taken": lambda seed: True,
     }
-    monkeypatch.setattr(soak, "_PATIENCE", 1)
+    monkeypatch.setattr(soak, "_SILENCE", 3)
     count = soak.Count()
     soak.try_apart(count, kinds, soak.random.Random(0))
-    assert (count.accepted, count.refused) == (1, 1)
-    told = [re.sub(r"seed \d+", "seed N", text) for text in count.wrong]
-    assert told == [
+    assert (count.accepted, count.refused) == (1, 1) and not count.wrong
+    assert unseeded(count.wrong_inputs) == [
         "killed, seed N, ends its process (-9)",
-        "strange, seed N",
-        "endless, seed N, takes more than a minute",
+        "wrong, seed N: strange, seed N",
+        "endless, seed N, hangs: no answer in 3 s",
         "ended, seed N, ends its process (1)",
     ]
+
+
+def test_the_judge_of_an_endless_input_comes_before_the_soak(monkeypatch):
+    """It knows the place; the soak waits longer, for what hangs elsewhere."""
+    assert soak._SILENCE > rubbish.LIMIT + rubbish.GRACE
+    monkeypatch.setattr(rubbish, "LIMIT", 1)
+    kinds = {
+        "endless": lambda seed: rubbish.accepted("somewhere", forever),
+        "taken": lambda seed: rubbish.accepted("something", lambda: None),
+    }
+    count = soak.Count()
+    soak.try_apart(count, kinds, soak.random.Random(0))
+    assert unseeded(count.wrong_inputs) == ["endless, seed N: hangs: somewhere"] and count.accepted == 1
+
+
+def scripted(monkeypatch, tmp_path, works, left):
+    """A victim whose runs do one thing after the other; nothing differs."""
+    works = iter(works)
+
+    def run(self):
+        self.under_way = True
+        (self.place / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return soak.child(next(works))
+
+    monkeypatch.setattr(soak, "_PATIENCE", 3)
+    monkeypatch.setattr(soak.Victim, "run", run)
+    monkeypatch.setattr(soak, "contents", lambda place: {})
+    (tmp_path / "sgd").mkdir()
+    return soak.Victim("sgd", RECIPES["demo"].config(), tmp_path / "sgd", {}, 0.001, left)
+
+
+def writing(place):
+    (place / "checkpoints" / "a.part").touch()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    "work, told", [(forever, "sgd hangs: no end in 3 s"), (fails, "sgd ended with status 1")]
+)
+@pytest.mark.parametrize("killed_before", (False, True))
+def test_a_run_that_hangs_or_fails_is_wrong_and_begun_anew(work, told, killed_before, tmp_path, monkeypatch):
+    """Where it is to be killed while it writes, and where it is to end after its last kill."""
+    place = tmp_path / "sgd"
+    kill = lambda: writing(place)
+    victim = scripted(monkeypatch, tmp_path, (kill, work) if killed_before else (work, kill, int), 1)
+    count = soak.Count()
+    soak.kills(count, [victim], float("inf"), soak.random.Random(0))
+    assert count.wrong == [told] and count.kills == {"sgd": 1} and count.in_checkpoints == 1
+    assert count.ended == (1 if killed_before else 2) and not place.exists()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # none is left
+
+
+def test_the_patience_with_a_run_is_long():
+    assert soak.patience(0.1) == 60 and soak.patience(10) == 200 and soak._LONG >= 600
+
+
+def test_a_run_that_is_begun_anew_has_nothing_left(tmp_path, monkeypatch):
+    found = []
+
+    def looked(self):
+        found.append(self.place.exists())
+        return run(self)
+
+    victim = scripted(monkeypatch, tmp_path, (fails, lambda: writing(tmp_path / "sgd"), int), 1)
+    run = soak.Victim.run
+    monkeypatch.setattr(soak.Victim, "run", looked)
+    soak.kills(soak.Count(), [victim], float("inf"), soak.random.Random(0))
+    assert found == [False, False, True]
+
+
+def test_a_run_that_cannot_be_read_is_wrong_and_no_end(tmp_path, monkeypatch):
+    victim = scripted(monkeypatch, tmp_path, (), 0)
+    monkeypatch.setattr(soak, "contents", fails)
+    count = soak.Count()
+    soak.kills(count, [victim], float("inf"), soak.random.Random(0))
+    assert count.wrong == ["sgd ends in KeyError: 'x'"] and not victim.place.exists()
+
+
+@pytest.mark.parametrize(
+    "work, limit, told", [(forever, 1, "hangs: no end in 1 s"), (fails, 60, "ended with status 1")]
+)
+def test_a_seed_that_hangs_or_fails_is_wrong_and_no_end(work, limit, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "_LONG", limit)
+    monkeypatch.setattr(soak, "train", work)
+    monkeypatch.setattr(soak, "trained", work)
+    monkeypatch.setattr(soak, "Drawn", lambda: None)
+    sgd = soak.experiments()["sgd"]
+    monkeypatch.setattr(soak, "experiments", lambda: {"sgd": sgd})
+    count = soak.Count()
+    soak.seeds(count, float("inf"), soak.random.Random(0), tmp_path, most=5)
+    assert sorted(unseeded(count.wrong)) == [
+        f"pcm, seed N, loader workers, {told}",
+        f"reram, seed N, loader workers, {told}",
+        *(f"sgd, seed N, {way}, {told}" for way in ("backends", "cores", "threads")),
+    ]
+    assert not count.ways and not list(tmp_path.iterdir())
+
+
+def test_a_run_left_alone_that_fails_ends_the_soak_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "train", fails)
+    with pytest.raises(SystemExit, match="sgd, left alone: 'x'"):
+        soak.victims(tmp_path, 1, ["sgd"])
+
+
+def test_a_soak_prints_what_came_of_it_whatever_fails(monkeypatch, capsys):
+    """And tells bad inputs from runs."""
+
+    def bad_inputs(count, *rest):
+        count.refused += 3
+        count.wrong_inputs += ["layer, seed 1: strange"]
+        fails()
+
+    for name, part in (("victims", lambda *rest: []), ("kills", fails), ("seeds", fails)):
+        monkeypatch.setattr(soak, name, part)
+    monkeypatch.setattr(soak, "bad_inputs", bad_inputs)
+    assert soak.main([]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert "4 bad inputs tried: 3 refused with a reason, 0 taken, 1 wrong" in told
+    assert [line for line in told if line.startswith("WRONG")] == [
+        "WRONG: killing runs ends in KeyError: 'x'",
+        "WRONG: comparing seeds ends in KeyError: 'x'",
+        "WRONG: trying bad inputs ends in KeyError: 'x'",
+        "WRONG: layer, seed 1: strange",
+    ]
+
+
+@pytest.mark.parametrize("wrong", ("wrong", "wrong_inputs"))
+def test_a_soak_fails_where_anything_was_wrong(wrong, capsys):
+    """All of it is told."""
+    count = soak.Count(seeds=1, accepted=1, in_checkpoints=1)
+    assert soak.summary(count, 0, True, 1.0) == 0
+    getattr(count, wrong).extend(map(str, range(30)))
+    assert soak.summary(count, 0, True, 1.0) == 1
+    assert capsys.readouterr().out.count("WRONG") == 30
+
+
+def test_a_soak_without_linux_says_so(monkeypatch):
+    monkeypatch.setattr(soak, "victims", fails)  # it does not come so far
+    for name in ("fork", "sched_getaffinity"):
+        with monkeypatch.context() as without:
+            without.delattr(os, name)
+            with pytest.raises(SystemExit, match="needs Linux"):
+                soak.main([])
 
 
 def test_kills_go_round(tmp_path, monkeypatch):

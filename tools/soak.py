@@ -10,6 +10,8 @@ and counts as no minutes of it:
 - runs of the same seed are made on one core and on all of them, in memory with one thread and with two and by the
   compiled and the plain body as well, and trainings of both halves on data of this process and of worker processes; all
   are compared to the bit.
+
+A run or an input that fails or never ends is counted and named at the end, and the rest goes on. It needs Linux.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import inspect
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -30,7 +33,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -88,17 +91,47 @@ def child(work: Callable[[], Any], core: int | None = None) -> int:
     return pid
 
 
+_PATIENCE, _TIMES = 60.0, 20
+"""Seconds that a child may take, or times what it takes alone: beyond the longer of them it hangs."""
+_LONG = 600.0
+"""Seconds that a run may take whose time alone is not known, and which may have to compile."""
+
+
+def patience(alone: float) -> float:
+    """Seconds after which a run hangs that takes so many alone."""
+    return max(_PATIENCE, _TIMES * alone)
+
+
+def kill(pid: int) -> int:
+    """End a child; returns its status, its own one if it was faster."""
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill_hanging(pid: int, limit: float) -> NoReturn:
+    """End a child that has had its time."""
+    kill(pid)
+    raise rubbish.Wrong(f"hangs: no end in {limit:.0f} s")
+
+
+def require_well(status: int) -> None:
+    """Raise unless a child ended well."""
+    rubbish.require(status == 0, f"ended with status {status}")
+
+
 def ended(pid: int) -> bool:
     """Whether a child has come to its end, by itself and well; raises if badly."""
     done, status = os.waitpid(pid, os.WNOHANG)
-    if done and status:
-        raise rubbish.Wrong(f"a run ended with status {os.waitstatus_to_exitcode(status)}")
+    require_well(os.waitstatus_to_exitcode(status))
     return bool(done)
 
 
-def finish(pid: int) -> None:
-    """Wait for a child."""
+def finish(pid: int, limit: float) -> None:
+    """Wait for a child; raises if it ends badly, or not in so many seconds."""
+    until = time.perf_counter() + limit
     while not ended(pid):
+        if time.perf_counter() >= until:
+            kill_hanging(pid, limit)
         time.sleep(0.002)
 
 
@@ -156,34 +189,55 @@ def differing(first: dict[str, bytes], second: dict[str, bytes]) -> int:
 
 @dataclasses.dataclass
 class Count:
-    """What has been done so far."""
+    """What has been done so far, and what was wrong: of runs, and of bad inputs."""
 
     kills: dict[str, int] = dataclasses.field(default_factory=dict)  # by experiment
     in_checkpoints: int = 0
     ended: int = 0
     accepted: int = 0
     refused: int = 0
-    seeds: int = 0
-    ways: dict[str, int] = dataclasses.field(default_factory=dict)
+    seeds: int = 0  # tried
+    ways: dict[str, int] = dataclasses.field(default_factory=dict)  # compared
     bytes: int = 0
     wrong: list[str] = dataclasses.field(default_factory=list)
+    wrong_inputs: list[str] = dataclasses.field(default_factory=list)
 
 
-def kill_at_random(pid: int, checkpoints: Path, within: float, aim: bool, rng: random.Random) -> str:
+@contextlib.contextmanager
+def counted(count: Count, what: str, clear: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """What raises in here is counted as wrong, and cleared away; the soak goes on."""
+    try:
+        yield
+    except rubbish.Wrong as error:
+        count.wrong.append(f"{what} {error}")
+        clear()
+    except Exception as error:
+        traceback.print_exc()
+        count.wrong.append(f"{what} ends in {type(error).__name__}: {error}")
+        clear()
+
+
+def kill_at_random(
+    pid: int, checkpoints: Path, within: float, aim: bool, rng: random.Random, limit: float
+) -> str:
     """Kill a child at some moment, or from then on while it writes a checkpoint, where that is the aim: ``ended`` (too
-    late), ``killed`` or ``writing``."""
-    at = time.perf_counter() + rng.uniform(0, within)
+    late), ``killed`` or ``writing``. One that neither writes nor ends within the limit hangs."""
+    began = time.perf_counter()
+    at = began + rng.uniform(0, within)
     while True:
         if ended(pid):
             return "ended"
-        late = time.perf_counter() >= at
+        now = time.perf_counter()
+        late = now >= at
         writing = late and checkpoints.is_dir() and any(n.endswith(".part") for n in os.listdir(checkpoints))
         if writing or (late and not aim):
-            os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            if os.WIFEXITED(status):
+            status = kill(pid)
+            if status != -signal.SIGKILL:
+                require_well(status)
                 return "ended"
             return "writing" if writing else "killed"
+        if now >= began + limit:
+            kill_hanging(pid, limit)
         if not late:
             time.sleep(0.0005)
 
@@ -213,15 +267,20 @@ class Victim:
         self.under_way = True
         return child(lambda: train(self.config, self.place))
 
+    def clear(self) -> None:
+        """Make room for the next one."""
+        if self.place.exists():
+            shutil.rmtree(self.place)
+        self.under_way = False
+
     def end(self, count: Count) -> None:
-        """Compare what it came to, and make room for the next one."""
+        """Compare what it came to, and clear it away."""
         differ = differing(self.expected, contents(self.place))
         if differ:
             count.wrong.append(f"{differ} bytes of {self.name} differ from a run left alone")
         count.bytes += differ
         count.ended += 1
-        shutil.rmtree(self.place)
-        self.under_way = False
+        self.clear()
 
 
 def victims(folder: Path, each: int, names: list[str] | None = None) -> list[Victim]:
@@ -230,39 +289,58 @@ def victims(folder: Path, each: int, names: list[str] | None = None) -> list[Vic
     for name, config in experiments().items():
         if names and name not in names:
             continue
-        alone = folder / f"{name} alone"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            train(config, alone)
-        victim = Victim(name, config, folder / name, contents(alone), 0.0, each)
-        began = time.perf_counter()
-        finish(victim.run())
-        victim.seconds = time.perf_counter() - began
-        found.append(victim)
+        try:
+            found.append(left_alone(name, config, folder, each))
+        except Exception as error:
+            traceback.print_exc()
+            sys.exit(f"{name}, left alone: {error}")
     return found
+
+
+def left_alone(name: str, config: Config, folder: Path, each: int) -> Victim:
+    """Run an experiment here and once more in a child, which is the first to be compared."""
+    alone = folder / f"{name} alone"
+    began = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(config, alone)
+    limit = patience(time.perf_counter() - began)
+    victim = Victim(name, config, folder / name, contents(alone), 0.0, each)
+    began = time.perf_counter()
+    finish(victim.run(), limit)
+    victim.seconds = time.perf_counter() - began
+    return victim
 
 
 def kills(count: Count, running: list[Victim], until: float, rng: random.Random) -> None:
     """Kill the runs in turn until none has kills left or the time is up, and let them end and compare them."""
     for victim in running:
         count.kills[victim.name] = 0
-        victim.end(count)
+        with counted(count, victim.name, victim.clear):
+            victim.end(count)
     while any(v.left for v in running) and time.perf_counter() < until:
         for victim in running:
-            if not victim.left or time.perf_counter() >= until:
-                continue
-            aim = sum(count.kills.values()) % 2 == 0  # every second one; the first, so that few suffice
-            how = kill_at_random(victim.run(), victim.place / "checkpoints", victim.seconds, aim, rng)
-            if how == "ended":
-                victim.end(count)
-                continue
-            victim.left -= 1
-            count.kills[victim.name] += 1
-            count.in_checkpoints += how == "writing"
+            if victim.left and time.perf_counter() < until:
+                with counted(count, victim.name, victim.clear):
+                    kill_or_end(count, victim, rng)
     for victim in running:
         if victim.under_way:
-            finish(victim.run())
-            victim.end(count)
+            with counted(count, victim.name, victim.clear):
+                finish(victim.run(), patience(victim.seconds))
+                victim.end(count)
+
+
+def kill_or_end(count: Count, victim: Victim, rng: random.Random) -> None:
+    """Go on with a run and kill it, or compare it where it was faster."""
+    aim = sum(count.kills.values()) % 2 == 0  # every second one; the first, so that few suffice
+    limit = patience(victim.seconds)
+    how = kill_at_random(victim.run(), victim.place / "checkpoints", victim.seconds, aim, rng, limit)
+    if how == "ended":
+        victim.end(count)
+        return
+    victim.left -= 1
+    count.kills[victim.name] += 1
+    count.in_checkpoints += how == "writing"
 
 
 def missed(count: Count, each: int) -> list[str]:
@@ -333,8 +411,9 @@ def bad_inputs(count: Count, until: float, rng: random.Random, folder: Path, mos
         try_apart(count, kinds, rng)
 
 
-_PATIENCE = 60
-"""Seconds that one bad input may take; they take a hundredth of one."""
+_SILENCE = 2.0 * (rubbish.LIMIT + rubbish.GRACE)
+"""Seconds without an answer after which a bad input hangs. An input may be judged twice, and the judge knows better
+where it hangs: this is for what hangs elsewhere."""
 
 
 def try_apart(count: Count, kinds: dict[str, Callable[[int], bool]], rng: random.Random) -> None:
@@ -344,61 +423,75 @@ def try_apart(count: Count, kinds: dict[str, Callable[[int], bool]], rng: random
         reader, writer = os.pipe()
         pid = child(lambda q=queue, w=writer: _try_all(q, kinds, w))
         os.close(writer)
-        with open(reader, encoding="utf-8") as answers:
-            for line in answers:
-                queue.pop(0)
-                answer = json.loads(line)
-                count.accepted += answer == "taken"
-                count.refused += answer == "refused"
-                if answer not in ("taken", "refused"):
-                    count.wrong.append(answer)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        silent = False
+        for (name, seed), answer in zip(queue[:], _answers(reader)):
+            silent = answer is None
+            if silent:
+                break
+            queue.pop(0)
+            count.accepted += answer == "taken"
+            count.refused += answer == "refused"
+            if answer not in ("taken", "refused"):
+                count.wrong_inputs.append(f"{name}, seed {seed}: {answer}")
+        os.close(reader)
+        status = kill(pid)  # it has ended, has nothing left to do, or hangs
         if queue:
             name, seed = queue.pop(0)
-            end = "takes more than a minute" if status == -signal.SIGALRM else f"ends its process ({status})"
-            count.wrong.append(f"{name}, seed {seed}, {end}")
+            end = f"hangs: no answer in {_SILENCE:.0f} s" if silent else f"ends its process ({status})"
+            count.wrong_inputs.append(f"{name}, seed {seed}, {end}")
+
+
+def _answers(reader: int) -> Iterator[str | None]:
+    """What a child says of one input after the other, until it ends; none where it is silent for too long."""
+    said = b""
+    while select.select([reader], [], [], _SILENCE)[0]:
+        more = os.read(reader, 1 << 16)
+        if not more:
+            return
+        *whole, said = (said + more).split(b"\n")
+        yield from map(json.loads, whole)
+    yield None
 
 
 def _try_all(queue: list[tuple[str, int]], kinds: dict[str, Callable[[int], bool]], writer: int) -> None:
     with bounded_memory():
         for name, seed in queue:
-            signal.alarm(_PATIENCE)
             try:
                 answer = "taken" if kinds[name](seed) else "refused"
             except rubbish.Wrong as error:
                 answer = str(error)
-            signal.alarm(0)
             os.write(writer, json.dumps(answer).encode() + b"\n")
 
 
 def seeds(count: Count, until: float, rng: random.Random, folder: Path, most: int | None = None) -> None:
     """Make every run twice with one seed, in two ways that have to come to the same."""
-    kinds = [(way, config) for config in experiments().values() for way in ways(config)]
-    kinds += [("loader workers", hardware) for hardware in (presets.pcm(), presets.reram(20, io="noisy"))]
+    kinds = [(name, way, config) for name, config in experiments().items() for way in ways(config)]
+    for name, hardware in (("pcm", presets.pcm()), ("reram", presets.reram(20, io="noisy"))):
+        kinds.append((name, "loader workers", hardware))
     rng.shuffle(kinds)
     while time.perf_counter() < until and (most is None or count.seeds < most):
-        way, config = kinds[count.seeds % len(kinds)]
+        name, way, config = kinds[count.seeds % len(kinds)]
         seed = rng.randrange(1 << 31)
-        found = []
-        for second in (False, True):
-            if way == "loader workers":
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of weights beyond what devices hold
-                    state = trained(config, 2 * second, Drawn(), seed)
-                found.append({name: as_bytes(tensor) for name, tensor in state.items()})
-                continue
-            place = folder / f"seed {seed} {second}"
-            other = config.replace(seed=seed, **ways(config)[way][second])
-            core = min(os.sched_getaffinity(0)) if way == "cores" and not second else None
-            finish(child(lambda c=other, p=place: train(c, p), core))
-            found.append(contents(place, setting=False))  # it says which way it was
-            shutil.rmtree(place)
-        differ = differing(*found)
-        if differ:
-            count.wrong.append(f"{differ} bytes differ between {way}, seed {seed}, of {config}")
-        count.bytes += differ
         count.seeds += 1
-        count.ways[way] = count.ways.get(way, 0) + 1
+        about = f"{name}, seed {seed}, {way},"
+        with counted(count, about), tempfile.TemporaryDirectory(dir=folder) as place:
+            differ = differing(*(outcome(way, config, seed, s, Path(place)) for s in (False, True)))
+            if differ:
+                count.wrong.append(f"{about} differs in {differ} bytes")
+            count.bytes += differ
+            count.ways[way] = count.ways.get(way, 0) + 1
+
+
+def outcome(way: str, config: Any, seed: int, second: bool, folder: Path) -> dict[str, bytes]:
+    """What a run comes to in one of two ways, in a child."""
+    place = folder / str(second)
+    if way == "loader workers":
+        finish(child(lambda: torch.save(dict(trained(config, 2 * second, Drawn(), seed)), place)), _LONG)
+        return {name: as_bytes(tensor) for name, tensor in torch.load(place, weights_only=True).items()}
+    changed = config.replace(seed=seed, **ways(config)[way][second])
+    core = min(os.sched_getaffinity(0)) if way == "cores" and not second else None
+    finish(child(lambda: train(changed, place), core), _LONG)
+    return contents(place, setting=False)  # it says which way it was
 
 
 def ways(config: Config) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -432,6 +525,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the rubbish")
     asked = parser.parse_args(argv)
+    if not (hasattr(os, "fork") and hasattr(os, "sched_getaffinity")):
+        sys.exit("the soak needs Linux: this system cannot fork processes and keep them on one core")
     torch.set_num_threads(1)
     # What torch says of layers without inputs.
     warnings.filterwarnings("ignore", "Initializing zero-element tensors")
@@ -442,32 +537,48 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{time.perf_counter() - began:.0f} s until every run had been left alone once", flush=True)
         minutes = time.perf_counter()
         # What is asked for by number comes first, and takes a third of the time on two idle cores. The rest is kept.
-        kills(count, running, minutes + 36 * asked.minutes, rng)
+        with counted(count, "killing runs"):
+            kills(count, running, minutes + 36 * asked.minutes, rng)
         print(f"{sum(count.kills.values())} kills survived, {count.in_checkpoints} of them while a checkpoint was "
               f"written, in {count.ended} runs that ended: "
               f"{', '.join(f'{n} {name}' for name, n in count.kills.items())}", flush=True)  # fmt: skip
         left = max(0.0, 60 * asked.minutes - (time.perf_counter() - minutes))
-        seeds(count, time.perf_counter() + 0.4 * left, rng, folder, asked.most)
+        with counted(count, "comparing seeds"):
+            seeds(count, time.perf_counter() + 0.4 * left, rng, folder, asked.most)
         among = ", ".join(f"{n} {way}" for way, n in sorted(count.ways.items()))
-        print(f"{count.seeds} seeds compared: {among or 'none'}", flush=True)
+        print(f"{sum(count.ways.values())} seeds compared: {among or 'none'}", flush=True)
         if asked.most != 0:
-            bad_inputs(count, minutes + 60 * asked.minutes, rng, folder, asked.most)
-    tried = count.accepted + count.refused + len(count.wrong)
+            with counted(count, "trying bad inputs"):
+                bad_inputs(count, minutes + 60 * asked.minutes, rng, folder, asked.most)
+    return summary(count, asked.kills, asked.most != 0, time.perf_counter() - began)
+
+
+def summary(count: Count, each: int, everything: bool, seconds: float) -> int:
+    """Print what came of bad inputs, all that was wrong and what was missed; returns the status to end with.
+
+    Args:
+        count: what was done.
+        each: kills asked for of every experiment.
+        everything: whether more than kills was asked for.
+        seconds: that it took.
+    """
+    tried = count.accepted + count.refused + len(count.wrong_inputs)
     print(f"{tried} bad inputs tried: {count.refused} refused with a reason, {count.accepted} taken, "
-          f"{len(count.wrong)} wrong")  # fmt: skip
-    for text in count.wrong[:20]:
+          f"{len(count.wrong_inputs)} wrong")  # fmt: skip
+    wrong = count.wrong + count.wrong_inputs
+    for text in wrong:
         print(f"WRONG: {text}")
     print(f"{count.bytes} bytes differ")
-    print(f"{time.perf_counter() - began:.0f} s")
-    undone = missed(count, asked.kills)
+    print(f"{seconds:.0f} s")
+    undone = missed(count, each)
     undone += [
         f"no {name} was tried: not enough time"
         for name, done in (("seed", count.seeds), ("bad input", tried))
-        if not done and asked.most != 0
+        if everything and not done
     ]
     for text in undone:
         print(f"MISSED: {text}")
-    return 1 if count.wrong or count.bytes or undone else 0
+    return 1 if wrong or count.bytes or undone else 0
 
 
 if __name__ == "__main__":
