@@ -93,6 +93,11 @@ def expect_tensor(value: Any, layer: str, field: str = "input") -> None:
         AimcError: names the layer and the argument.
     """
     if not isinstance(value, torch.Tensor):
+        if isinstance(value, torch.fx.Proxy):
+            raise AimcError(
+                "has no place in a graph of torch's operations, as torch.fx makes; trace aimc.to_digital(net)",
+                layer=layer,
+            )
         raise AimcError(f"expects a tensor, got {_shown(value)}", layer=layer, field=field)
     if value.layout != torch.strided or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from aimc.errors import AimcError
+from aimc.random import Key
 
 
 def rank() -> int:
@@ -66,6 +68,30 @@ def first_evaluated() -> int:
         0
     """
     return rank() << 32
+
+
+def own_noise(key: Key) -> Key:
+    """A key of reads; that of a data-loader worker is its own.
+
+    A worker has a copy of a layer, and counts on from where all others do, in every epoch. Torch gives each worker of
+    each epoch a seed, by the loader's generator. It goes into the key, as numbers of vectors have no room for it.
+
+    Example:
+        >>> own_noise(Key(1))
+        Key(seed=1, stream=0, step=0)
+    """
+    info = None if _ALONE.get() else get_worker_info()
+    return key if info is None else key.fold("worker", info.seed)
+
+
+def refuse_several(what: str) -> None:
+    """Raise where there are several processes, for what gives its own one everything to do."""
+    if count() > 1:
+        raise AimcError(
+            f"{what} trains in one process, and this is process {rank()} of {count()} of a torch.distributed group, "
+            "each of which would train on every batch by itself; train your network in a loop of your own with "
+            "DistributedDataParallel, see docs/torch.md"
+        )
 
 
 def agreed(number: int) -> int:

@@ -7,6 +7,8 @@ from torch import nn
 
 import aimc
 from aimc import processes
+from aimc.recipes import RECIPES, run_experiment
+from aimc.train import Run, Schedule, Stage, fit, fit_in_memory
 from tests.other_device import DEVICE, Elsewhere, OtherDevice
 
 
@@ -85,3 +87,39 @@ def test_processes_that_start_other_layers_are_told_apart(of_gpus_alone, monkeyp
     monkeypatch.setattr(dist, "all_gather", gather)
     with pytest.raises(aimc.AimcError, match="this one at row tile 0 of layer 'a'.*the same layers as often"):
         processes.spread(torch.ones(3), "row tile 0 of layer 'a'")
+
+
+class Batches:
+    asked = 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def __call__(self, epoch: int):
+        self.asked += 1
+        yield X, Y
+
+
+def test_trainings_of_one_process_refuse_several(monkeypatch, tmp_path):
+    for name, stand_in in {"is_initialized": True, "get_rank": 1, "get_world_size": 2}.items():
+        monkeypatch.setattr(dist, name, lambda found=stand_in: found)
+    net, batches = nn.Linear(6, 3), Batches()
+
+    def metric(net):
+        return 0.0
+
+    with Run(tmp_path / "run", Schedule(), tensorboard=False) as run:
+        refused = {
+            "aimc.train.fit": lambda: fit(net, Stage(epochs=1), batches, metric),
+            "aimc.train.fit_in_memory": lambda: fit_in_memory(
+                net, batches, metric, metric, epochs=1, lr=0.1, run=run
+            ),
+            "run_experiment": lambda: run_experiment(RECIPES["demo"].config(), tmp_path / "experiment"),
+        }
+        for name, act in refused.items():
+            with pytest.raises(aimc.AimcError, match=f"^{name} .*process 1 of 2 .*DistributedDataParallel"):
+                act()
+        assert not batches.asked and not (tmp_path / "experiment").exists()
+        with processes.alone():
+            refused["aimc.train.fit"](), refused["aimc.train.fit_in_memory"]()
+    assert batches.asked == 2

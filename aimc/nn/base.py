@@ -386,9 +386,10 @@ class AnalogLayer(nn.Module):
         strength = self.noise_strength
         if strength is None:
             strength = training.strength(step) if training is not None else 0.0
+        own, network = map(processes.own_noise, (self.key, Key(self.network_seed)))
         weights, scale, factor = modify_weights(
             matrix, self.layout, modifiers, self.hardware.cell, scale,
-            self.key.at("modifier", step=step), strength, True, self.backend, Key(self.network_seed),
+            own.at("modifier", step=step), strength, True, self.backend, network,
         )  # fmt: skip
         if self.periphery.wires is not None:
             weights = self._behind_wires(weights, scale, self.periphery.wires)
@@ -575,7 +576,7 @@ class AnalogLayer(nn.Module):
             # In training a process reads its part of the batch, and numbers it as such.
             before = processes.rank() * x.shape[0] + (0 if run is None else run.vectors * processes.count())
             call = Call(
-                held.keys if held is not None else self._read_keys(),
+                tuple(map(processes.own_noise, held.keys if held is not None else self._read_keys())),
                 before if self.training else processes.first_evaluated() + evaluated,
                 self.backend,
                 self.check_finite,

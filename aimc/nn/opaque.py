@@ -98,7 +98,7 @@ def result_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else x.dtype
 
 
-_NO_GRAPH = "recurrent analog layers and cells have no place in a graph of torch's operations"
+NO_GRAPH = "recurrent analog layers and cells have no place in a graph of torch's operations"
 _FRAMES: Any = _C._dynamo.eval_frame
 
 
@@ -112,7 +112,7 @@ def outside_graphs(forward: Any) -> Any:
     def run(self, input, *args, **kwargs):
         if _written_down(input):
             raise AimcError(
-                f"{_NO_GRAPH}; torch.compile runs it between its graphs (without fullgraph=True), and to take a "
+                f"{NO_GRAPH}; torch.compile runs it between its graphs (without fullgraph=True), and to take a "
                 "network elsewhere export aimc.to_digital(net)",
                 layer=getattr(self, "analog_name", None) or getattr(self, "name", None),
             )
@@ -126,7 +126,7 @@ def outside_graphs(forward: Any) -> Any:
 
     # Torch's own marks on a function.
     run._torchdynamo_disable = True  # type: ignore[attr-defined]
-    run._torchdynamo_disable_msg = f"{_NO_GRAPH}; export aimc.to_digital(net)"  # type: ignore[attr-defined]
+    run._torchdynamo_disable_msg = f"{NO_GRAPH}; export aimc.to_digital(net)"  # type: ignore[attr-defined]
     return run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
+from aimc import processes
 from aimc.arguments import checked
 from aimc.chip import Compensation, DriftResult
 from aimc.config import Config
@@ -41,7 +42,8 @@ def run_experiment(
         The content of ``results.json``.
 
     Raises:
-        AimcError: the directory holds another run, the data is missing, or anything the parts raise.
+        AimcError: the directory holds another run, the data is missing, there are several processes of
+            ``torch.distributed``, or anything the parts raise.
 
     Example:
         >>> from aimc.recipes import RECIPES
@@ -49,6 +51,7 @@ def run_experiment(
         >>> results = run_experiment(config, "runs/demo")                      # doctest: +SKIP
         >>> results["evaluations"]["hardware-aware, compensated"]["statistics"]["mean"]   # doctest: +SKIP
     """
+    processes.refuse_several("run_experiment")
     output = writable(output)  # refused before the data are read
     options: dict[str, Any] = {"data": data, "tensorboard": tensorboard, "keep": keep, "progress": progress}
     if isinstance(config, HwaExperiment):

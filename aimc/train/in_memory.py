@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aimc import processes
 from aimc.algorithms import Transfers
 from aimc.arguments import checked, expect_between
 from aimc.config import LARGEST, MOST, SMALLEST
@@ -82,8 +83,8 @@ def fit_in_memory(
         progress: where lines and bars go.
 
     Raises:
-        AimcError: a loss that is not finite, no batches, or a checkpoint that is damaged or of another network, stage
-            or run.
+        AimcError: a loss that is not finite, no batches, several processes of ``torch.distributed``, or a checkpoint
+            that is damaged or of another network, stage or run.
 
     Example:
         >>> import tempfile
@@ -98,6 +99,7 @@ def fit_in_memory(
         >>> [row["layers"][""]["active_tile"] for row in done.history]
         [None, None, None]
     """
+    processes.refuse_several("aimc.train.fit_in_memory")
     progress = progress or Progress()
     if len(batches) == 0:
         raise AimcError("there is no training data", field="batches")

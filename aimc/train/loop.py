@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from aimc import processes
 from aimc.arguments import checked, expect_between
 from aimc.config import LARGEST
 from aimc.convert import evaluating, gpus, set_noise_strength
@@ -190,8 +191,8 @@ def fit(
         progress: where lines and bars go.
 
     Raises:
-        AimcError: a loss that is not finite, no batches, or a checkpoint that is damaged or of another network, stage
-            or run.
+        AimcError: a loss that is not finite, no batches, several processes of ``torch.distributed``, or a checkpoint
+            that is damaged or of another network, stage or run.
 
     Example:
         >>> class Two:
@@ -202,6 +203,7 @@ def fit(
         >>> len(done.history), done.chosen
         (5, 5)
     """
+    processes.refuse_several("aimc.train.fit")
     progress = progress or Progress()
     if len(batches) == 0:
         raise AimcError("there is no training data", field="batches")

@@ -78,6 +78,12 @@ def labelled(tmp_path):
     return tmp_path
 
 
+def test_sentences_of_several_files(tmp_path):
+    write(tmp_path / "sst2", ["a", "b", "c", "d"], "train", "sentence", [0, 1, 1, 0], shards=2)
+    data = load_sentences("sst2", "train", letters, tmp_path)
+    assert data.targets.tolist() == [0, 1, 1, 0] and data.inputs[0][:, 0].tolist() == [*map(ord, "abcd")]
+
+
 def test_sentences_and_labels(labelled):
     data = load_sentences("sst2", "validation", letters, labelled)
     assert data.inputs[0].tolist() == [[ord("v"), 15], [ord("b"), 3], [ord("c"), 1]]

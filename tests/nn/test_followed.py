@@ -179,6 +179,12 @@ NO_GRAPH = {
     "recurrent": (Recurrent, FIXED, torch.ones(2, 4, 5), "lstm"),
     "cell": (lambda: nn.Sequential(nn.GRUCell(5, 3)), FIXED, torch.ones(2, 5), "0"),
     "in cells": (lambda: nn.Sequential(nn.Linear(5, 3)), aimc.presets.reram(20), torch.ones(2, 5), "0"),
+    "kernels in cells": (
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2)),
+        aimc.presets.reram(20),
+        torch.ones(2, 2, 5),
+        "0",
+    ),
 }
 
 
@@ -190,8 +196,9 @@ def test_what_has_no_place_in_a_graph_says_so_and_how_to_export_it(name):
         torch.export.export(net, (x,), strict=False)
     with pytest.raises(Exception, match="no place in a graph" if MESSAGES else "disable"):
         torch.export.export(net, (x,), strict=True)
-    with pytest.raises(AimcError if name == "recurrent" else Exception):
-        torch.jit.trace(net, x)
+    for follow in (lambda: torch.jit.trace(net, x), lambda: torch.fx.symbolic_trace(net)):
+        with pytest.raises(AimcError, match=r"no place in a graph.*aimc\.to_digital\(net\)"):
+            follow()
     digital = aimc.to_digital(net)
     exported = torch.export.export(digital, (x,), strict=False).module()
     assert_close("exported", exported(x), digital(x), atol=1e-6)

@@ -20,7 +20,7 @@ from aimc.hardware import PulsedHardware
 from aimc.nn.base import hardware_record, refuse_hooks, saved_hardware
 from aimc.nn.loading import LARGEST, misfit, misfit_counters, misfits
 from aimc.nn.once import once
-from aimc.nn.opaque import outside_graphs, transformed
+from aimc.nn.opaque import NO_GRAPH, outside_graphs, transformed
 from aimc.nn.pulsed.read import Reads
 from aimc.nn.pulsed.weight import CellWeight, Form, PendingUpdate
 from aimc.nn.watching import Watch
@@ -37,8 +37,19 @@ _LEAST_ERROR = (
 _MOST_GROWTH = 10.0
 
 
+class _NoName:
+    """The name that ``torch.jit`` asks a class for, before it trips over buffers that are called as methods are."""
+
+    def __get__(self, cells: Cells | None, owner: type[Cells]) -> str:
+        if cells is not None:
+            raise AttributeError  # torch looks through all that there is first
+        raise AimcError(f"{NO_GRAPH}, as torch.jit makes; trace aimc.to_digital(net)")
+
+
 class Cells(nn.Module):
     """Holder of an algorithm's state: its tensors are buffers here, in the precision they were made in."""
+
+    _jit_override_qualname = _NoName()
 
     def __init__(self, state: State):
         super().__init__()

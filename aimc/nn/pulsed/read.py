@@ -49,6 +49,9 @@ class Reads:
         """What a checkpoint keeps."""
         return self.forwards, self.evaluated
 
+    def _key(self, purpose: str) -> Key:
+        return processes.own_noise(self.key.fold(purpose))
+
     def begin(self, x: Tensor, training: bool) -> tuple[int, int]:
         """The counters that a forward pass of ``x`` draws by: its own, or those of the pass that it makes again."""
         if len(self._records) and inside_backward():
@@ -81,9 +84,9 @@ class Reads:
             return y if one is None else y.addcmul_(one[:, None, None], bias[None, :, None])  # type: ignore[index]
 
         if layer.training:
-            key, offset = self.key.fold("forward").at(step=place[0] % (1 << 32)), None
+            key, offset = self._key("forward").at(step=place[0] % (1 << 32)), None
         else:
-            key, offset = self.key.fold("evaluation"), processes.first_evaluated() + place[1]
+            key, offset = self._key("evaluation"), processes.first_evaluated() + place[1]
         x = x.contiguous()
         images, outputs, seen = form.parts(x), [], 0
         for part in images:
@@ -109,7 +112,7 @@ class Reads:
             a, b = self.columns[k]
             return form.transposed(part, matrix[:, a:b])
 
-        key = self.key.fold("backward").at(step=number % (1 << 32))
+        key = self._key("backward").at(step=number % (1 << 32))
         columns = weight.new_empty(groups * matrix.shape[2], 0)
         found, offset, seen = [], None, 0
         for images in form.parts(x):
