@@ -178,13 +178,12 @@ def resnet18_insitu_small(
 ) -> InSituExperiment:
     """ResNet-18 with a quarter of the channels on 10,000 images, pixels from 0 to 1, crops and flips, 8 epochs.
 
-    Expected: 61.3 % on 2,000 test images after the last epoch with 6 tiles, one seed; trained digitally 63.2 %. Images
-    that were stored as JPEG. The cells were trained with the former defaults of residual learning (rounding 1, tries 3,
-    last_tries 2).
+    Expected: 64.1 % on 2,000 test images after the last epoch with 6 tiles, one seed; trained digitally 63.8 %. Images
+    that were stored as JPEG.
 
     Machine: one core of a 2020s server, no GPU.
 
-    Time: 19 minutes on a core that others shared, half of them the digital network's.
+    Time: 28 minutes on a core that others shared, a fifth of them the digital network's.
 
     Args:
         algorithm: sgd, ttv1, ttv2, ttv3, ttv4, mp or residual.
@@ -210,13 +209,12 @@ def resnet34_insitu_small(
 ) -> InSituExperiment:
     """ResNet-34 with an eighth of the channels on 6000 images, pixels from 0 to 1, crops and flips, 8 epochs.
 
-    Expected: 48.1 % on 2,000 test images after the last epoch with 6 tiles, one seed; trained digitally 44.5 %. Images
-    that were stored as JPEG. The cells were trained with the former defaults of residual learning (rounding 1, tries 3,
-    last_tries 2).
+    Expected: 47.8 % on 2,000 test images after the last epoch with 6 tiles, one seed; trained digitally 44.4 %. Images
+    that were stored as JPEG.
 
     Machine: one core of a 2020s server, no GPU.
 
-    Time: 6 to 10 minutes on a core, two fifths of them the digital network's.
+    Time: 7 minutes on a core that others shared, almost half of them the digital network's.
 
     Args:
         algorithm: sgd, ttv1, ttv2, ttv3, ttv4, mp or residual.

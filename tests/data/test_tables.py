@@ -95,12 +95,12 @@ def test_a_program_without_a_python_reads_by_itself(monkeypatch, name, value):
 def test_the_reader_finds_what_this_process_finds(monkeypatch, tmp_path):
     """Not what lies in the folder that it is started in, nor beside its own file; whatever else is in the path."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyarrow.py").write_text("raise SystemExit('a stranger')")
     long = [str(tmp_path / ("x" * 200)) for _ in range(2000)]
-    monkeypatch.setattr(
-        sys, "path", ["a\n\nb", tmp_path, *sys.path, *long]
-    )  # a Path, which Python passes over
+    own = ["a\n\nb", tmp_path, *sys.path, *long]  # a Path, which Python passes over
+    monkeypatch.setattr(sys, "path", own)
     assert decode_parquet(GOOD).num_rows == 3
-    reader(monkeypatch, tmp_path, "raise SystemExit('a stranger')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *own])
     with pytest.raises(AimcError, match="ends the process: a stranger"):
         decode_parquet(GOOD)
 
