@@ -166,12 +166,10 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
         for (algorithm, states, tiles), held in counted.items():
             parts = [algorithm, f"{tiles} tiles" * (algorithm in open_counts)]
             parts += [f"{states:g} states"] * (len(several_states) > 1)
-            length = min(len(e["curve"]["pulses"]) for e in held)
-            sent = np.mean([e["curve"]["pulses"][:length] for e in held], axis=0)
-            tests = 100 * np.mean([e["curve"]["test"][:length] for e in held], axis=0)
-            panel.plot(sent, tests, "o-", ms=3, label=", ".join(filter(None, parts)))
+            sent, tests = _epochs(held, "pulses", "test")
+            panel.plot(sent.mean(0), 100 * tests.mean(0), "o-", ms=3, label=", ".join(filter(None, parts)))
         panel.set(title="at equal pulses", xlabel="pulses of all cells so far")
-        if any(max(line.get_xdata()) > 0 for line in panel.lines):
+        if any(max(line.get_xdata(), default=0) > 0 for line in panel.lines):
             panel.set_xscale("log")
     if len(several_states) > 1:
         lines: dict[str, list[tuple[float, list[Entry]]]] = {}
@@ -196,11 +194,15 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
     write_figure(figure, path, dpi=130)
 
 
+def _epochs(held: list[Entry], *names: str) -> np.ndarray:
+    """Curves ``[names, runs, epochs]``, of runs of different length only what all of them have."""
+    length = min(len(e["curve"][name]) for e in held for name in names)
+    return np.array([[e["curve"][name][:length] for e in held] for name in names], float)
+
+
 def _curve(panel, held: list[Entry], label: str, **style) -> None:
-    # Of runs of different length only what all of them have.
-    length = min(len(e["curve"]["test"]) for e in held)
-    values = 100 * np.array([e["curve"]["test"][:length] for e in held])
-    epochs = np.arange(1, length + 1)
+    (values,) = 100 * _epochs(held, "test")
+    epochs = np.arange(1, values.shape[1] + 1)
     (line,) = panel.plot(epochs, values.mean(0), "o-", ms=3, label=label, **style)
     if len(held) > 1:
         spread = values.std(0, ddof=1)

@@ -214,6 +214,18 @@ def test_accuracy_at_equal_pulses(tmp_path, monkeypatch):
     assert axes.lines[0].get_xdata().tolist() == [100, 300] and len(lines) == 2
 
 
+def test_curves_of_any_length_are_drawn_as_far_as_all_go(tmp_path, monkeypatch):
+    entries = [
+        _entry(curve={"test": [0.1, 0.4, 0.6], "pulses": [100, 300]}),
+        _entry(seed=1, curve={"test": [0.3], "pulses": [200, 400, 500]}),
+    ]
+    panels = _drawn(monkeypatch, draw_comparison, entries, tmp_path / "x.png")
+    assert panels[0][0].lines[0].get_ydata().tolist() == pytest.approx([20.0])
+    line = panels[1][0].lines[0]
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([150], pytest.approx([20.0]))
+    draw_comparison([_entry(curve={"test": [], "pulses": []})], tmp_path / "empty.png")
+
+
 def test_the_figure_of_a_comparison(tmp_path, monkeypatch):
     panels = _drawn(monkeypatch, draw_comparison, ENTRIES, tmp_path / "x.png")
     assert [axes.get_title() for axes, _ in panels] == [
