@@ -84,7 +84,7 @@ def child(work: Callable[[], Any], core: int | None = None) -> int:
                     os.sched_setaffinity(0, {core})
                 work()
             status = 0
-        except BaseException:
+        except BaseException:  # a child ends here whatever it was, and its status says how
             traceback.print_exc()
         finally:
             os._exit(status)
@@ -211,7 +211,7 @@ def counted(count: Count, what: str, clear: Callable[[], None] = lambda: None) -
     except rubbish.Wrong as error:
         count.wrong.append(f"{what} {error}")
         clear()
-    except Exception as error:
+    except Exception as error:  # nothing that a run leaves behind may end the soak
         traceback.print_exc()
         count.wrong.append(f"{what} ends in {type(error).__name__}: {error}")
         clear()
@@ -291,7 +291,7 @@ def victims(folder: Path, each: int, names: list[str] | None = None) -> list[Vic
             continue
         try:
             found.append(left_alone(name, config, folder, each))
-        except Exception as error:
+        except Exception as error:  # whatever it is, there is nothing to compare with
             traceback.print_exc()
             sys.exit(f"{name}, left alone: {error}")
     return found

@@ -91,12 +91,12 @@ class FileError(AimcError):
         self.place = place
 
 
-def _each(files: list[bytes], read: Callable[[bytes], Any]) -> list[Any]:
-    """What each of the files is read as; an error says which one it is of."""
+def _each(read: Callable[..., Any], files: list[bytes], *more: tuple[Any, ...]) -> list[Any]:
+    """As ``map``, over files and what goes with each; an error says which of the files it is of."""
     found = []
-    for place, data in enumerate(files):
+    for place, given in enumerate(zip(files, *more)):
         try:
-            found.append(read(data))
+            found.append(read(*given))
         except AimcError as error:
             raise FileError(error.message, place) from None
     return found
@@ -104,7 +104,7 @@ def _each(files: list[bytes], read: Callable[[bytes], Any]) -> list[Any]:
 
 def read_parquet(files: list[bytes]) -> Images:
     """Encoded images in a column of structs with ``bytes``, whole numbers in ``label`` or ``fine_label``."""
-    parts = _each(files, _read_parquet)
+    parts = _each(_read_parquet, files)
     shapes = {image.shape for part, _, _ in parts for image in part}
     if len(shapes) > 1:
         raise AimcError(f"the images differ in shape: {sorted(shapes)}")
@@ -173,8 +173,7 @@ def class_names(table: Any, label: str) -> tuple[str, ...]:
 
 def read_idx(files: list[bytes]) -> Images:
     """MNIST's own layout: images (magic 2051) and labels (magic 2049), plain or gzipped."""
-    dimensions = iter((3, 1))
-    images, labels = _each(files, lambda data: _read_idx_array(data, next(dimensions)))
+    images, labels = _each(_read_idx_array, files, (3, 1))
     return Images(images[:, None], labels.astype(np.int64))
 
 

@@ -39,6 +39,19 @@ def as_stream(data: bytes) -> bytes:
     return stream.getvalue().to_pybytes()
 
 
+def answer(data: bytes) -> tuple[bool, bytes]:
+    """Whether a parquet file was read, and its rows as an Arrow stream or the reason why not.
+
+    Example:
+        >>> answer(b"")[0]
+        False
+    """
+    try:
+        return True, as_stream(data)
+    except Exception as error:  # of many kinds, of pyarrow and those below it
+        return False, f"{type(error).__name__}: {error}".encode(errors="replace")
+
+
 def main() -> None:
     """Take a line with the places of modules as JSON, and then the file, and answer."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -49,11 +62,8 @@ def main() -> None:
     sys.path[:] = json.loads(places)
     import pyarrow.parquet  # noqa: F401  (where it cannot be imported, the file is not at fault)
 
-    try:
-        whole, answer = True, as_stream(data)
-    except Exception as error:  # of many kinds
-        whole, answer = False, f"{type(error).__name__}: {error}".encode(errors="replace")
-    for part in (ANSWER, HEAD.pack(whole, len(answer)), answer):
+    whole, said = answer(data)
+    for part in (ANSWER, HEAD.pack(whole, len(said)), said):
         sys.stdout.buffer.write(part)
     sys.stdout.buffer.flush()
 

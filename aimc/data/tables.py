@@ -34,12 +34,8 @@ def decode_parquet(data: bytes) -> Any:
     """
     import pyarrow
 
-    if not sys.executable or getattr(sys, "frozen", False):
-        try:
-            return pyarrow.ipc.open_stream(table_reader.as_stream(data)).read_all()
-        except Exception as error:  # of many kinds
-            raise AimcError(f"cannot be read as parquet: {type(error).__name__}: {error}") from None
-    whole, answer = _ask(data)
+    alone = not sys.executable or getattr(sys, "frozen", False)
+    whole, answer = table_reader.answer(data) if alone else _ask(data)
     if not whole:
         raise AimcError(f"cannot be read as parquet: {answer.decode()}")
     return pyarrow.ipc.open_stream(answer).read_all()
