@@ -12,7 +12,7 @@ from torch import nn
 from aimc import processes
 from aimc.arguments import checked
 from aimc.errors import AimcError, warn
-from aimc.nn.pulsed import CellWeight, PulsedLayer, pulsed_layers
+from aimc.nn.pulsed import CellWeight, PulsedLayer, as_inner_step, pulsed_layers
 
 __all__ = ["PulsedOptimizer", "observe", "wrap"]
 
@@ -21,6 +21,7 @@ _HARMLESS = {
     "params", "param_names", "lr", "initial_lr", "maximize", "foreach", "fused", "differentiable", "capturable", "eps",
     "decoupled_weight_decay", "max_lr", "min_lr", "max_momentum", "base_momentum",
 }  # fmt: skip
+_MOST_LR = torch.finfo(torch.float32).max
 
 
 class PulsedOptimizer(torch.optim.Optimizer):
@@ -130,7 +131,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
             lr = float(lr)
             if not (lr >= 0 and math.isfinite(lr)):
                 raise AimcError(f"must not be negative, got {lr}", layer=layer.name, field="lr")
-            if not max(lr, lr / layer.scale) <= torch.finfo(torch.float32).max:
+            if not max(lr, lr / layer.scale) <= _MOST_LR:
                 raise AimcError(
                     f"{lr:g}, or {lr / layer.scale:.2g} in units of the cells, is beyond float32",
                     layer=layer.name,
@@ -202,7 +203,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
         try:
             for group, params in zip(self.param_groups, held):
                 group["params"] = [p for p in params if not isinstance(p, CellWeight)]
-            self.inner.step()
+            with as_inner_step(self.inner):
+                self.inner.step()
         finally:
             for group, params in zip(self.param_groups, held):
                 group["params"] = params

@@ -46,6 +46,10 @@ class Array:
     transfer: ArrayIO | None = None
     backend: str = "auto"
 
+    def tile_key(self, tile: int) -> Key:
+        """The key of one tile of cells."""
+        return _tile_key(self.key, tile)
+
 
 @dataclasses.dataclass(frozen=True)
 class Transfers:
@@ -114,7 +118,7 @@ class Algorithm(Config):
         """A new state that holds ``weight`` (in units of the cells) as well as its devices can."""
         tiles, (rows, columns) = self.tile_count, array.shape
         device = weight.device
-        drawn = [array.cell.draw(array.shape, array.key.fold("tile", t), device) for t in range(tiles)]
+        drawn = [array.cell.draw(array.shape, array.tile_key(t), device) for t in range(tiles)]
         state: State = {
             "held": torch.zeros(tiles, rows, columns, device=device, dtype=torch.float32),
             "parameters": torch.stack(drawn),
@@ -126,9 +130,7 @@ class Algorithm(Config):
         if array.cell.write_noise_std > 0:
             state["w"] = state["held"].clone()
         for t in range(tiles):
-            for name, value in array.cell.draw_retention(
-                array.shape, array.key.fold("tile", t), device
-            ).items():
+            for name, value in array.cell.draw_retention(array.shape, array.tile_key(t), device).items():
                 state.setdefault(
                     f"retention.{name}", torch.zeros(tiles, *value.shape, device=device, dtype=torch.float32)
                 )[t] = value
@@ -294,12 +296,11 @@ class Algorithm(Config):
 
     def pulse(self, array: Array, state: State, tile: int, vectors: Vectors, lr: float, **options) -> None:
         """Pulses of a whole mini-batch on one tile, counted. ``options`` go to :func:`pulsed_update`."""
-        found = pulsed_update(
+        pulsed_update(
             state["held"][tile], visible(state)[tile], state["parameters"][tile], array.cell, vectors, lr,
-            array.key.fold("tile", tile).at(step=mini_batch(state)), self.pulses,
-            counts=state["counts"][tile], backend=array.backend, **options,
+            array.tile_key(tile).at(step=mini_batch(state)), self.pulses,
+            counts=state["counts"][tile], statistics=state["statistics"][tile], backend=array.backend, **options,
         )  # fmt: skip
-        numbers(state, "statistics")[tile] += found.numpy()
 
     def rest(self, array: Array, state: State) -> bool:
         """A mini-batch without an update: cells that decay or diffuse go on doing so; whether there are any."""
@@ -327,6 +328,11 @@ def numbers(state: State, name: str = "counters") -> np.ndarray:
 def mini_batch(state: State) -> int:
     """Mini-batches so far, as the step of a key."""
     return int(numbers(state)[UPDATES]) % (1 << 32)
+
+
+@functools.lru_cache(1 << 12)  # every step needs them
+def _tile_key(key: Key, tile: int) -> Key:
+    return key.fold("tile", tile)
 
 
 @functools.lru_cache(maxsize=256)
@@ -373,7 +379,7 @@ def relax(array: Array, state: State) -> bool:
         return False
     step = mini_batch(state)
     for t in range(len(state["held"])):
-        key = array.key.fold("tile", t).at("decay", step=step)
+        key = array.tile_key(t).at("decay", step=step)
         array.cell.relax(state["held"][t], state["parameters"][t], retention(state, t), key)
     show(array, state, "relax")
     return True

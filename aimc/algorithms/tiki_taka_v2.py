@@ -158,7 +158,7 @@ class TikiTakaV2(Transferring):
             fast_lr = self.fast_lr * self.pulses.length * array.cell.granularity
         before = int(numbers(state, "visits")[0])
         key, transfer_key = (
-            array.key.fold("tile", 0).at(step=mini_batch(state)),
+            array.tile_key(0).at(step=mini_batch(state)),
             array.key.fold("transfer", 0, 1),
         )
         buffer, columns = self.buffer(array, state, max(period, 1), lr), self.columns_of(array)

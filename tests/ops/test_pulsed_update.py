@@ -624,12 +624,28 @@ def test_shapes_that_do_not_fit_are_errors():
     fails("field 'parameters'", p=cell.draw((1, 3), Key(1)))
     fails("field 'parameters'", p=p[..., :4])
     fails("field 'counts'", counts=torch.zeros(1, 3, dtype=torch.int32))
+    fails("field 'statistics'", statistics=torch.zeros(len(STATISTICS) - 1, dtype=torch.int64))
+    fails("field 'statistics'", statistics=torch.zeros(len(STATISTICS)))
     ones = torch.ones(3)
     fails("field 'x_sign, d_sign'", x_sign=ones)
     fails("field 'x_sign, d_sign'", d_sign=ones[:2])
     fails("field 'x_sign, d_sign'", x_sign=ones[:2], d_sign=ones[:2])
     fails("field 'x_sign, d_sign'", x_sign=ones, d_sign=ones)
     fails("field 'backend'.*float64", vectors=Vectors(vectors.x.double(), vectors.d), backend="cpu")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_counters_are_added_to(backend):
+    cell = NOISY.replace(write_noise_std=0.0)
+    p, vectors = cell.draw((2, 3), Key(1)), with_gaps(4, 2, 3)
+
+    def counted(**options) -> Tensor:
+        held = torch.zeros(2, 3)
+        return pulsed_update(held, held, p, cell, vectors, 5 * G, KEY, backend=backend, **options)
+
+    so_far = torch.arange(len(STATISTICS))
+    assert counted(statistics=so_far) is so_far
+    assert torch.equal(so_far, counted() + torch.arange(len(STATISTICS))) and int(counted()[2]) > 0
 
 
 def test_vectors_that_do_not_fit_each_other_are_errors():

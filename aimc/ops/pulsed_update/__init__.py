@@ -13,7 +13,7 @@ from aimc.cells.pulsed import PulsedCell
 from aimc.errors import AimcError
 from aimc.ops.backend import choose_backend
 from aimc.ops.pulsed_update import cpu, reference
-from aimc.ops.pulsed_update.cpu import STATISTICS
+from aimc.ops.pulsed_update.cpu import STATISTICS, same
 from aimc.ops.pulsed_update.train import MODES, PulseTrain
 from aimc.ops.pulsed_update.vectors import Patches, Vectors, channels_last, padded
 from aimc.random import STREAMS, Key
@@ -33,6 +33,7 @@ __all__ = [
     "no_statistics",
     "padded",
     "pulsed_update",
+    "same",
 ]
 
 _NO_COUNTS = np.empty((0, 0), np.int32)
@@ -54,6 +55,7 @@ def pulsed_update(
     *,
     granularity: float | None = None,
     counts: Tensor | None = None,
+    statistics: Tensor | None = None,
     x_sign: Tensor | None = None,
     d_sign: Tensor | None = None,
     first: int = 0,
@@ -76,12 +78,13 @@ def pulsed_update(
         train: how the update becomes pulses.
         granularity: size of a step that the trains are scaled with; the cell's where None.
         counts: int32 ``[R, C]``, pulses of each device so far, added to.
+        statistics: counters so far, added to; in the order of :data:`STATISTICS`, int64, on the CPU.
         x_sign, d_sign: chopper signs ``[C]``, ``[R]``; a negative one flips the direction of the pulses of its line.
         first: number of the first vector.
         backend: ``auto``, ``reference`` or ``cpu``.
 
     Returns:
-        int64 counters of this update, in the order of :data:`STATISTICS`.
+        ``statistics``, or those of this update alone where None.
 
     Raises:
         AimcError: a shape does not fit, ``lr`` is not positive and finite, or a gradient is NaN or infinite.
@@ -96,8 +99,12 @@ def pulsed_update(
     """
     _check_cells(held, w, parameters, cell, counts, x_sign, d_sign)
     check_vectors(vectors, held, lr)
+    if statistics is None:
+        statistics = no_statistics()
+    elif statistics.shape != (len(STATISTICS),) or statistics.dtype != torch.int64:
+        raise AimcError(f"are not {len(STATISTICS)} of int64", field="statistics", shape=statistics.shape)
     if vectors.count == 0:
-        return no_statistics()
+        return statistics
     if train.kind in ("none", "none_bounded"):
         gradient = vectors.gradient()
         if x_sign is not None and d_sign is not None:
@@ -107,16 +114,14 @@ def pulsed_update(
             torch.minimum(torch.maximum(held, parameters[..., 3], out=held), parameters[..., 2], out=held)
         if w is not held:  # every device is touched, and reads anew
             w.copy_(cell.shown(held, key.at("pulse_noise")))
-        return no_statistics()
+        return statistics
     g = cell.granularity if granularity is None else granularity
     stride = train.most_slots(lr, g)
     if choose_body(backend, cell, held, vectors.x, vectors.d) == "reference":
-        found = no_statistics()
         reference.update(
-            cell, held, w, parameters, counts, vectors, x_sign, d_sign, first, lr, g, train, stride, key, found,
+            cell, held, w, parameters, counts, vectors, x_sign, d_sign, first, lr, g, train, stride, key, statistics,
         )  # fmt: skip
-        return found
-    statistics = no_statistics()
+        return statistics
     k0, k1, step, _ = key_words(key)
     x_key, x_low, d_key, d_low, noise_key = [(k0, k1, step, stream) for stream in _STREAMS]
     held_array = held.numpy()

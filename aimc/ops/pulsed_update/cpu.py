@@ -43,6 +43,15 @@ def finite(values):
     return not bad
 
 
+@njit(**OPTIONS)
+def same(a, b):
+    """Whether two rows of whole numbers are equal."""
+    differ = a.dtype.type(0)  # a wider one, or a way out, and LLVM would look at one at a time
+    for k in range(a.size):
+        differ |= a[k] ^ b[k]
+    return differ == 0
+
+
 @njit(inline="always", **OPTIONS)
 def threshold(p):
     """A number of 32 bits below this is a pulse of probability p."""

@@ -41,6 +41,11 @@ class Patches:
     kernel: tuple[int, ...]
     with_one: bool = False
 
+    @functools.cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and offsets as the compiled body sees them."""
+        return self.starts.numpy(), self.offsets.numpy()
+
     @classmethod
     def of(
         cls,
@@ -149,14 +154,14 @@ class Vectors:
         (x, d), p = self.flat, self.patches
         if p is None:
             (count, rows), columns = self.d.shape, self.x.shape[1]
-            starts = np.arange(count) * columns  # one image, of which each vector is a position
+            starts = _range(count, columns)  # one image, of which each vector is a position
             return x, 0, starts, _range(columns), columns, 0, 0, 1, d, 0, 1, rows, 1, count
         images, rows, positions = self.d.shape
         # The channel of ones has a single input in a patch, so that all inputs are looked at one by one.
-        taps = len(p.offsets) if p.with_one else math.prod(p.kernel)
+        taps = p.offsets.shape[0] if p.with_one else math.prod(p.kernel)
         row, position = (positions, 1) if self.d.is_contiguous() else (1, rows)
         return (
-            x, self.groups * p.group_stride, p.starts.numpy(), p.offsets.numpy(), taps,
+            x, self.groups * p.group_stride, *p.arrays, taps,
             math.prod(self.x.shape[2:]), p.group_stride, self.groups, d, rows * positions, row, position, images,
             positions,
         )  # fmt: skip
@@ -200,8 +205,8 @@ def channels_last(d: Tensor) -> bool:
 
 
 @functools.lru_cache(256)
-def _range(n: int) -> np.ndarray:
-    return np.arange(n)
+def _range(n: int, step: int = 1) -> np.ndarray:
+    return np.arange(n) * step
 
 
 def padded(x: Tensor, padding: list[int], mode: str = "zeros") -> Tensor:
