@@ -51,11 +51,12 @@ def bert_sst2(encoder: str = MINILM) -> HwaExperiment:
 def bert_sst2_small(encoder: str = MINILM) -> HwaExperiment:
     """The same on 2,000 sentences, 2 + 1 epochs, 10 chips and 100 test sentences.
 
-    Expected: not run yet.
+    Expected: 82.0 % digital on 100 sentences; after a year on the chip 59.7 % with and 51.3 % without drift
+    compensation, hardware-aware 77.5 and 53.6 % (one sentence is one percent).
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: not run yet; about 22 minutes on one core that others share, by the run of bert_sst2.
+    Time: 55 minutes on one core beside other work.
 
     Args:
         encoder: as for bert_sst2.

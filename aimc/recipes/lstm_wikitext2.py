@@ -58,11 +58,13 @@ def lstm_wikitext2(width: int = 200, tied: bool = False) -> HwaExperiment:
 def lstm_wikitext2_small(width: int = 200, tied: bool = False) -> HwaExperiment:
     """The same on 300,000 tokens, 4 + 1 epochs, 10 chips and 10,000 test tokens.
 
-    Expected: not run yet.
+    Expected: perplexity 309.6 digital; after a year on the chip 308.8 with and 545.8 without drift compensation,
+    hardware-aware 313.0 and 567.1. So short a teacher is too sure of itself, and what flattens its answers helps it:
+    these numbers tell of drift, not of what a language model can do.
 
     Machine: two cores of a 2020s server, no GPU.
 
-    Time: not run yet; about 40 minutes on one core beside other work, by the run of lstm_wikitext2.
+    Time: 37 minutes on one core beside other work.
 
     Args:
         width: as for lstm_wikitext2.
