@@ -102,6 +102,37 @@ def test_without_a_batch(need):
         assert (a is None and e is None) or assert_close("result", a, e, atol=1e-6) is None
 
 
+def lie(tensor):
+    """Strides of the dimensions that have more than one entry."""
+    return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
+
+
+@pytest.mark.parametrize("heads, options", [(2, {}), (1, {}), (2, {"bias": False}), (2, {"add_bias_kv": True})])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_results_lie_in_memory_as_torchs(heads, options, batch_first):
+    """Those of torch's fast path as well: what is written with ``.view`` for torch goes on working."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, heads, batch_first=batch_first, **options)
+    analog = aimc.convert(layer, IDEAL)
+    x, single = torch.randn(4, 4, 8), torch.randn(4, 8)
+    mask = torch.zeros(4, 4)
+    for training in (True, False):
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                for given, named in (
+                    ((x, x, x), {}),
+                    ((x, x, x), {"attn_mask": mask > 0}),
+                    ((x, x, x), {"attn_mask": mask}),
+                    ((x, x.clone(), x), {"need_weights": False}),
+                    ((single, single, single), {}),
+                ):
+                    found = analog.train(training)(*given, **named)
+                    expected = layer.train(training)(*given, **named)
+                    for a, e in zip(found, expected, strict=True):
+                        assert (a is None and e is None) or lie(a) == lie(e)
+                    assert_close("output", found[0], expected[0], atol=1e-6)
+
+
 def test_every_projection_has_tiles_of_its_own():
     layer = nn.MultiheadAttention(8, 2)
     analog = aimc.convert(nn.Sequential(layer), aimc.presets.pcm().replace(**{"tile.rows": 4}), inplace=True)
