@@ -107,7 +107,9 @@ def lie(tensor):
     return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
 
 
-@pytest.mark.parametrize("heads, options", [(2, {}), (1, {}), (2, {"bias": False}), (2, {"add_bias_kv": True})])
+@pytest.mark.parametrize(
+    "heads, options", [(2, {}), (1, {}), (2, {"bias": False}), (2, {"add_bias_kv": True})]
+)
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_results_lie_in_memory_as_torchs(heads, options, batch_first):
     """Those of torch's fast path as well: what is written with ``.view`` for torch goes on working."""
