@@ -42,8 +42,8 @@ _DIGITAL_BY_NATURE = (
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
 
-# Hugging Face's embeddings look up, concatenate and add.
-_DIGITAL_BY_NAME = ("transformers.models.*Embeddings",)
+# Hugging Face's embeddings look up, concatenate and add; the biases of its routers are added.
+_DIGITAL_BY_NAME = ("transformers.models.*Embeddings", "transformers.models.*MoeStatics")
 
 # These compute with the bare weights of their children, so a child made analog would be bypassed.
 _OPAQUE = (nn.MultiheadAttention,)
