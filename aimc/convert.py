@@ -463,6 +463,13 @@ def _survey(
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
         kind = type(module).__name__
         adapters.update(_join(name, child) for child in _adapters(module))
+        if strict and _adapts_weights(module) and not excluded(name):
+            raise AimcError(
+                "an adapter of PEFT adds to the weight itself here (in nn.MultiheadAttention, routers and experts), "
+                "not to an output, and cannot stay digital over tiles; choose other target_modules, call "
+                f"merge_and_unload() before aimc.convert, or keep the module digital: digital=({name!r},)",
+                layer=name,
+            )
         if isinstance(module, AnalogLayer):
             rows.append(_analog_row(name, module))
             continue
@@ -518,10 +525,21 @@ def _survey(
     return rows
 
 
+def _dotted(module: nn.Module) -> set[str]:
+    """Dotted names of the module's type and its bases."""
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
+
+
+def _adapts_weights(module: nn.Module) -> bool:
+    """Whether a layer of Hugging Face PEFT adds its adapter to a weight before it calls the base layer."""
+    return not _dotted(module).isdisjoint(
+        ("peft.tuners.lora.layer.ParamWrapper", "peft.tuners.lora.layer.MultiheadAttention")
+    )
+
+
 def _adapters(module: nn.Module) -> Iterable[str]:
     """Children of a layer of Hugging Face PEFT that are adapters: digital, above a base layer on tiles."""
-    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
-    if "peft.tuners.tuners_utils.BaseTunerLayer" in kinds:
+    if "peft.tuners.tuners_utils.BaseTunerLayer" in _dotted(module):
         return module.adapter_layer_names  # type: ignore[return-value]
     return ()
 

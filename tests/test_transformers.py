@@ -264,7 +264,8 @@ MIXED = {
     "JetMoeForCausalLM": ("JetMoeConfig", {"num_local_experts": 4, "kv_channels": 8}),
     "AfmoeForCausalLM": (
         "AfmoeConfig", {
-            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "num_dense_layers": 1, "head_dim": 8,
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "num_dense_layers": 1,
+            "head_dim": 8,
         },
     ),
     "Ernie4_5_MoeForCausalLM": ("Ernie4_5_MoeConfig", {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 8}),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aimc.crossbar import Layout
 from aimc.hardware import Hardware
 from aimc.nn.base import AnalogLayer
-from aimc.nn.images import batched, check_kernel, pad_images
+from aimc.nn.images import TorchsArguments, batched, check_kernel, pad_images
 from aimc.nn.linear import export
 from aimc.ops import sampled_convolution_gradient
 from aimc.random import Key
@@ -142,7 +142,7 @@ def is_channels_last(x: Tensor) -> bool:
     )
 
 
-class AnalogConv(AnalogLayer):
+class AnalogConv(TorchsArguments, AnalogLayer):
     """What the convolutions share."""
 
     spatial: int
