@@ -129,9 +129,8 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
             return y[0], weights
         alike = query is key and key is value
         if not (alike and self._torch_is_fast(attn_mask, key_padding_mask)):
-            y = (
-                y.transpose(0, 1).contiguous().transpose(0, 1)
-            )  # torch's results lie so, and .view() may count on it
+            # Torch's results lie sequence first, and whoever takes a .view() counts on it.
+            y = y.transpose(0, 1).contiguous().transpose(0, 1)
         return y.transpose(0, 1) if swapped else y, weights
 
     def _torch_is_fast(self, *masks: Tensor | None) -> bool:
@@ -140,9 +139,8 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
         plain = plain and self.bias_k is None and not self.add_zero_attn and self.num_heads % 2 == 0
         running = not (self.training or torch.is_grad_enabled() or torch.is_autocast_enabled())
         boolean = not any(mask is not None and mask.is_floating_point() for mask in masks)
-        return (
-            plain and running and boolean and self.batch_first and torch.backends.mha.get_fastpath_enabled()
-        )
+        enabled = self.batch_first and torch.backends.mha.get_fastpath_enabled()
+        return plain and running and boolean and enabled
 
     def _mask(
         self,
