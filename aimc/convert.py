@@ -185,8 +185,7 @@ def convert(
         names = ", ".join(repr(row.name) for row in unsupported[:3])
         raise AimcError(
             f"these matrix products would stay digital:{lines}\nKeep them digital on purpose with "
-            f"digital=({names}, ...), pass strict=False, or see aimc.register_products and "
-            "aimc.register",
+            f"digital=({names}, ...), pass strict=False, or {_other_ways(net, unsupported)}",
             field="net",
         )
     if not any(row.where == "analog" for row in rows):
@@ -256,6 +255,21 @@ def convert(
         _run(net, example)
         _refuse_products(net)
     return net
+
+
+def _other_ways(net: nn.Module, rows: Iterable[Row]) -> str:
+    """How products by these could be made on tiles."""
+    parameters = dict(net.named_parameters())
+    most = max((parameters[row.name].dim() for row in rows if row.name in parameters), default=2)
+    kernel = "let an nn.Conv1d, nn.Conv2d or nn.Conv3d hold and apply what is the kernel of a convolution"
+    products = "see aimc.register_products and aimc.register"
+    return (
+        products
+        if most == 2
+        else f"{kernel}; else see aimc.register"
+        if most > 3
+        else f"{kernel}; else {products}"
+    )
 
 
 def _refuse_rubbish(module: nn.Module, name: str) -> None:
@@ -544,14 +558,22 @@ def _adapters(module: nn.Module) -> Iterable[str]:
     return ()
 
 
+_FAST = ("activation_relu_or_gelu", "enable_nested_tensor", "use_nested_tensor")
+"""By what torch's encoder and its layers tell whether to compute with bare weights in evaluation."""
+
+
 def _switch_off_fast_paths(net: nn.Module) -> None:
     """torch's encoder computes with the bare weights of its layers in evaluation; that would bypass the tiles."""
     for module in net.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and _on_tiles(module):
-            module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder) and _on_tiles(module):
-            module.enable_nested_tensor = False
-            module.use_nested_tensor = False
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)) and _on_tiles(module):
+            before = {name: getattr(module, name) for name in _FAST if hasattr(module, name)}
+            module.__dict__.update(dict.fromkeys(before, False), _aimc_fast=before)
+
+
+def _restore_fast_paths(net: nn.Module) -> None:
+    """As they were before the tiles."""
+    for module in net.modules():
+        module.__dict__.update(module.__dict__.pop("_aimc_fast", {}))
 
 
 def _on_tiles(net: nn.Module) -> dict[str, AnalogLayer | PulsedLayer]:
@@ -573,6 +595,7 @@ def to_digital(net: nn.Module) -> nn.Module:
     """
     digital = detached(net)
     _unwatch(digital)
+    _restore_fast_paths(digital)
     return digital
 
 

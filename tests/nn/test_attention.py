@@ -276,6 +276,19 @@ def test_torchs_fast_path_bypasses_no_tile(name, padded):
     assert float((fast - digital).detach().abs().max()) > 0.1
 
 
+def test_torchs_fast_path_is_back_in_the_digital_twin():
+    for net in (encoder(), encoder(activation="gelu"), BLOCKS["encoder layer"][0]()):
+        analog = aimc.convert(net, IDEAL)
+        twins = aimc.to_digital(analog), aimc.to_digital(copy.deepcopy(analog))
+        for module, *others in zip(*(n.modules() for n in (net, *twins)), strict=True):
+            for name in ("activation_relu_or_gelu", "enable_nested_tensor", "use_nested_tensor"):
+                for other in others:
+                    assert getattr(other, name, None) == getattr(module, name, None), name
+                    assert "_aimc_fast" not in vars(other)
+        again = aimc.convert(twins[0], IDEAL)
+        assert not any(getattr(m, "activation_relu_or_gelu", 0) for m in again.modules())
+
+
 def test_attention_whose_forward_was_changed_is_refused_whole():
     class Changed(nn.MultiheadAttention):
         def forward(self, *args, **kwargs):
