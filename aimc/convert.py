@@ -263,13 +263,9 @@ def _other_ways(net: nn.Module, rows: Iterable[Row]) -> str:
     most = max((parameters[row.name].dim() for row in rows if row.name in parameters), default=2)
     kernel = "let an nn.Conv1d, nn.Conv2d or nn.Conv3d hold and apply what is the kernel of a convolution"
     products = "see aimc.register_products and aimc.register"
-    return (
-        products
-        if most == 2
-        else f"{kernel}; else see aimc.register"
-        if most > 3
-        else f"{kernel}; else {products}"
-    )
+    if most == 2:
+        return products
+    return f"{kernel}; else {products if most == 3 else 'see aimc.register'}"
 
 
 def _refuse_rubbish(module: nn.Module, name: str) -> None:

@@ -250,7 +250,7 @@ class _Recurrent(Composite):
         ih, hh, hr = (matrices.get(f"{kind}_{suffix}") for kind in ("ih", "hh", "hr"))
         gates, steps = ih(x).split(sizes), range(len(sizes))
         # Of torch's own on a CPU, oneDNN's LSTM alone brings the states to the type of the gates under autocast.
-        whole = self.mode == "LSTM" and hr is None
+        whole = self.mode == "LSTM" and self.proj_size == 0
         first = first if not whole and x.is_cpu else tuple(s.to(gates[0].dtype) for s in first)
         state, outputs, over = tuple(s[: sizes[-1] if reverse else sizes[0]] for s in first), [], []
         with held(hh, len(sizes)), held(hr, len(sizes)):

@@ -162,6 +162,13 @@ def test_recurrent_layers_under_autocast_return_the_types_of_torchs(name):
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in analog.parameters())
 
 
+def test_torchs_lstm_of_its_own_is_in_half_precision_under_autocast():
+    """As oneDNN's, which processors without such products do not have."""
+    analog = aimc.convert(nn.LSTM(5, 6), IDEAL)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {t.dtype for t in tensors_of(analog(torch.randn(3, 2, 5)))} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("hardware", [IDEAL, PCM], ids=["ideal", "pcm"])
 def test_half_precision_with_torchs_scaler(net, hardware):
     """Weights stay in float32, products run in float16, and gradients that would vanish there are scaled."""
