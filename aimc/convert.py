@@ -42,8 +42,8 @@ _DIGITAL_BY_NATURE = (
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
 
-# Hugging Face's embeddings look up, concatenate and add.
-_DIGITAL_BY_NAME = ("transformers.models.*Embeddings",)
+# Hugging Face's embeddings look up, concatenate and add; the biases of its routers are added.
+_DIGITAL_BY_NAME = ("transformers.models.*Embeddings", "transformers.models.*MoeStatics")
 
 # These compute with the bare weights of their children, so a child made analog would be bypassed.
 _OPAQUE = (nn.MultiheadAttention,)
@@ -185,8 +185,7 @@ def convert(
         names = ", ".join(repr(row.name) for row in unsupported[:3])
         raise AimcError(
             f"these matrix products would stay digital:{lines}\nKeep them digital on purpose with "
-            f"digital=({names}, ...), pass strict=False, or see aimc.register_products and "
-            "aimc.register",
+            f"digital=({names}, ...), pass strict=False, or {_other_ways(net, unsupported)}",
             field="net",
         )
     if not any(row.where == "analog" for row in rows):
@@ -256,6 +255,17 @@ def convert(
         _run(net, example)
         _refuse_products(net)
     return net
+
+
+def _other_ways(net: nn.Module, rows: Iterable[Row]) -> str:
+    """How products by these could be made on tiles."""
+    parameters = dict(net.named_parameters())
+    most = max((parameters[row.name].dim() for row in rows if row.name in parameters), default=2)
+    kernel = "let an nn.Conv1d, nn.Conv2d or nn.Conv3d hold and apply what is the kernel of a convolution"
+    products = "see aimc.register_products and aimc.register"
+    if most == 2:
+        return products
+    return f"{kernel}; else {products if most == 3 else 'see aimc.register'}"
 
 
 def _refuse_rubbish(module: nn.Module, name: str) -> None:
@@ -463,6 +473,13 @@ def _survey(
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
         kind = type(module).__name__
         adapters.update(_join(name, child) for child in _adapters(module))
+        if strict and _adapts_weights(module) and not excluded(name):
+            raise AimcError(
+                "an adapter of PEFT adds to the weight itself here (in nn.MultiheadAttention, routers and experts), "
+                "not to an output, and cannot stay digital over tiles; choose other target_modules, call "
+                f"merge_and_unload() before aimc.convert, or keep the module digital: digital=({name!r},)",
+                layer=name,
+            )
         if isinstance(module, AnalogLayer):
             rows.append(_analog_row(name, module))
             continue
@@ -518,22 +535,41 @@ def _survey(
     return rows
 
 
+def _dotted(module: nn.Module) -> set[str]:
+    """Dotted names of the module's type and its bases."""
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
+
+
+def _adapts_weights(module: nn.Module) -> bool:
+    """Whether a layer of Hugging Face PEFT adds its adapter to a weight before it calls the base layer."""
+    return not _dotted(module).isdisjoint(
+        ("peft.tuners.lora.layer.ParamWrapper", "peft.tuners.lora.layer.MultiheadAttention")
+    )
+
+
 def _adapters(module: nn.Module) -> Iterable[str]:
     """Children of a layer of Hugging Face PEFT that are adapters: digital, above a base layer on tiles."""
-    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
-    if "peft.tuners.tuners_utils.BaseTunerLayer" in kinds:
+    if "peft.tuners.tuners_utils.BaseTunerLayer" in _dotted(module):
         return module.adapter_layer_names  # type: ignore[return-value]
     return ()
+
+
+_FAST = ("activation_relu_or_gelu", "enable_nested_tensor", "use_nested_tensor")
+"""By what torch's encoder and its layers tell whether to compute with bare weights in evaluation."""
 
 
 def _switch_off_fast_paths(net: nn.Module) -> None:
     """torch's encoder computes with the bare weights of its layers in evaluation; that would bypass the tiles."""
     for module in net.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and _on_tiles(module):
-            module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder) and _on_tiles(module):
-            module.enable_nested_tensor = False
-            module.use_nested_tensor = False
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)) and _on_tiles(module):
+            before = {name: getattr(module, name) for name in _FAST if hasattr(module, name)}
+            module.__dict__.update(dict.fromkeys(before, False), _aimc_fast=before)
+
+
+def _restore_fast_paths(net: nn.Module) -> None:
+    """As they were before the tiles."""
+    for module in net.modules():
+        module.__dict__.update(module.__dict__.pop("_aimc_fast", {}))
 
 
 def _on_tiles(net: nn.Module) -> dict[str, AnalogLayer | PulsedLayer]:
@@ -555,6 +591,7 @@ def to_digital(net: nn.Module) -> nn.Module:
     """
     digital = detached(net)
     _unwatch(digital)
+    _restore_fast_paths(digital)
     return digital
 
 

@@ -255,14 +255,15 @@ register(
 # Hugging Face transformers, which need not be installed.
 
 register_products("transformers.pytorch_utils.Conv1D", weights=("weight",), transposed=("weight",))
-register_products("transformers.models.*Router", weights=("weight",))
+register_products("transformers.models.*ParallelExperts", weights=("weight",))
+# Some routers hold the matrix in a child, which is converted by itself.
+register("transformers.models.*Router", whole=False)(functools.partial(own_forward, weights=("weight",)))
 _EXPERTS = ("gate_up_proj", "up_proj", "down_proj")
 
 
 @register("transformers.models.*Experts", weights=_EXPERTS, others=("*_bias",), whole=False)
 def _experts(module: nn.Module, hardware, key, name: str, backend: str) -> nn.Module:
     """Weights of all experts in one tensor; decorators that would multiply all of them at once are taken off."""
-    lie_so = getattr(module, "is_transposed", False)
     return own_forward(
         module,
         hardware,
@@ -270,6 +271,14 @@ def _experts(module: nn.Module, hardware, key, name: str, backend: str) -> nn.Mo
         name,
         backend,
         weights=_EXPERTS,
-        transposed=_EXPERTS if lie_so else (),
+        transposed=_EXPERTS if _inputs_first(module) else (),
         unwrap=True,
     )
+
+
+def _inputs_first(experts: nn.Module) -> bool:
+    """Whether stacks of experts lie as ``[matrices, in, out]``."""
+    both, down = (experts._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
+    if both is None or down is None:
+        return getattr(experts, "is_transposed", False)
+    return both.shape[2] == 2 * down.shape[1]  # gate and up have as many outputs each as down has inputs

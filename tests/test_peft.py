@@ -16,6 +16,7 @@ transformers.logging.set_verbosity_error()
 
 IDEAL = aimc.presets.ideal()
 PCM = aimc.presets.pcm().replace(**{"input_range.value": 2.0, "input_range.init_batches": 0})
+CELLS = aimc.presets.reram(1000, w_max_dtod=0.0, w_min_dtod=0.0)
 TOKENS = torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(0))
 
 
@@ -106,8 +107,7 @@ def test_above_weights_in_cells():
     net = llama().eval()
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     digital = peft.get_peft_model(copy.deepcopy(net), config).eval()
-    cells = aimc.presets.reram(1000, w_max_dtod=0.0, w_min_dtod=0.0)
-    analog = aimc.convert(digital, cells, seed=0)
+    analog = aimc.convert(digital, CELLS, seed=0)
     assert_close("logits", analog(TOKENS).logits, digital(TOKENS).logits, atol=1e-5)
     assert not any("lora" in name for name in aimc.pulsed_layers(analog))
     optimizer = torch.optim.SGD([p for p in analog.parameters() if p.requires_grad], lr=0.1)
@@ -194,3 +194,84 @@ def test_an_adapter_that_multiplies_by_the_base_weight_is_an_error():
         aimc.AimcError, match=r"linear by .*q_proj.base_layer.weight in .*lora_magnitude_vector"
     ):
         analog.train()(TOKENS)
+
+
+class Convolutions(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("hardware", [IDEAL, CELLS], ids=["inference", "in memory"])
+def test_convolutions_before_or_after_the_conversion(hardware):
+    torch.manual_seed(0)
+    net, x = Convolutions(), torch.randn(2, 3, 8, 8)
+
+    def adapted(module):
+        torch.manual_seed(1)
+        config = peft.LoraConfig(r=2, target_modules=["conv"], init_lora_weights=False)
+        return peft.get_peft_model(module, config)
+
+    digital = adapted(copy.deepcopy(net))
+    for analog in (aimc.convert(digital, hardware), adapted(aimc.convert(net, hardware))):
+        assert_close("output", analog(x), digital(x), atol=1e-5)
+        assert {row.where for row in aimc.coverage(analog).rows if "lora" in row.name} == {"excluded"}
+        assert_close("copy", copy.deepcopy(analog)(x), digital(x), atol=1e-5)
+        assert_close("digital", aimc.to_digital(analog)(x), digital(x), atol=1e-5)
+    analog(x).sum().backward()
+    assert {n.split(".")[-3] for n, p in analog.named_parameters() if p.grad is not None} == {
+        "lora_A",
+        "lora_B",
+    }
+    if hardware is IDEAL:
+        assert_close("merged onto the tiles", analog.merge_and_unload()(x), digital(x), atol=1e-5)
+
+
+class Attending(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attend, self.head = torch.nn.MultiheadAttention(8, 2), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.attend(x, x, x)[0])
+
+
+def mixtral():
+    return transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, num_local_experts=4, max_position_embeddings=32,
+        )
+    )  # fmt: skip
+
+
+IN_WEIGHTS = {
+    "attention": (Attending, {"target_modules": ["attend"]}, "*attend", lambda: torch.randn(5, 2, 8)),
+    "experts": (
+        mixtral, {"target_modules": [], "target_parameters": ["experts.down_proj"]}, "*experts", lambda: TOKENS
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_WEIGHTS)
+def test_adapters_that_add_to_weights_are_refused_with_a_way_out(name):
+    torch.manual_seed(0)
+    make, settings, pattern, inputs = IN_WEIGHTS[name]
+    net, x = make().eval(), inputs()
+
+    def adapted(module):
+        return peft.get_peft_model(module, peft.LoraConfig(r=2, init_lora_weights=False, **settings)).eval()
+
+    digital = adapted(copy.deepcopy(net))
+    with pytest.raises(aimc.AimcError, match=rf"layer '.*{pattern[1:]}': an adapter of PEFT .*digital=\('"):
+        aimc.convert(digital, IDEAL)
+    with pytest.raises(aimc.AimcError, match=r"With an adapter of PEFT.* choose other target_modules"):
+        adapted(aimc.convert(net, IDEAL))(x)
+    analog = aimc.convert(digital, IDEAL, digital=(pattern,))
+    found, expected = (module(x) for module in (analog, digital))
+    assert_close(
+        "kept digital", getattr(found, "logits", found), getattr(expected, "logits", expected), atol=1e-5
+    )

@@ -259,6 +259,37 @@ def test_tied_weights_stay_one(name):
     )  # the head reaches every row, the look-up 14 of them
 
 
+MIXED = {
+    "Llama4ForCausalLM": ("Llama4TextConfig", {"num_local_experts": 4, "intermediate_size_mlp": 20, "head_dim": 8}),
+    "JetMoeForCausalLM": ("JetMoeConfig", {"num_local_experts": 4, "kv_channels": 8}),
+    "AfmoeForCausalLM": (
+        "AfmoeConfig", {
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "num_dense_layers": 1,
+            "head_dim": 8,
+        },
+    ),
+    "Ernie4_5_MoeForCausalLM": ("Ernie4_5_MoeConfig", {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 8}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MIXED)
+def test_experts_of_whatever_form_are_on_tiles(model):
+    """Stacks as [in, out] and as [out, in], a stack in a module of its own, routers of another make."""
+    config, settings = MIXED[model]
+    if not hasattr(transformers, model):
+        pytest.skip("this version of transformers does not have it")
+    torch.manual_seed(0)
+    net = configured(model, config, **GROUPED, **settings, tie_word_embeddings=False)().eval()
+    for parameter in net.parameters():  # some stacks begin as zeros
+        nn.init.normal_(parameter, std=0.2)
+    analog, x = aimc.convert(net, IDEAL), inputs("Mixtral")
+    assert aimc.coverage(analog).analog_share == 1.0
+    assert any("experts" in name for name in aimc.analog_layers(analog))
+    expected = net(**x).logits
+    for module in (analog, aimc.to_digital(analog), aimc.convert(net, CELLS)):
+        assert_close("logits", module(**x).logits, expected, atol=1e-4 * float(expected.detach().abs().max()))
+
+
 def test_mixtrals_experts_are_analog():
     analog = aimc.convert(made("Mixtral"), IDEAL, digital=("*.gate", "lm_head"))
     rows = aimc.coverage(analog).rows

@@ -125,7 +125,22 @@ class AnalogMultiheadAttention(Composite, nn.MultiheadAttention):
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         y = self.out_proj(y.transpose(1, 2).reshape(batch, length, self.embed_dim))
-        return y[0] if single else y.transpose(0, 1) if swapped else y, weights
+        if single:
+            return y[0], weights
+        alike = query is key and key is value
+        if not (alike and self._torch_is_fast(attn_mask, key_padding_mask)):
+            # Torch's results lie sequence first, and whoever takes a .view() counts on it.
+            y = y.transpose(0, 1).contiguous().transpose(0, 1)
+        return y.transpose(0, 1) if swapped else y, weights
+
+    def _torch_is_fast(self, *masks: Tensor | None) -> bool:
+        """Whether self-attention of torch would be a kernel of its own, whose results lie batch first."""
+        plain = self._qkv_same_embed_dim and self._analog_pieces["q_proj"].bias is not None
+        plain = plain and self.bias_k is None and not self.add_zero_attn and self.num_heads % 2 == 0
+        running = not (self.training or torch.is_grad_enabled() or torch.is_autocast_enabled())
+        boolean = not any(mask is not None and mask.is_floating_point() for mask in masks)
+        enabled = self.batch_first and torch.backends.mha.get_fastpath_enabled()
+        return plain and running and boolean and enabled
 
     def _mask(
         self,

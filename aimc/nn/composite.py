@@ -251,9 +251,12 @@ class Composite(nn.Module):
         for name in {name for piece in pieces for name in (piece.weight, piece.bias)}:
             if name is not None and name not in held:
                 raise AimcError(
-                    "is no parameter of the module any more, as after torch.nn.utils.prune, weight_norm, spectral_norm "
-                    "or a parametrization, and the tiles would miss it. Do that to the digital network and make it "
-                    "permanent before aimc.convert, or prune a copy: aimc.to_digital(net)",
+                    "is no parameter of the module any more, and the tiles would miss what is in its place. After "
+                    "torch.nn.utils.prune, weight_norm, spectral_norm or a parametrization: do that to the digital "
+                    "network and make it permanent before aimc.convert, or prune a copy: aimc.to_digital(net). With an "
+                    "adapter of PEFT, which adds to the weight itself in nn.MultiheadAttention, routers and experts "
+                    "(target_parameters): choose other target_modules, or keep the module digital, "
+                    "aimc.convert(..., digital=(...))",
                     layer=self.analog_name or type(self).__name__, field=name,
                 )  # fmt: skip
 

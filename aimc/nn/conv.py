@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aimc.crossbar import Layout
 from aimc.hardware import Hardware
 from aimc.nn.base import AnalogLayer
-from aimc.nn.images import batched, check_kernel, pad_images
+from aimc.nn.images import TorchsArguments, batched, check_kernel, pad_images
 from aimc.nn.linear import export
 from aimc.ops import sampled_convolution_gradient
 from aimc.random import Key
@@ -132,7 +132,7 @@ class ConvGeometry:
         )
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """Whether torch's own convolution would take this input as channels-last, and answer in kind."""
     return (
         x.dim() == 4
@@ -142,7 +142,7 @@ def _is_channels_last(x: Tensor) -> bool:
     )
 
 
-class AnalogConv(AnalogLayer):
+class AnalogConv(TorchsArguments, AnalogLayer):
     """What the convolutions share."""
 
     spatial: int
@@ -186,7 +186,7 @@ class AnalogConv(AnalogLayer):
         # A dynamic input range belongs to an image, and noise is numbered as the outputs of an image lie: there an
         # image has to stay one vector, however it lies in memory.
         whole = self.hardware.input_range.mode == "dynamic" or self.periphery.noisy
-        channels_last = not whole and _is_channels_last(x)
+        channels_last = not whole and is_channels_last(x)
         geometry = ConvGeometry(self, tuple(x.shape[2:]), symmetric, channels_last)
         check_kernel(geometry.out, self.name, input.shape)
         images = x.shape[0]

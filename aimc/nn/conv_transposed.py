@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
 from aimc.nn.composite import Composite, Piece
-from aimc.nn.conv import FIELDS, AnalogConv
+from aimc.nn.conv import FIELDS, AnalogConv, is_channels_last
 from aimc.nn.images import batched
 from aimc.nn.linear import export
 from aimc.nn.pulsed import PulsedConv1d, PulsedConv2d, PulsedConv3d
@@ -143,8 +143,11 @@ class AnalogConvTranspose(AnalogConv):
             raise AimcError("the padding leaves no output", layer=self.name, shape=input.shape)
         images = x.shape[0]
 
+        channels_last = is_channels_last(x)
+
         def finish(y: Tensor) -> Tensor:
             y = y.view(images, y.shape[1], *geometry.out)
+            y = y.contiguous(memory_format=torch.channels_last) if channels_last else y
             return y[0] if single else y
 
         def flatten(grad: Tensor) -> Tensor:
@@ -237,6 +240,8 @@ class PulsedConvTranspose(Composite):
         rest = output_padding(layer, input, output_size, self.analog_name)
         wide = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], layer.stride, strict=True)]
         spread = x.new_zeros(*x.shape[:2], *wide)
+        if is_channels_last(x):  # and so is the result, as torch's
+            spread = spread.contiguous(memory_format=torch.channels_last)
         spread[(..., *(slice(None, None, s) for s in layer.stride))] = x
         amounts = []
         for k, d, p, r in zip(layer.kernel_size, layer.dilation, layer.padding, rest, strict=True):

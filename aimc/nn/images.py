@@ -1,14 +1,28 @@
-"""What convolutions of both halves ask of their inputs."""
+"""What convolutions of both halves share: what they ask of their inputs, and being called with torch's arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from aimc.arguments import expect_tensor
 from aimc.errors import AimcError
+
+
+class TorchsArguments:
+    """A mixin in front of a torch layer: its type, called with torch's arguments, makes the torch layer.
+
+    PEFT and others make further layers by ``type(layer)(channels, ...)``, and those are digital.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if (args or kwargs) and not any(isinstance(a, nn.Module) for a in (*args, *kwargs.values())):
+            torchs: Any = next(kind for kind in cls.__mro__ if kind.__module__.split(".")[0] == "torch")
+            return torchs(*args, **kwargs)
+        return super().__new__(cls)  # also a copy, which is made without arguments
 
 
 def batched(input: Tensor, spatial: int, channels: int, name: str) -> tuple[Tensor, bool]:

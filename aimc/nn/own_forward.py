@@ -207,7 +207,12 @@ def own_forward(
     in_cells = isinstance(hardware, PulsedHardware)
     for parameter, value in reached(digital, multiplied).items():
         if value.dim() not in (2, 3):
-            raise AimcError("expects a matrix or a stack of them", field=parameter, shape=value.shape)
+            raise AimcError(
+                "products are registered by matrices or stacks of them; let an nn.Conv1d, nn.Conv2d or nn.Conv3d hold "
+                "and apply what is the kernel of a convolution, or see aimc.register",
+                field=parameter,
+                shape=value.shape,
+            )
         turned = _fits(parameter, lying)
         twin._analog_shapes[parameter] = value.shape
         for index in (None,) if value.dim() == 2 else range(len(value)):

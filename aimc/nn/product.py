@@ -238,7 +238,7 @@ class AnalogProduct(torch.autograd.Function):
         if need_weight and call.held is not None:
             gathered = call.held if torch._C._will_engine_execute_node(ctx.next_functions[1][0]) else None
             need_weight = False
-        grad = call.flatten(grad).contiguous()
+        grad = call.flatten(grad).to(weights[0].dtype).contiguous()  # autocast multiplies in half precision
         grad_bias = grad.sum((0, 2)) if need_bias else None
         grad_gain = (grad * total).sum((0, 2)) if need_gain else None
         # Where no input clipped, x was not kept: nothing pushes the range, and the gradient passes unchanged.

@@ -35,8 +35,9 @@ def _lstm(x: Tensor, h: Tensor, state: State) -> State:
 def _gru(x: Tensor, h: Tensor, state: State) -> State:
     """Cho et al., arXiv:1406.1078, with the reset gate after the product; r, z, n as torch has them."""
     (xr, xz, xn), (hr, hz, hn) = x.chunk(3, 1), h.chunk(3, 1)
-    new = torch.tanh(xn + torch.sigmoid(xr + hr) * hn)
-    return (torch.lerp(new, state[0], torch.sigmoid(xz + hz)),)
+    new, keep, old = torch.tanh(xn + torch.sigmoid(xr + hr) * hn), torch.sigmoid(xz + hz), state[0]
+    wide = torch.promote_types(new.dtype, old.dtype)  # under autocast the state may have another type
+    return (torch.lerp(new.to(wide), old.to(wide), keep.to(wide)),)
 
 
 def _tanh(x: Tensor, h: Tensor, state: State) -> State:
@@ -77,6 +78,48 @@ class _LSTMGates(torch.autograd.Function):
         for k, factor in enumerate((d * g, d * c, d * i, grad_h * squashed)):
             grad[:, k * size : (k + 1) * size] *= factor
         return grad, d * f
+
+
+def _given_states(hx: Any, shapes: list[tuple[int, ...]], layer: Composite) -> State:
+    """The hidden states that a caller hands over.
+
+    Args:
+        hx: one tensor, or the tuple ``(h, c)`` of an LSTM.
+        shapes: of each state.
+        layer: the one that takes them.
+
+    Raises:
+        AimcError: another number of states, or one of another shape or type.
+    """
+    pair, wanted = len(shapes) == 2, " and ".join(str(list(shape)) for shape in shapes)
+    several = isinstance(hx, (tuple, list))
+    if several != pair or (several and len(hx) != len(shapes)):
+        expected = f"a tuple (h, c) of hidden states {wanted}" if pair else f"one hidden state {wanted}"
+        got = f"a {type(hx).__name__} of {len(hx)}" if several else f"a {type(hx).__name__}"
+        raise AimcError(f"expects {expected}, got {got}", layer=layer.analog_name, field="hx")
+    states = tuple(hx) if several else (hx,)
+    for state, shape in zip(states, shapes, strict=True):
+        expect_tensor(state, layer.analog_name, "hx")
+        if state.shape != shape:
+            raise AimcError(
+                f"expects a hidden state {list(shape)}",
+                layer=layer.analog_name,
+                field="hx",
+                shape=state.shape,
+            )
+        _refuse_double(state, layer, "hx")
+    return states
+
+
+def _refuse_double(x: Tensor, layer: Composite, field: str) -> None:
+    """Raise where double precision meets another type, as torch does; half precision may be autocast's."""
+    weight = layer.analog_like()["dtype"]
+    if not x.is_floating_point() or (x.dtype == torch.float64) != (weight == torch.float64):
+        raise AimcError(
+            f"expects {weight}, as its weights are, got {x.dtype}; cast one of them",
+            layer=layer.analog_name,
+            field=field,
+        )
 
 
 class _Recurrent(Composite):
@@ -155,6 +198,7 @@ class _Recurrent(Composite):
             raise AimcError(f"expects {self.input_size} features", layer=self.analog_name, shape=x.shape)
         if not sizes:
             raise AimcError("the sequence has no steps", layer=self.analog_name, shape=x.shape)
+        _refuse_double(x, self, "input")
         states = self._first_states(hx, x, sizes[0], single, order)
         directions, last = 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
@@ -184,19 +228,9 @@ class _Recurrent(Composite):
         sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: 1 + lstm]
         count = self.num_layers * (2 if self.bidirectional else 1)
         if hx is None:
-            like = self.analog_like()
-            return tuple(torch.zeros(count, batch, size, **like) for size in sizes)
-        given = tuple(hx) if lstm else (hx,)
-        if single:
-            given = tuple(s[:, None] if s.dim() == 2 else s for s in given)
-        for state, size in zip(given, sizes, strict=True):
-            if state.shape != (count, batch, size):
-                raise AimcError(
-                    f"expects a hidden state {[count, batch, size]}",
-                    layer=self.analog_name,
-                    field="hx",
-                    shape=state.shape,
-                )
+            return tuple(x.new_zeros(count, batch, size) for size in sizes)
+        given = _given_states(hx, [(count, size) if single else (count, batch, size) for size in sizes], self)
+        given = tuple(s[:, None] for s in given) if single else given
         return given if order is None else tuple(s.index_select(1, order) for s in given)
 
     def _run(
@@ -215,7 +249,9 @@ class _Recurrent(Composite):
         matrices: Any = self._modules
         ih, hh, hr = (matrices.get(f"{kind}_{suffix}") for kind in ("ih", "hh", "hr"))
         gates, steps = ih(x).split(sizes), range(len(sizes))
-        first = tuple(s.to(gates[0].dtype) for s in first)  # autocast may have another type than the weights
+        # Of torch's own on a CPU, oneDNN's LSTM alone brings the states to the type of the gates under autocast.
+        whole = self.mode == "LSTM" and self.proj_size == 0
+        first = first if not whole and x.is_cpu else tuple(s.to(gates[0].dtype) for s in first)
         state, outputs, over = tuple(s[: sizes[-1] if reverse else sizes[0]] for s in first), [], []
         with held(hh, len(sizes)), held(hr, len(sizes)):
             for t in reversed(steps) if reverse else steps:
@@ -317,21 +353,15 @@ class _Cell(Composite):
             raise AimcError("expects 1 or 2 dimensions", layer=self.analog_name, shape=input.shape)
         single, lstm = input.dim() == 1, self.mode == "LSTM"
         x = input[None] if single else input
+        _refuse_double(x, self, "input")
         if hx is None:
-            state = (torch.zeros(len(x), self.hidden_size, **self.analog_like()),) * (1 + lstm)
+            state = (x.new_zeros(len(x), self.hidden_size),) * (1 + lstm)
         else:
-            state = tuple(s[None] if single else s for s in (hx if lstm else (hx,)))
-        for s in state:
-            if s.shape != (len(x), self.hidden_size):
-                raise AimcError(
-                    f"expects a hidden state {[len(x), self.hidden_size]}",
-                    layer=self.analog_name,
-                    field="hx",
-                    shape=s.shape,
-                )
+            shape = (self.hidden_size,) if single else (len(x), self.hidden_size)
+            state = tuple(s[None] if single else s for s in _given_states(hx, [shape] * (1 + lstm), self))
         matrices: Any = self._modules
         gates = matrices["ih"](x)
-        state = tuple(s.to(gates.dtype) for s in state)  # autocast may have another type than the weights
+        state = state if x.is_cpu else tuple(s.to(gates.dtype) for s in state)  # under autocast, as torch's
         state = _GATES[self.mode](gates, matrices["hh"](state[0]), state)
         state = tuple(s[0] for s in state) if single else state
         return state if lstm else state[0]

@@ -102,6 +102,39 @@ def test_without_a_batch(need):
         assert (a is None and e is None) or assert_close("result", a, e, atol=1e-6) is None
 
 
+def lie(tensor):
+    """Strides of the dimensions that have more than one entry."""
+    return [s for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
+
+
+@pytest.mark.parametrize(
+    "heads, options", [(2, {}), (1, {}), (2, {"bias": False}), (2, {"add_bias_kv": True})]
+)
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_results_lie_in_memory_as_torchs(heads, options, batch_first):
+    """Those of torch's fast path as well: what is written with ``.view`` for torch goes on working."""
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, heads, batch_first=batch_first, **options)
+    analog = aimc.convert(layer, IDEAL)
+    x, single = torch.randn(4, 4, 8), torch.randn(4, 8)
+    mask = torch.zeros(4, 4)
+    for training in (True, False):
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                for given, named in (
+                    ((x, x, x), {}),
+                    ((x, x, x), {"attn_mask": mask > 0}),
+                    ((x, x, x), {"attn_mask": mask}),
+                    ((x, x.clone(), x), {"need_weights": False}),
+                    ((single, single, single), {}),
+                ):
+                    found = analog.train(training)(*given, **named)
+                    expected = layer.train(training)(*given, **named)
+                    for a, e in zip(found, expected, strict=True):
+                        assert (a is None and e is None) or lie(a) == lie(e)
+                    assert_close("output", found[0], expected[0], atol=1e-6)
+
+
 def test_every_projection_has_tiles_of_its_own():
     layer = nn.MultiheadAttention(8, 2)
     analog = aimc.convert(nn.Sequential(layer), aimc.presets.pcm().replace(**{"tile.rows": 4}), inplace=True)
@@ -241,6 +274,19 @@ def test_torchs_fast_path_bypasses_no_tile(name, padded):
         fast, slow, digital = (y[~hidden] for y in (fast, slow, digital))
     assert_close("with and without gradient", fast, slow, atol=1e-6)
     assert float((fast - digital).detach().abs().max()) > 0.1
+
+
+def test_torchs_fast_path_is_back_in_the_digital_twin():
+    for net in (encoder(), encoder(activation="gelu"), BLOCKS["encoder layer"][0]()):
+        analog = aimc.convert(net, IDEAL)
+        twins = aimc.to_digital(analog), aimc.to_digital(copy.deepcopy(analog))
+        for module, *others in zip(*(n.modules() for n in (net, *twins)), strict=True):
+            for name in ("activation_relu_or_gelu", "enable_nested_tensor", "use_nested_tensor"):
+                for other in others:
+                    assert getattr(other, name, None) == getattr(module, name, None), name
+                    assert "_aimc_fast" not in vars(other)
+        again = aimc.convert(twins[0], IDEAL)
+        assert not any(getattr(m, "activation_relu_or_gelu", 0) for m in again.modules())
 
 
 def test_attention_whose_forward_was_changed_is_refused_whole():

@@ -49,6 +49,21 @@ def test_in_cells_as_torch_computes(name):
         analog(torch.ones(1, 9, *shape[2:]))
 
 
+@pytest.mark.parametrize("hardware", [IDEAL, CELLS], ids=["inference", "in memory"])
+def test_images_with_channels_last_stay_so(hardware):
+    torch.manual_seed(0)
+    layer, x = nn.ConvTranspose2d(4, 6, 3, stride=2), torch.randn(2, 4, 5, 4)
+    analog = aimc.convert(layer, hardware)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        inputs = x.to(memory_format=memory_format).requires_grad_()
+        found, expected = analog(inputs), layer(inputs)
+        assert found.is_contiguous(memory_format=memory_format)
+        assert_close("output", found, expected, atol=1e-5)
+        grad = torch.linspace(-1, 1, found.numel()).view_as(found)
+        a, e = (torch.autograd.grad(y, inputs, grad)[0] for y in (found, expected))
+        assert_close("gradient", a, e, atol=1e-5)
+
+
 def test_pulses_train_a_transposed_convolution():
     torch.manual_seed(0)
     net = aimc.convert(nn.ConvTranspose1d(3, 2, 3, stride=2), aimc.presets.reram(100, w_max_dtod=0.0), seed=0)

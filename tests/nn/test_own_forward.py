@@ -475,3 +475,36 @@ def test_a_registration_that_names_nothing_is_an_error(pattern):
         aimc.AimcError, match=rf"layer 'a': .*a Named multiplies by '{pattern}'.*it has table.weight, layer.w"
     ):
         aimc.convert(nn.ModuleDict({"a": Named()}), IDEAL)
+
+
+class Filter(nn.Module):
+    """A convolution by a parameter of its own."""
+
+    def __init__(self, spatial):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(2, 3, *(3,) * spatial))
+
+    def forward(self, x):
+        return {1: F.conv1d, 2: F.conv2d}[self.kernel.dim() - 2](x, self.kernel)
+
+
+class Filter2d(Filter):
+    pass
+
+
+@pytest.mark.parametrize(
+    "spatial, ways", [(1, "aimc.register_products and aimc.register"), (2, "aimc.register")]
+)
+def test_a_kernel_of_ones_own_is_sent_to_a_convolution(spatial, ways):
+    with pytest.raises(
+        aimc.AimcError, match=f"let an nn.Conv1d, nn.Conv2d or nn.Conv3d hold .*; else see {ways}$"
+    ):
+        aimc.convert(nn.Sequential(Filter(spatial)), IDEAL)
+
+
+def test_a_kernel_is_no_product_to_register():
+    aimc.register_products(Filter2d, weights=["kernel"])
+    with pytest.raises(
+        aimc.AimcError, match=r"layer '0', field 'kernel', .*: products are .* let an nn.Conv1d"
+    ):
+        aimc.convert(nn.Sequential(Filter2d(2)), IDEAL)

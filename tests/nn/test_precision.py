@@ -111,6 +111,64 @@ def test_under_autocast_outputs_have_the_type_of_torchs_layers(net, hardware):
         assert double(X.double()).dtype == torch.float64  # as torch, which leaves double precision alone
 
 
+@pytest.mark.parametrize(
+    "make, shape", [(nn.Linear, (3, 4)), (lambda i, o, bias: nn.Conv1d(i, o, 2, bias=bias), (3, 4, 5))]
+)
+def test_layers_without_a_bias_train_under_autocast(make, shape):
+    torch.manual_seed(0)
+    layer, x = make(4, 6, bias=False), torch.randn(shape)
+    analog = aimc.convert(layer, IDEAL)
+    for module in (layer, analog):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(x)
+        assert y.dtype == torch.bfloat16
+        y.float().square().sum().backward()
+    assert_close(
+        "gradient", analog.weight.grad, layer.weight.grad, atol=2.0**-5 * float(layer.weight.grad.abs().max())
+    )
+
+
+RECURRENT = {
+    "LSTM, projected": lambda: nn.LSTM(5, 6, proj_size=2),
+    "GRU": lambda: nn.GRU(5, 6, 2, bidirectional=True),
+    "RNN": lambda: nn.RNN(5, 6),
+    "LSTMCell": lambda: nn.LSTMCell(5, 6),
+    "GRUCell": lambda: nn.GRUCell(5, 6),
+    "RNNCell": lambda: nn.RNNCell(5, 6),
+}
+
+
+def tensors_of(value):
+    return [value] if isinstance(value, torch.Tensor) else [t for v in value for t in tensors_of(v)]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_recurrent_layers_under_autocast_return_the_types_of_torchs(name):
+    torch.manual_seed(0)
+    layer = RECURRENT[name]()
+    analog, x = aimc.convert(layer, IDEAL), torch.randn((2, 5) if "Cell" in name else (3, 2, 5))
+    states = [torch.zeros_like(s) for s in tensors_of(layer(x))[-1 - ("LSTM" in name) :]]
+    for given in (x, x.bfloat16()):
+        for kind in (None, torch.float32, torch.bfloat16):
+            hx = None if kind is None else [s.to(kind) for s in states]
+            hx = hx if hx is None or "LSTM" in name else hx[0]
+            with torch.autocast("cpu", torch.bfloat16):
+                found, expected = tensors_of(analog(given, hx)), tensors_of(layer(given, hx))
+            assert [t.dtype for t in found] == [t.dtype for t in expected], (given.dtype, kind)
+            for a, e in zip(found, expected, strict=True):
+                assert_close(name, a.float(), e.float(), atol=2.0**-5)
+    found[0].float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in analog.parameters())
+
+
+def test_torchs_lstm_of_its_own_is_in_half_precision_under_autocast():
+    """As oneDNN's, which processors without such products do not have."""
+    analog = aimc.convert(nn.LSTM(5, 6), IDEAL)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {t.dtype for t in tensors_of(analog(torch.randn(3, 2, 5)))} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("hardware", [IDEAL, PCM], ids=["ideal", "pcm"])
 def test_half_precision_with_torchs_scaler(net, hardware):
     """Weights stay in float32, products run in float16, and gradients that would vanish there are scaled."""

@@ -442,6 +442,55 @@ def test_errors_name_the_layer():
         net["b"](torch.ones(2, 4))
 
 
+H = torch.ones(1, 2, 7)
+
+
+@pytest.mark.parametrize(
+    "make, hx, message",
+    [
+        (
+            lambda: nn.LSTM(5, 7),
+            (H,),
+            r"tuple \(h, c\) of hidden states \[1, 2, 7\] and \[1, 2, 7\], got a tuple of 1",
+        ),
+        (lambda: nn.LSTM(5, 7), H, r"a tuple \(h, c\) of hidden states .*, got a Tensor"),
+        (
+            lambda: nn.LSTM(5, 7, proj_size=3),
+            (H, H),
+            r"shape \[1, 2, 7\]: expects a hidden state \[1, 2, 3\]",
+        ),
+        (lambda: nn.LSTM(5, 7), (H, 3), "expects a tensor, got 3"),
+        (lambda: nn.GRU(5, 7), (H, H), r"one hidden state \[1, 2, 7\], got a tuple of 2"),
+        (lambda: nn.RNN(5, 7), [H], r"one hidden state \[1, 2, 7\], got a list of 1"),
+        (lambda: nn.GRU(5, 7), H[0], r"shape \[2, 7\]: expects a hidden state \[1, 2, 7\]"),
+        (lambda: nn.GRU(5, 7), H.double(), r"expects torch.float32, .*got torch.float64"),
+        (lambda: nn.LSTMCell(5, 7), (H[0],), r"tuple \(h, c\) of hidden states \[2, 7\] .*got a tuple of 1"),
+        (lambda: nn.LSTMCell(5, 7), H[0], r"a tuple \(h, c\) of hidden states .*, got a Tensor"),
+        (lambda: nn.GRUCell(5, 7), (H[0], H[0]), r"one hidden state \[2, 7\], got a tuple of 2"),
+        (lambda: nn.RNNCell(5, 7), H[0].double(), r"expects torch.float32, .*got torch.float64"),
+    ],
+)
+def test_hidden_states_of_another_kind_are_refused(make, hx, message):
+    net = aimc.convert(nn.ModuleDict({"a": make()}), IDEAL)["a"]
+    x = torch.ones(2, 5) if "Cell" in type(net).__name__ else torch.ones(4, 2, 5)
+    with pytest.raises(aimc.AimcError, match=f"layer 'a', field 'hx'.*{message}"):
+        net(x, hx)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.GRU(5, 7), lambda: nn.LSTMCell(5, 7)])
+def test_double_precision_does_not_mix_with_another(make):
+    net = aimc.convert(nn.ModuleDict({"a": make()}), IDEAL)["a"]
+    for layer, x in ((net, torch.ones(2, 5).double()), (copy.deepcopy(net).double(), torch.ones(2, 5))):
+        with pytest.raises(
+            aimc.AimcError, match="layer 'a', field 'input': expects torch.float.*got torch.float"
+        ):
+            layer(x)
+    with pytest.raises(
+        aimc.AimcError, match="layer 'a', field 'input': expects torch.float32.*got torch.int64"
+    ):
+        net(torch.ones(2, 5).long())
+
+
 def test_dropout_acts_between_layers_in_training_only():
     torch.manual_seed(0)
     layer, x = nn.LSTM(5, 200, 2, dropout=0.5), torch.randn(1, 4, 5)

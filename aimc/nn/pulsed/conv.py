@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aimc.crossbar import Layout
 from aimc.errors import AimcError
 from aimc.hardware import PulsedHardware
-from aimc.nn.images import batched, check_kernel, pad_images
+from aimc.nn.images import TorchsArguments, batched, check_kernel, pad_images
 from aimc.nn.pulsed.base import PulsedLayer
 from aimc.ops.pulsed_update import Patches, Vectors, channels_last, padded
 from aimc.random import Key
@@ -171,7 +171,7 @@ class ConvForm:
         return image.contiguous()
 
 
-class _PulsedConv(PulsedLayer):
+class _PulsedConv(TorchsArguments, PulsedLayer):
     """What the three convolutions share."""
 
     spatial: int
