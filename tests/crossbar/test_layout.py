@@ -88,7 +88,9 @@ def test_every_row_and_output_has_one_place(rows, columns, outputs, channels, ke
     fewest = channels / (rows // kernel) if kernel <= rows else channels * kernel / rows
     assert layout.row_tiles == math.ceil(fewest), "no more row tiles than needed"
     assert kernel > rows or layout.missing == ((0, 0),) * layout.row_tiles, "whole channels where they fit"
-    for (a, b), (first, stop), (before, after) in zip(layout.row_splits, layout.channel_splits, layout.missing):
+    for (a, b), (first, stop), (before, after) in zip(
+        layout.row_splits, layout.channel_splits, layout.missing
+    ):
         assert first * kernel + before == a and stop * kernel - after == b
         assert 0 <= before < kernel and 0 <= after < kernel
     for row, blocks, (a, b) in zip(layout.column_tile, layout.blocks, layout.row_splits):

@@ -100,10 +100,11 @@ def test_standard_hardware_runs_every_layer(layer_and_input, backend):
         assert p.grad is not None and bool(torch.isfinite(p.grad).all()), name
 
 
-def test_bodies_agree_on_a_whole_step(layer_and_input):
+@pytest.mark.parametrize("rows", [30, 4])
+def test_bodies_agree_on_a_whole_step(layer_and_input, rows):
     layer, x = layer_and_input
     hardware = aimc.presets.pcm().replace(
-        adc=None, **{"tile.rows": 30, "input_range.value": 2.0, "input_range.init_batches": 0}
+        adc=None, **{"tile.rows": rows, "input_range.value": 2.0, "input_range.init_batches": 0}
     )
     results = []
     for backend in ("reference", "cpu"):
@@ -368,7 +369,7 @@ FIRST_LAYERS = {
 }
 
 
-@pytest.mark.parametrize("rows", [512, 20])
+@pytest.mark.parametrize("rows", [512, 20, 2])
 @pytest.mark.parametrize("name", list(FIRST_LAYERS))
 def test_input_range_gradient_of_a_first_layer(name, rows):
     """An input that needs no gradient takes a shorter way to the same gradient of the range."""
