@@ -7,6 +7,7 @@ one group and one position, a convolution's image is one vector.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -45,7 +46,7 @@ class Geometry(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class SomeTaps:
     """The geometry of a tile that holds some of a channel's taps: a product of whole channels, the other taps zero.
 
@@ -58,9 +59,7 @@ class SomeTaps:
     before: int
     after: int
 
-    @property
-    def contiguous_tiles(self) -> bool:
-        return self.whole.contiguous_tiles
+    contiguous_tiles = True  # as in any convolution
 
     def _filled(self, weight: Tensor) -> Tensor:
         return F.pad(weight, (self.before, self.after))
@@ -82,7 +81,7 @@ class SomeTaps:
         return result
 
 
-def _of_tiles(geometry: Geometry, layout: Layout) -> list[Geometry]:
+def _of_tiles(geometry: Geometry, layout: Layout) -> Sequence[Geometry]:
     """The geometry of each row tile."""
     return [
         SomeTaps(geometry, before, after) if before or after else geometry for before, after in layout.missing
