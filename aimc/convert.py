@@ -601,19 +601,13 @@ def set_hardware(net: nn.Module, hardware: Hardware) -> None:
 
     An optimizer of parameters that are new or gone has to be made again.
 
-    Raises:
-        AimcError: a layer does not fit the new tiles; then no layer has been changed.
-
     Example:
         >>> from aimc import presets
         >>> net = convert(nn.Linear(4, 2), presets.pcm())
         >>> set_hardware(net, presets.ideal()); net.hardware == presets.ideal()
         True
     """
-    layers = require_analog(net).values()
-    for layer in layers:
-        layer.layout_on(hardware)
-    for layer in layers:
+    for layer in require_analog(net).values():
         layer.set_hardware(hardware)
 
 

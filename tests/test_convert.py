@@ -153,9 +153,9 @@ def test_copy_by_default_and_in_place_on_request():
 
 
 def test_an_error_leaves_the_network_as_it_was():
-    net = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(1, 1, 5))
-    with pytest.raises(aimc.AimcError, match=r"layer '1', field 'tile.rows'"):
-        aimc.convert(net, IDEAL.replace(**{"tile.rows": 9}), inplace=True)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(2, 2, 1, groups=2))
+    with pytest.raises(aimc.AimcError, match=r"layer '1', field 'mapping.analog_bias'"):
+        aimc.convert(net, aimc.presets.reram().replace(**{"mapping.analog_bias": True}), inplace=True)
     assert type(net[0]) is nn.Linear
 
 

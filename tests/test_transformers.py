@@ -94,6 +94,21 @@ def test_every_matrix_is_analog_and_ideal_hardware_is_digital(name):
         assert_close("in cells", aimc.convert(net, CELLS)(**x).logits, expected, atol=1e-5)
 
 
+@torch.no_grad()
+def test_patches_of_more_pixels_than_a_tile_has_rows():
+    """Of 32 x 32, 512 rows: two tiles for each colour."""
+    torch.manual_seed(0)
+    make = configured(
+        "ViTModel", "ViTConfig", hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, image_size=64, patch_size=32,
+    )  # fmt: skip
+    net, x = make().eval(), {"pixel_values": torch.randn(1, 3, 64, 64)}
+    analog = aimc.convert(net, IDEAL)
+    assert sorted(row.tiles for row in aimc.coverage(analog).rows if row.where == "analog")[-1] == 6
+    for module in (analog, aimc.convert(net, CELLS)):
+        assert_close("states", module(**x).last_hidden_state, net(**x).last_hidden_state, atol=1e-5)
+
+
 def test_gradients_are_the_digital_ones(name):
     net, x = made(name), inputs(name)
     analog = aimc.convert(net, IDEAL)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
 from aimc.config import Config
-from aimc.errors import AimcError
 
 
 class TileSize(Config):
@@ -37,7 +37,8 @@ class Layout:
     """The split of ``groups`` matrices of ``[outputs/groups, channels * kernel]`` over tiles.
 
     The order of rows inside a crossbar is free, so a convolution is split along its input channels: each part is an
-    ordinary convolution over fewer channels, and nothing is unfolded.
+    ordinary convolution over fewer channels, and nothing is unfolded. Where a channel has more rows than a tile, the
+    rows are split as those of a linear layer: a tile then holds some of the taps of one channel, or of two neighbours.
 
     Groups of a grouped convolution lie block-diagonally on one crossbar where they fit, and are read one after
     another: the rows of the other groups are not driven, so their devices add nothing, and only the rows that are
@@ -48,7 +49,7 @@ class Layout:
         channels: input features, or input channels, of one group.
         kernel: rows per channel: 1 for a linear layer, the kernel's area for a convolution.
         groups: independent matrices.
-        splits: channel boundaries of the row tiles, ``((start, stop), ...)``.
+        row_splits: row boundaries of the row tiles in the flattened matrix, ``((start, stop), ...)``.
         columns: most outputs of one tile.
     """
 
@@ -56,31 +57,26 @@ class Layout:
     channels: int
     kernel: int
     groups: int
-    splits: tuple[tuple[int, int], ...]
+    row_splits: tuple[tuple[int, int], ...]
     columns: int
     size: TileSize
 
     @classmethod
     def of(cls, size: TileSize, outputs: int, channels: int, kernel: int = 1, groups: int = 1) -> Layout:
-        """Split evenly: the fewest row tiles that fit, as equal as whole channels allow.
-
-        Raises:
-            AimcError: one channel's kernel alone has more rows than a tile.
+        """Split evenly: the fewest row tiles that fit, as equal as whole channels allow, or rows where no channel fits.
 
         Example:
             >>> Layout.of(TileSize(rows=512), outputs=64, channels=64, kernel=9).splits
             ((0, 32), (32, 64))
+            >>> Layout.of(TileSize(rows=512), outputs=64, channels=1, kernel=1024).row_splits
+            ((0, 512), (512, 1024))
         """
-        fit = size.rows // kernel
-        if fit == 0:
-            raise AimcError(
-                f"one channel needs {kernel} rows, a tile has {size.rows}; use a larger tile or keep the layer digital",
-                field="tile.rows",
-            )
-        parts = max(1, math.ceil(channels / fit))
-        # Boundaries at multiples of 8 channels where they fit, which native convolutions like.
-        edges = [round(channels * k / parts) for k in range(parts + 1)]
-        rounded = [0, *(8 * round(e / 8) for e in edges[1:-1]), channels]
+        unit = kernel if kernel <= size.rows else 1
+        units, fit = channels * kernel // unit, size.rows // unit
+        parts = max(1, math.ceil(units / fit))
+        # Boundaries at multiples of 8 where they fit, which native convolutions like of their channels.
+        edges = [round(units * k / parts) for k in range(parts + 1)]
+        rounded = [0, *(8 * round(e / 8) for e in edges[1:-1]), units]
         if all(0 < b - a <= fit for a, b in zip(rounded, rounded[1:])):
             edges = rounded
         return cls(
@@ -88,7 +84,7 @@ class Layout:
             channels=channels,
             kernel=kernel,
             groups=groups,
-            splits=tuple(zip(edges, edges[1:])),
+            row_splits=tuple((a * unit, b * unit) for a, b in zip(edges, edges[1:])),
             columns=size.columns or max(outputs, 1),
             size=size,
         )
@@ -100,12 +96,32 @@ class Layout:
 
     @property
     def row_tiles(self) -> int:
-        return len(self.splits)
+        return len(self.row_splits)
 
     @functools.cached_property
-    def row_splits(self) -> tuple[tuple[int, int], ...]:
-        """Row boundaries of the row tiles in the flattened matrix."""
-        return tuple((a * self.kernel, b * self.kernel) for a, b in self.splits)
+    def channel_splits(self) -> tuple[tuple[int, int], ...]:
+        """The channels of which each row tile holds rows; neighbours share one where it is split."""
+        return tuple((a // self.kernel, math.ceil(b / self.kernel)) for a, b in self.row_splits)
+
+    @functools.cached_property
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """For each row tile, the rows of its first and of its last channel that are on other tiles."""
+        return tuple(
+            (a - first * self.kernel, stop * self.kernel - b)
+            for (a, b), (first, stop) in zip(self.row_splits, self.channel_splits)
+        )
+
+    @functools.cached_property
+    def splits(self) -> tuple[tuple[int, int], ...]:
+        """Boundaries of the row tiles in what :meth:`for_tiles` returns."""
+        edges = [0, *itertools.accumulate(b - a for a, b in self.channel_splits)]
+        return tuple(zip(edges, edges[1:]))
+
+    def for_tiles(self, x: Tensor) -> Tensor:
+        """Inputs ``[vectors, groups, channels, positions]`` in which every row tile finds channels of its own."""
+        if self.splits == self.channel_splits:
+            return x
+        return torch.cat([x[:, :, a:b] for a, b in self.channel_splits], 2)
 
     @property
     def _group_outputs(self) -> int:

@@ -536,6 +536,7 @@ class AnalogLayer(nn.Module):
         """``[vectors, groups, channels, positions]`` -> ``[vectors, outputs, positions]``, finished."""
         if x.dtype != self.weight.dtype and x.is_floating_point():
             x = x.to(self.weight.dtype)
+        x = self.layout.for_tiles(x)
         if self._observer is not None:
             self._observer(x.detach())
         x = x.contiguous()
@@ -691,14 +692,6 @@ class AnalogLayer(nn.Module):
 
     # State ---------------------------------------------------------------------------------------------------------
 
-    def layout_on(self, hardware: Hardware) -> Layout:
-        """How this layer would be split on other hardware; raises where it does not fit."""
-        here = self.layout
-        try:
-            return Layout.of(hardware.tile, here.outputs, here.channels, here.kernel, here.groups)
-        except AimcError as error:
-            raise error.at(layer=self.name) from None
-
     def set_hardware(self, hardware: Hardware) -> None:
         """Exchange the hardware and keep the weights; ranges and gains are kept where the new hardware has them.
 
@@ -713,7 +706,8 @@ class AnalogLayer(nn.Module):
             raise AimcError(
                 "its parameters are sharded; exchange the hardware before fully_shard", layer=self.name
             )
-        layout = self.layout_on(hardware)
+        here = self.layout
+        layout = Layout.of(hardware.tile, here.outputs, here.channels, here.kernel, here.groups)
         kept = {n: getattr(self, n) for n in ("input_range", "output_gain")}
         counters = self._step, self._evaluated, self._range_batches
         settings = self.check_finite, self.noise_strength, self.network_seed

@@ -1,4 +1,7 @@
-"""Convolutions, native: a tile is a convolution over some of the input channels, and nothing is unfolded."""
+"""Convolutions, native: a tile is a convolution over some of the input channels, and nothing is unfolded.
+
+Where a channel has more taps than a tile has rows, a tile is one with some of the taps: see :class:`SomeTaps`.
+"""
 
 from __future__ import annotations
 

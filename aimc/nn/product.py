@@ -7,9 +7,11 @@ one group and one position, a convolution's image is one vector.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aimc.crossbar import Layout
@@ -42,6 +44,48 @@ class Geometry(Protocol):
     ) -> Tensor | None:
         """The gradient with respect to ``part``, where needed; that of ``weight`` is written where wanted."""
         ...
+
+
+@dataclasses.dataclass
+class SomeTaps:
+    """The geometry of a tile that holds some of a channel's taps: a product of whole channels, the other taps zero.
+
+    Attributes:
+        whole: the layer's geometry.
+        before, after: rows of the tile's first and last channel that are on other tiles.
+    """
+
+    whole: Geometry
+    before: int
+    after: int
+
+    contiguous_tiles = True  # as in any convolution
+
+    def _filled(self, weight: Tensor) -> Tensor:
+        return F.pad(weight, (self.before, self.after))
+
+    def product(self, part: Tensor, weight: Tensor) -> Tensor:
+        return self.whole.product(part, self._filled(weight))
+
+    def transposed_at(self, grad: Tensor, weight: Tensor, clipped: Tensor, backend: str) -> Tensor | None:
+        return self.whole.transposed_at(grad, self._filled(weight), clipped, backend)
+
+    def transposed(
+        self, grad: Tensor, part: Tensor, weight: Tensor, need_part: bool, to_weight: Tensor | None
+    ) -> Tensor | None:
+        filled = self._filled(weight)
+        found = torch.empty_like(filled) if to_weight is not None else None
+        result = self.whole.transposed(grad, part, filled, need_part, found)
+        if to_weight is not None and found is not None:
+            to_weight.copy_(found.narrow(1, self.before, weight.shape[1]))
+        return result
+
+
+def _of_tiles(geometry: Geometry, layout: Layout) -> Sequence[Geometry]:
+    """The geometry of each row tile."""
+    return [
+        SomeTaps(geometry, before, after) if before or after else geometry for before, after in layout.missing
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +229,10 @@ class AnalogProduct(torch.autograd.Function):
             short_term=periphery.short_term_noise,
             offset=call.offset,
         )
+        of_tiles = _of_tiles(geometry, layout)
         for k, (part, w) in enumerate(zip(parts, tiles.weights, strict=True)):
             total, mask, count = read_tile(
-                part, w, tiles.scale[k], ranges[k], geometry, periphery, setting, call.keys[k], total,
+                part, w, tiles.scale[k], ranges[k], of_tiles[k], periphery, setting, call.keys[k], total,
                 tiles.compensation[k] if tiles.compensation is not None else None,
                 bias if gain is None else None, call.backend, far,
             )  # fmt: skip
@@ -218,7 +263,7 @@ class AnalogProduct(torch.autograd.Function):
             x if needs_x else None, gain, ranges, before_gain, tiles.factor, tiles.compensation,
             *masks, *parts, *tiles.weights,
         )  # fmt: skip
-        ctx.layout, ctx.geometry, ctx.call, ctx.periphery = layout, geometry, call, periphery
+        ctx.layout, ctx.geometries, ctx.call, ctx.periphery = layout, of_tiles, call, periphery
         ctx.trained, ctx.weight_shape = tiles.trained, weight.shape
         ctx.by = weight, gain, input_range
         # Detached, it is not a view in autograd's eyes, so that it may be changed in place.
@@ -259,10 +304,10 @@ class AnalogProduct(torch.autograd.Function):
             found = None
             if few and x is not None:
                 inputs, beyond = _clipped(x, ranges, layout, k)
-                found = ctx.geometry.transposed_at(d, weight, beyond, call.backend)
+                found = ctx.geometries[k].transposed_at(d, weight, beyond, call.backend)
                 if found is not None:
                     push[k] = _push(inputs[beyond], found)
-            grads.append(ctx.geometry.transposed(d, part, weight, wants_x and found is None, to_weight))
+            grads.append(ctx.geometries[k].transposed(d, part, weight, wants_x and found is None, to_weight))
         if grad_weight is not None:
             if weight_factor is not None:
                 grad_weight *= weight_factor

@@ -205,6 +205,7 @@ LIKE_LINEAR = {  # layer, shape of its inputs, rows of a tile
     "conv3d": (lambda: nn.Conv3d(96, 40, 1), (96, 1, 1, 1), 40),
     "strided": (lambda: nn.Conv2d(96, 40, 1, stride=2), (96, 2, 2), 40),
     "a patch of the whole image": (lambda: nn.Conv2d(24, 40, 2), (24, 2, 2), 512),
+    "channels on several tiles": (lambda: nn.Conv3d(3, 40, (4, 2, 4)), (3, 4, 2, 4), 30),
     "transposed": (lambda: nn.ConvTranspose2d(96, 40, 1), (96, 1, 1), 40),
     "without bias": (lambda: nn.Conv2d(96, 40, 1, bias=False), (96, 1, 1), 512),
 }

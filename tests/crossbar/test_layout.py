@@ -12,7 +12,6 @@ from torch import nn
 
 import aimc
 from aimc.crossbar import Layout, TileSize
-from aimc.errors import AimcError
 from tests.helpers import assert_close
 
 
@@ -61,12 +60,19 @@ def test_groups_share_a_tile_block_diagonally():
     assert tall.column_tile.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def test_a_kernel_that_does_not_fit_is_refused():
-    with pytest.raises(AimcError, match="needs 9 rows, a tile has 8"):
-        Layout.of(TileSize(rows=8), outputs=4, channels=2, kernel=9)
-    with pytest.raises(AimcError) as caught:
-        aimc.convert(nn.Conv2d(1, 1, 3), aimc.presets.ideal().replace(**{"tile.rows": 8}))
-    assert caught.value.field == "tile.rows"
+def test_a_channel_that_does_not_fit_is_split():
+    """As the rows of a linear layer; a tile may hold the end of one channel and the beginning of the next."""
+    layout = Layout.of(TileSize(rows=7, columns=4), outputs=10, channels=2, kernel=9)
+    assert layout.row_splits == ((0, 6), (6, 12), (12, 18))
+    assert layout.channel_splits == ((0, 1), (0, 2), (1, 2)) and layout.splits == ((0, 1), (1, 3), (3, 4))
+    assert layout.missing == ((0, 3), (6, 6), (3, 0))
+    assert (layout.tiles, layout.utilisation) == (9, pytest.approx(180 / (9 * 7 * 4)))
+    x = torch.arange(2.0).view(1, 1, 2, 1)
+    assert layout.for_tiles(x).flatten().tolist() == [0, 0, 1, 1]
+    whole = Layout.of(TileSize(rows=9), outputs=10, channels=2, kernel=9)
+    assert whole.for_tiles(x) is x and whole.missing == ((0, 0), (0, 0))
+    patch = aimc.coverage(aimc.convert(nn.Conv2d(3, 16, 32, 32), aimc.presets.ideal())).rows[0]
+    assert (patch.tiles, patch.utilisation) == (6, pytest.approx(1.0))
 
 
 @settings(max_examples=200, deadline=None)
@@ -75,14 +81,18 @@ def test_a_kernel_that_does_not_fit_is_refused():
     channels=st.integers(1, 1500), kernel=st.integers(1, 25), groups=st.integers(1, 5),
 )  # fmt: skip
 def test_every_row_and_output_has_one_place(rows, columns, outputs, channels, kernel, groups):
-    if kernel > rows:
-        return
     layout = Layout.of(TileSize(rows=rows, columns=columns), outputs * groups, channels, kernel, groups)
-    edges = [a for a, _ in layout.splits] + [layout.splits[-1][1]]
-    assert edges[0] == 0 and edges[-1] == channels
-    assert all(a < b for a, b in zip(edges, edges[1:]))
-    assert all((b - a) * kernel <= rows for a, b in layout.splits)
-    assert layout.row_tiles == math.ceil(channels / (rows // kernel)), "no more row tiles than needed"
+    edges = [a for a, _ in layout.row_splits] + [layout.row_splits[-1][1]]
+    assert edges[0] == 0 and edges[-1] == channels * kernel
+    assert all(a < b <= a + rows for a, b in zip(edges, edges[1:]))
+    fewest = channels / (rows // kernel) if kernel <= rows else channels * kernel / rows
+    assert layout.row_tiles == math.ceil(fewest), "no more row tiles than needed"
+    assert kernel > rows or layout.missing == ((0, 0),) * layout.row_tiles, "whole channels where they fit"
+    for (a, b), (first, stop), (before, after) in zip(
+        layout.row_splits, layout.channel_splits, layout.missing
+    ):
+        assert first * kernel + before == a and stop * kernel - after == b
+        assert 0 <= before < kernel and 0 <= after < kernel
     for row, blocks, (a, b) in zip(layout.column_tile, layout.blocks, layout.row_splits):
         counts = torch.bincount(row)
         assert int(counts.min()) > 0

@@ -57,11 +57,11 @@ def pair(case: str, hardware=EXACT):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("reads", ["perfect", "through clear converters"])
+@pytest.mark.parametrize("reads", ["perfect", "through clear converters", "of small tiles"])
 def test_equals_torch_in_output_gradients_and_update(case, reads):
     hardware = EXACT
     if reads != "perfect":
-        tile = aimc.crossbar.TileSize(rows=20, columns=3)
+        tile = aimc.crossbar.TileSize(rows=3 if reads == "of small tiles" else 20, columns=3)
         hardware = EXACT.replace(forward=CLEAR, backward=CLEAR, tile=tile)
     digital, layer, x, _ = pair(case, hardware)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -445,8 +445,9 @@ def test_every_position_of_an_output_gradient_has_its_own_range():
 NOISY = ArrayIO(dac=DAC(bits=5), adc=ADC(bits=8, bound=4.0), output_noise=0.1)
 
 
-def test_a_convolution_is_the_linear_layer_of_its_patches_noise_included():
-    hardware = EXACT.replace(forward=NOISY, cell=STEP.replace(w_max=1.0, w_min=-1.0))
+@pytest.mark.parametrize("rows", [512, 7])
+def test_a_convolution_is_the_linear_layer_of_its_patches_noise_included(rows):
+    hardware = EXACT.replace(forward=NOISY, cell=STEP.replace(w_max=1.0, w_min=-1.0), **{"tile.rows": rows})
     conv = nn.Conv2d(2, 3, 3)
     linear = nn.Linear(18, 3)
     linear.load_state_dict({"weight": conv.weight.flatten(1), "bias": conv.bias})
