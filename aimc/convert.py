@@ -45,6 +45,8 @@ _DIGITAL_BY_NATURE = (
 # Hugging Face's embeddings look up, concatenate, scale and add; the first forward passes show one that multiplies.
 _DIGITAL_BY_NAME = ("transformers.models.*Embedding", "transformers.models.*Embeddings")
 
+_TUNER = "peft.tuners.tuners_utils.BaseTunerLayer"
+
 # These compute with the bare weights of their children, so a child made analog would be bypassed.
 _OPAQUE = (nn.MultiheadAttention,)
 
@@ -60,7 +62,7 @@ _HOOKS = (
 
 
 def _digital_by_nature(module: nn.Module) -> bool:
-    """Whether it is known by name, or torch's own forward runs; one of somebody else's may multiply by the parameters."""
+    """Whether its kind is known, or torch's own forward runs; one that a subclass has written may multiply."""
     if matches(f"{type(module).__module__}.{type(module).__qualname__}", _DIGITAL_BY_NAME):
         return True
     if not isinstance(module, _DIGITAL_BY_NATURE):
@@ -283,7 +285,7 @@ def _refuse_rubbish(module: nn.Module, name: str) -> None:
 # Products beside the tiles ------------------------------------------------------------------------------------------
 
 _JUDGED = "_aimc_judged"
-"""Mark of a module that was there at the conversion; it goes along into copies and whatever is put around the module."""
+"""Mark of a module that was there at the conversion; it goes along into copies and into whatever wraps it."""
 
 _CHILDREN = "_aimc_children"
 """Mark of a network: the children of its modules as they were when it was followed."""
@@ -389,10 +391,14 @@ def _beside(net: nn.Module) -> list[tuple[Product, bool]]:
     watch = net.__dict__.get("_aimc_watch")
     if watch is None or not watch.found:
         return []
-    patterns = net.__dict__.get("_aimc_digital", ())
+    patterns, adapters = net.__dict__.get("_aimc_digital", ()), _adapters(net)
     digital = {r.name for r in _modules_rows(net) if r.multiplies and r.where != "analog"}
     return [
-        (product, any(_named(name, patterns) for name in (*product.names, product.module)))
+        (
+            product,
+            any(_named(name, patterns) for name in (*product.names, product.module))
+            or not adapters.isdisjoint(prefix for name in product.names for prefix in _prefixes(name)),
+        )
         for product in watch.found
         if all(_holds(net, name) for name in product.names)
         and not any(prefix in digital for name in product.names for prefix in _prefixes(name))
@@ -446,8 +452,9 @@ def refuse_newcomers(net: nn.Module) -> None:
             warn(text + "aimc.summary(net) counts them as digital")
             continue
         raise AimcError(
-            f"{text}Make the change before aimc.convert, put aimc.convert(layer, hardware) in the layer's place, or keep "
-            f"it digital on purpose: aimc.convert(aimc.to_digital(net), hardware, digital=({found[0].name!r}, ...))",
+            f"{text}Make the change before aimc.convert, put aimc.convert(layer, hardware) in the layer's place, or "
+            "keep it digital on purpose: aimc.convert(aimc.to_digital(net), hardware, "
+            f"digital=({found[0].name!r}, ...))",
             field="net",
         )
 
@@ -499,7 +506,7 @@ def _survey(
     net: nn.Module, patterns: tuple[str, ...], hardware: type = Hardware, strict: bool = True
 ) -> list[Row]:
     used: set[str] = set()
-    adapters: set[str] = set()
+    adapters = _adapters(net)
 
     def excluded(name: str) -> bool:
         prefixes = _prefixes(name)
@@ -525,7 +532,6 @@ def _survey(
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
         kind = type(module).__name__
-        adapters.update(_join(name, child) for child in _adapters(module))
         if isinstance(module, AnalogLayer):
             rows.append(_analog_row(name, module))
             whole.append(name)  # a parametrization makes what is on the tiles
@@ -582,12 +588,15 @@ def _survey(
     return rows
 
 
-def _adapters(module: nn.Module) -> Iterable[str]:
-    """Children of a layer of Hugging Face PEFT that are adapters: digital, above a base layer on tiles."""
-    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
-    if "peft.tuners.tuners_utils.BaseTunerLayer" in kinds:
-        return module.adapter_layer_names  # type: ignore[return-value]
-    return ()
+def _adapters(net: nn.Module) -> set[str]:
+    """Names of the adapters of Hugging Face PEFT: all that its layers hold beside a base layer on tiles."""
+    return {
+        _join(name, child)
+        for name, module in net.named_modules()
+        if any(f"{k.__module__}.{k.__qualname__}" == _TUNER for k in type(module).__mro__)
+        for child in module._modules
+        if child != "base_layer"
+    }
 
 
 def _switch_off_fast_paths(net: nn.Module) -> None:

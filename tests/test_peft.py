@@ -194,3 +194,15 @@ def test_an_adapter_that_multiplies_by_the_base_weight_is_an_error():
         aimc.AimcError, match=r"linear by .*q_proj.base_layer.weight in .*lora_magnitude_vector"
     ):
         analog.train()(TOKENS)
+
+
+def test_adapters_in_buffers_come_after_passes_without_a_word():
+    torch.manual_seed(0)
+    analog = aimc.convert(llama(), PCM, seed=0)
+    analog(TOKENS)
+    adapted = peft.get_peft_model(analog, peft.VeraConfig(r=2, target_modules=["q_proj"]))
+    adapted.train()(TOKENS)
+    adapted.eval()(TOKENS)
+    aimc.program(adapted, seed=0)
+    rows = {row.where for row in aimc.coverage(analog).rows if "vera_A" in row.name or "vera_B" in row.name}
+    assert rows == {"excluded"}

@@ -109,8 +109,8 @@ _ADDED: dict[Any, tuple[int, str] | None] = {
 
 # Functions that multiply nothing by what they are given, by name without the marks of their variants.
 _MOVE = frozenset(
-    "add sub cat concat concatenate hstack vstack stack where masked_fill masked_scatter embedding getitem setitem copy "
-    "index_select index_copy index_put index_fill gather take take_along_dim".split()
+    "add sub cat concat concatenate hstack vstack stack where masked_fill masked_scatter embedding getitem setitem "
+    "copy index_select index_copy index_put index_fill gather take take_along_dim".split()
 )
 # What the second tensor gives is a type or a shape.
 _LIKE = frozenset(("to", "type_as", "expand_as", "view_as", "reshape_as", "broadcast_to"))
@@ -220,7 +220,7 @@ class Watching(TorchFunctionMode):
 
 def _factors(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors that a function may multiply by, and not only look up, move or add."""
-    if _plain_name(func) in _MOVE | _LIKE:
+    if _plain_name(func) in _MOVE or _plain_name(func) in _LIKE:
         return []
     added = _ADDED.get(func)
     if added is not None:
