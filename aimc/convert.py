@@ -42,8 +42,13 @@ _DIGITAL_BY_NATURE = (
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
 
-# Hugging Face's embeddings look up, concatenate and add; the biases of its routers are added.
-_DIGITAL_BY_NAME = ("transformers.models.*Embeddings", "transformers.models.*MoeStatics")
+# Hugging Face's embeddings look up, concatenate, scale and add, and the biases of its routers are added; the first
+# forward passes show one that multiplies.
+_DIGITAL_BY_NAME = (
+    "transformers.models.*Embedding", "transformers.models.*Embeddings", "transformers.models.*MoeStatics",
+)  # fmt: skip
+
+_TUNER = "peft.tuners.tuners_utils.BaseTunerLayer"
 
 # These compute with the bare weights of their children, so a child made analog would be bypassed.
 _OPAQUE = (nn.MultiheadAttention,)
@@ -60,9 +65,11 @@ _HOOKS = (
 
 
 def _digital_by_nature(module: nn.Module) -> bool:
-    """Whether torch's own forward runs; one that a subclass has written may multiply with the parameters."""
+    """Whether its kind is known, or torch's own forward runs; one that a subclass has written may multiply."""
+    if matches(f"{type(module).__module__}.{type(module).__qualname__}", _DIGITAL_BY_NAME):
+        return True
     if not isinstance(module, _DIGITAL_BY_NATURE):
-        return matches(f"{type(module).__module__}.{type(module).__qualname__}", _DIGITAL_BY_NAME)
+        return False
     torchs = next(kind for kind in type(module).__mro__ if kind.__module__.split(".")[0] == "torch")
     return type(module).forward is torchs.forward
 
@@ -154,7 +161,7 @@ def convert(
         inplace: change the network itself; its parameters stay the same objects, so an optimizer remains valid (but for
             weights that train in memory, which are new objects).
         example: an input with which a copy of the network is run once: a tensor, a tuple of arguments, or a dict of
-            named ones.
+            named ones. What that run only looks up, moves or adds is no matrix product.
 
     Returns:
         The analog network (a bare layer comes back as its analog twin).
@@ -180,12 +187,16 @@ def convert(
     patterns = (digital,) if isinstance(digital, str) else tuple(digital)
     rows = _survey(net, patterns, type(hardware))
     unsupported = [row for row in rows if row.where == "unsupported"]
+    if unsupported and example is not None:
+        shown = _followed(net, example)
+        unsupported = [row for row in unsupported if row.name not in shown.used - shown.multiplied]
     if strict and unsupported:
         lines = "".join(f"\n  {row.name} ({row.kind}, {row.parameters} parameters)" for row in unsupported)
         names = ", ".join(repr(row.name) for row in unsupported[:3])
         raise AimcError(
             f"these matrix products would stay digital:{lines}\nKeep them digital on purpose with "
-            f"digital=({names}, ...), pass strict=False, or {_other_ways(net, unsupported)}",
+            f"digital=({names}, ...), pass strict=False, or {_other_ways(net, unsupported)}; what is only looked up or "
+            "added is told from a product where an example=... of an input is given",
             field="net",
         )
     if not any(row.where == "analog" for row in rows):
@@ -287,6 +298,12 @@ def _refuse_rubbish(module: nn.Module, name: str) -> None:
 
 # Products beside the tiles ------------------------------------------------------------------------------------------
 
+_JUDGED = "_aimc_judged"
+"""Mark of a module that was there at the conversion; it goes along into copies and into whatever wraps it."""
+
+_CHILDREN = "_aimc_children"
+"""Mark of a network: the children of its modules as they were when it was followed."""
+
 # Networks whose forward pass is being followed, by thread.
 _FOLLOWING: dict[tuple[int, int], Watching] = {}
 
@@ -297,6 +314,8 @@ def _watch(net: nn.Module, strict: bool) -> None:
         return  # a layer that is alone
     watch = Watch(strict)
     net.__dict__["_aimc_watch"] = watch
+    for module in net.modules():
+        module.__dict__[_JUDGED] = True
     for layer in _on_tiles(net).values():
         layer.watch = watch
     net.register_forward_pre_hook(_begin)
@@ -306,6 +325,8 @@ def _watch(net: nn.Module, strict: bool) -> None:
 def _unwatch(net: nn.Module) -> None:
     """A copy without tiles has nothing beside them."""
     for module in net.modules():
+        for mark in (_JUDGED, _CHILDREN):
+            module.__dict__.pop(mark, None)
         if module.__dict__.pop("_aimc_watch", None) is not None:
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 for number in [n for n, hook in hooks.items() if hook in (_begin, _end)]:
@@ -317,12 +338,17 @@ def _begin(net: nn.Module, args: tuple) -> None:
     if torch.compiler.is_compiling():
         return
     watch, place = net.__dict__.get("_aimc_watch"), (threading.get_ident(), id(net))
-    if watch is None or net.training in watch.seen or place in _FOLLOWING:
+    if watch is None or place in _FOLLOWING or (net.training in watch.seen and not _changed(net)):
         return
     if followed(args[0] if args else None):
         return
     _FOLLOWING[place] = _watching(net)
     _FOLLOWING[place].__enter__()
+
+
+def _changed(net: nn.Module) -> bool:
+    """Whether some module has other children than when the network was followed."""
+    return any(now != then for now, then in net.__dict__.get(_CHILDREN, ()))
 
 
 def _watching(net: nn.Module) -> Watching:
@@ -338,14 +364,25 @@ def _end(net: nn.Module, args: tuple, output: Any) -> None:
         return
     watching.__exit__(None, None, None)
     watch = net.__dict__["_aimc_watch"]
-    watch.found.update(watching.found)
+    watch.add(watching)
+    refuse_newcomers(net)
     if watching.found:
         _refuse_products(net)
+    if _changed(net):
+        watch.seen -= {True, False}
     watch.seen.add(net.training)
+    net.__dict__[_CHILDREN] = [(m._modules, dict(m._modules)) for m in net.modules() if m._modules]
 
 
 def _run(net: nn.Module, example: Any) -> None:
-    """Follow a digital forward pass of a copy, which leaves no trace."""
+    """Follow a digital forward pass of a copy."""
+    watch = net.__dict__["_aimc_watch"]
+    watch.add(_followed(net, example))
+    watch.seen.add("example")
+
+
+def _followed(net: nn.Module, example: Any) -> Watching:
+    """What a digital forward pass of a copy shows, which leaves no trace."""
     twin = copy.deepcopy(net).eval()
     _unwatch(twin)
     named = example if isinstance(example, dict) else {}
@@ -357,8 +394,7 @@ def _run(net: nn.Module, example: Any) -> None:
         stack.enter_context(torch.no_grad())
         watching = stack.enter_context(_watching(twin))
         twin(*given, **named)
-    net.__dict__["_aimc_watch"].found.update(watching.found)
-    net.__dict__["_aimc_watch"].seen.add("example")
+    return watching
 
 
 def _beside(net: nn.Module) -> list[tuple[Product, bool]]:
@@ -369,10 +405,14 @@ def _beside(net: nn.Module) -> list[tuple[Product, bool]]:
     watch = net.__dict__.get("_aimc_watch")
     if watch is None or not watch.found:
         return []
-    patterns = net.__dict__.get("_aimc_digital", ())
+    patterns, adapters = net.__dict__.get("_aimc_digital", ()), _adapters(net)
     digital = {r.name for r in _modules_rows(net) if r.multiplies and r.where != "analog"}
     return [
-        (product, any(_named(name, patterns) for name in (*product.names, product.module)))
+        (
+            product,
+            any(_named(name, patterns) for name in (*product.names, product.module))
+            or not adapters.isdisjoint(prefix for name in product.names for prefix in _prefixes(name)),
+        )
         for product in watch.found
         if all(_holds(net, name) for name in product.names)
         and not any(prefix in digital for name in product.names for prefix in _prefixes(name))
@@ -411,6 +451,40 @@ def _refuse_products(net: nn.Module) -> None:
     )
 
 
+def refuse_newcomers(net: nn.Module) -> None:
+    """An error, or where the conversion was not strict a warning, for digital layers that came after the conversion."""
+    for path, part in net.named_modules():
+        watch = part.__dict__.get("_aimc_watch")
+        found = _newcomers(part) if watch is not None else []
+        if watch is None or not found:
+            continue
+        lines = "".join(
+            f"\n  {_join(path, row.name)} ({row.kind}, {row.parameters} parameters)" for row in found
+        )
+        text = f"these came after aimc.convert and are digital, so that no hardware acts on their products:{lines}\n"
+        if not watch.strict:
+            warn(text + "aimc.summary(net) counts them as digital")
+            continue
+        raise AimcError(
+            f"{text}Make the change before aimc.convert, put aimc.convert(layer, hardware) in the layer's place, or "
+            "keep it digital on purpose: aimc.convert(aimc.to_digital(net), hardware, "
+            f"digital=({found[0].name!r}, ...))",
+            field="net",
+        )
+
+
+def _newcomers(net: nn.Module) -> list[Row]:
+    """Matrix products of digital modules that nobody has judged, as a layer that was put in another's place."""
+    modules = dict(net.named_modules())
+    return [
+        row
+        for row in _modules_rows(net)
+        if row.multiplies
+        and row.where not in ("analog", "excluded")
+        and _JUDGED not in modules.get(row.name, modules.get(row.name.rpartition(".")[0], net)).__dict__
+    ]
+
+
 def _refuse_ties(net: nn.Module, weights: list[nn.Parameter]) -> None:
     """Cells are one layer's: two modules with one weight would each train a copy."""
     places: dict[int, list[str]] = {}
@@ -446,7 +520,7 @@ def _survey(
     net: nn.Module, patterns: tuple[str, ...], hardware: type = Hardware, strict: bool = True
 ) -> list[Row]:
     used: set[str] = set()
-    adapters: set[str] = set()
+    adapters = _adapters(net)
 
     def excluded(name: str) -> bool:
         prefixes = _prefixes(name)
@@ -472,7 +546,6 @@ def _survey(
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in own.values()):
             raise AimcError("has no shape yet; run the network once before converting it", layer=name)
         kind = type(module).__name__
-        adapters.update(_join(name, child) for child in _adapters(module))
         if strict and _adapts_weights(module) and not excluded(name):
             raise AimcError(
                 "an adapter of PEFT adds to the weight itself here (in nn.MultiheadAttention, routers and experts), "
@@ -482,6 +555,7 @@ def _survey(
             )
         if isinstance(module, AnalogLayer):
             rows.append(_analog_row(name, module))
+            whole.append(name)  # a parametrization makes what is on the tiles
             continue
         if isinstance(module, PulsedLayer):
             rows.append(_pulsed_row(name, module, sum(p.numel() for p in own.values())))
@@ -547,11 +621,15 @@ def _adapts_weights(module: nn.Module) -> bool:
     )
 
 
-def _adapters(module: nn.Module) -> Iterable[str]:
-    """Children of a layer of Hugging Face PEFT that are adapters: digital, above a base layer on tiles."""
-    if "peft.tuners.tuners_utils.BaseTunerLayer" in _dotted(module):
-        return module.adapter_layer_names  # type: ignore[return-value]
-    return ()
+def _adapters(net: nn.Module) -> set[str]:
+    """Names of the adapters of Hugging Face PEFT: all that its layers hold beside a base layer on tiles."""
+    return {
+        _join(name, child)
+        for name, module in net.named_modules()
+        if _TUNER in _dotted(module)
+        for child in module._modules
+        if child != "base_layer"
+    }
 
 
 _FAST = ("activation_relu_or_gelu", "enable_nested_tensor", "use_nested_tensor")
@@ -707,11 +785,16 @@ class Coverage:
 
 def _modules_rows(net: nn.Module) -> list[Row]:
     rows = _survey(net, net.__dict__.get("_aimc_digital", ()), strict=False)
-    held = _on_tiles(net)
-    return [
-        dataclasses.replace(r, where="digital") if r.where == "analog" and r.name not in held else r
-        for r in rows
-    ]
+    held, watch = _on_tiles(net), net.__dict__.get("_aimc_watch")
+    added = watch.used - watch.multiplied if watch is not None else set()
+
+    def seen(row: Row) -> Row:
+        if row.name in added:  # a bare parameter, of which only a forward pass tells what it is for
+            return dataclasses.replace(row, where="digital", multiplies=False, matrix=0)
+        gone = row.where == "analog" and row.name not in held
+        return dataclasses.replace(row, where="digital") if gone else row
+
+    return [seen(row) for row in rows]
 
 
 @checked

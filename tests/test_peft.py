@@ -275,3 +275,15 @@ def test_adapters_that_add_to_weights_are_refused_with_a_way_out(name):
     assert_close(
         "kept digital", getattr(found, "logits", found), getattr(expected, "logits", expected), atol=1e-5
     )
+
+
+def test_adapters_in_buffers_come_after_passes_without_a_word():
+    torch.manual_seed(0)
+    analog = aimc.convert(llama(), PCM, seed=0)
+    analog(TOKENS)
+    adapted = peft.get_peft_model(analog, peft.VeraConfig(r=2, target_modules=["q_proj"]))
+    adapted.train()(TOKENS)
+    adapted.eval()(TOKENS)
+    aimc.program(adapted, seed=0)
+    rows = {row.where for row in aimc.coverage(analog).rows if "vera_A" in row.name or "vera_B" in row.name}
+    assert rows == {"excluded"}

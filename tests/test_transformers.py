@@ -326,3 +326,40 @@ def test_no_implementation_of_experts_bypasses_the_tiles(implementation):
     assert len(aimc.analog_layers(analog)) == 16
     with torch.no_grad():
         assert float((analog(**x).logits - net(**x).logits).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_vocabulary_that_grows_after_the_conversion_is_an_error(tied):
+    analog = aimc.convert(made("Llama, tied" if tied else "Llama"), PCM, seed=0).eval()
+    analog.resize_token_embeddings(60)
+    said = (
+        r"layer 'lm_head'.*\[50, 16\].*before aimc.convert"
+        if tied
+        else r"(?s)came after.*lm_head \(Linear, 960 "
+    )
+    for act in (lambda: analog(**inputs("Llama")), lambda: aimc.program(analog, seed=0)):
+        with pytest.raises(aimc.AimcError, match=said):
+            act()
+
+
+TABLES = {
+    "Gemma 2": (configured("Gemma2ForCausalLM", "Gemma2Config", **GROUPED, head_dim=8), "Llama"),
+    "OPT": (
+        configured("OPTForCausalLM", "OPTConfig", **TEXT, ffn_dim=24, word_embed_proj_dim=16), "Llama",
+    ),
+    "Swin": (
+        configured(
+            "SwinForImageClassification", "SwinConfig", image_size=8, patch_size=2, embed_dim=8, depths=[1],
+            num_heads=[2], window_size=4,
+        ), "ViT",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_are_only_looked_up_are_no_products(name):
+    torch.manual_seed(0)
+    net, x = TABLES[name][0]().eval(), inputs(TABLES[name][1])
+    analog = aimc.convert(net, IDEAL, example=x if name == "Swin" else None)
+    assert_close("logits", analog(**x).logits, net(**x).logits, atol=1e-5)
+    assert aimc.coverage(analog).analog_share == 1.0

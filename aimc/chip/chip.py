@@ -16,7 +16,7 @@ from aimc.arguments import checked
 from aimc.cells import ProgrammedCells
 from aimc.chip.compensation import Compensation, LeastSquares, TileReader
 from aimc.config import differences
-from aimc.convert import require_analog
+from aimc.convert import refuse_newcomers, require_analog
 from aimc.crossbar import behind_wires, expand_scale, from_conductance, to_conductance
 from aimc.errors import AimcError, warn
 from aimc.files import write_atomic
@@ -347,6 +347,7 @@ def program(
         True
     """
     layers = require_analog(net)
+    refuse_newcomers(net)
     if seed is None:
         seed = int(torch.randint(0, 2**63 - 1, (), device="cpu"))
     held = {}

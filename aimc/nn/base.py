@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -214,7 +215,14 @@ class AnalogLayer(nn.Module):
         """The clean weight as ``[outputs, rows]``."""
         self.refuse_shards()
         matrix = self._lent(self._outputs_first().detach())
-        matrix = matrix.reshape(self.layout.outputs, self.layout.rows).contiguous()
+        wanted = self.layout.outputs, self.layout.rows
+        if matrix.shape[0] != wanted[0] or matrix.numel() != math.prod(wanted):
+            raise AimcError(
+                f"the weight has another shape than at aimc.convert, and its tiles hold {list(wanted)}. Change shapes "
+                "(resize_token_embeddings, say, also where only the table is tied to this layer) before aimc.convert",
+                layer=self.name, field="weight", shape=self.weight.shape,
+            )  # fmt: skip
+        matrix = matrix.reshape(wanted).contiguous()
         return matrix if self._due_bound is None else matrix.clamp(-self._due_bound, self._due_bound)
 
     def shaped_like_weight(self, matrix: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -53,13 +53,23 @@ class Watch:
         strict: whether a product beside the tiles is an error.
         seen: what has been followed: a forward pass in training (True), in evaluation (False), of an example.
         found: products beside the tiles.
+        used: names of what passes have put together with what depends on the input, or given to tiles.
+        multiplied: names of those among them by which they may have multiplied; the others are looked up and added.
         told: whether was said that none could be followed.
     """
 
     strict: bool
     seen: set[Any] = dataclasses.field(default_factory=set)
     found: dict[Product, None] = dataclasses.field(default_factory=dict)
+    used: set[str] = dataclasses.field(default_factory=set)
+    multiplied: set[str] = dataclasses.field(default_factory=set)
     told: bool = False
+
+    def add(self, watching: Watching) -> None:
+        """What a forward pass has shown."""
+        self.found.update(watching.found)
+        self.used |= watching.used
+        self.multiplied |= watching.multiplied
 
 
 def unwatched(layer: Any) -> None:
@@ -97,6 +107,14 @@ _ADDED: dict[Any, tuple[int, str] | None] = {
     F.multi_head_attention_forward: None,
 }
 
+# Functions that multiply nothing by what they are given, by name without the marks of their variants.
+_MOVE = frozenset(
+    "add sub cat concat concatenate hstack vstack stack where masked_fill masked_scatter embedding getitem setitem "
+    "copy index_select index_copy index_put index_fill gather take take_along_dim".split()
+)
+# What the second tensor gives is a type or a shape.
+_LIKE = frozenset(("to", "type_as", "expand_as", "view_as", "reshape_as", "broadcast_to"))
+
 
 class Watching(TorchFunctionMode):
     """While it is entered, follows a network's forward pass.
@@ -107,10 +125,14 @@ class Watching(TorchFunctionMode):
 
     Attributes:
         found: products beside the tiles, in the order they were met.
+        used: names of what met something that depends on the input, or went onto tiles.
+        multiplied: names of what was multiplied there, or given to a function that may multiply.
     """
 
     def __init__(self, net: nn.Module, placed: list[Tensor | None]):
         self.found: dict[Product, None] = {}
+        self.used: set[str] = set()
+        self.multiplied: set[str] = set()
         self._modules = {id(m): (name, type(m).__name__) for name, m in net.named_modules()}
         # Names of what a tensor was made from; none for one that was made from nothing. Others depend on the input.
         self._origins: Any = WeakTensorKeyDictionary()
@@ -138,7 +160,13 @@ class Watching(TorchFunctionMode):
         if func in _ADDED and not ours:
             self._look(func, args, kwargs, frame)
         given = list(_tensors((args, kwargs)))
+        if _plain_name(func) in _LIKE:
+            given = given[:1]
         origins = [self._origins.get(t) for t in given]
+        if ours or None in origins:
+            self.used |= self._names(given)
+        if not ours and (None in origins or func in _ADDED):
+            self.multiplied |= self._names(_factors(func, args, kwargs))
         if None in origins:
             if _in_place(func):
                 self._forget(given[0])
@@ -151,20 +179,20 @@ class Watching(TorchFunctionMode):
             if not ours or any(_storage(made) == _storage(t) for t in given):
                 self._origins[made] = origin
 
+    def _names(self, tensors: Iterable[Tensor]) -> frozenset[str]:
+        """Of what the tensors were made from."""
+        return frozenset[str]().union(*(self._origins.get(t) or () for t in tensors))
+
     def _forget(self, tensor: Tensor) -> None:
         for one in (tensor, tensor._base):
             if one is not None:
                 self._origins.pop(one, None)
 
     def _look(self, func: Any, args: tuple, kwargs: dict, frame: FrameType | None) -> None:
-        added = _ADDED[func]
-        if added is not None:
-            args = tuple(a for i, a in enumerate(args) if i != added[0])
-        left_out = ("out", added[1]) if added is not None else ("out",)
-        operands = list(_tensors((args, {n: v for n, v in kwargs.items() if n not in left_out})))
+        operands = _factors(func, args, kwargs)
         origins = [self._origins.get(t) for t in operands]
         known = {o for o in origins if o}
-        names = frozenset[str]().union(*known)
+        names = self._names(operands)
         if not names or _scales(func, args, operands):
             return
         # A weight made of weights is not a product with them yet, unless the tiles of one are passed by.
@@ -188,6 +216,22 @@ class Watching(TorchFunctionMode):
             line,
         )
         self.found[product] = None
+
+
+def _factors(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors that a function may multiply by, and not only look up, move or add."""
+    if _plain_name(func) in _MOVE or _plain_name(func) in _LIKE:
+        return []
+    added = _ADDED.get(func)
+    if added is not None:
+        args = tuple(a for i, a in enumerate(args) if i != added[0])
+    left_out = ("out", added[1]) if added is not None else ("out",)
+    return list(_tensors((args, {n: v for n, v in kwargs.items() if n not in left_out})))
+
+
+def _plain_name(func: Any) -> str:
+    """A function's name without the marks of its reflected and in-place variants."""
+    return re.sub(r"^__([ir](?=add|sub))?|_+$", "", getattr(func, "__name__", ""))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -288,3 +288,177 @@ def test_compiled_parts_run_while_the_rest_is_followed():
     assert_close("output", net(X), expected, atol=1e-6)
     with pytest.raises(aimc.AimcError, match=r"linear by last.weight"):
         net.train()(X)
+
+
+def stack():
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+CAME = r"(?s)came after aimc.convert.*:\n  1 \(%s, \d+ parameters\).*aimc.convert\(layer, hardware\).*digital=\('1'"
+
+
+@pytest.mark.parametrize("followed", [False, True], ids=["before a pass", "after passes"])
+@pytest.mark.parametrize("layer", [nn.Linear(4, 9), nn.LSTM(4, 2)], ids=["linear", "recurrent"])
+def test_a_digital_layer_that_comes_after_the_conversion_is_an_error(layer, followed, hardware):
+    net = aimc.convert(stack(), hardware, seed=0)
+    if followed:
+        net.train()(X), net.eval()(X)
+    net[1] = layer
+    for mode in (True, True, False):  # it does not wear off
+        with pytest.raises(aimc.AimcError, match=CAME % type(layer).__name__):
+            copy.deepcopy(net).train(mode)(X)
+    if hardware is PCM:
+        for one in (net, nn.Sequential(net)):
+            with pytest.raises(aimc.AimcError, match="came after aimc.convert"):
+                aimc.program(one.eval(), seed=0)
+
+
+def test_the_ways_out_for_a_layer_that_comes_later_are_ways_out():
+    net = aimc.convert(stack(), PCM, seed=0)
+    net[1] = nn.Linear(4, 9)
+    meant = aimc.convert(aimc.to_digital(net), PCM, digital=("1",), seed=0).eval()
+    net[1] = aimc.convert(net[1], PCM, seed=0)
+    for one, share in ((meant, 16 / 52), (net.eval(), 1.0)):
+        aimc.program(one, seed=0)
+        assert one(X).shape == (5, 2, 9) and aimc.coverage(one).analog_share == share
+    meant[1] = nn.Linear(4, 7)  # the name is excluded
+    meant(X), aimc.program(meant, seed=0)
+
+
+def test_without_strictness_a_layer_that_comes_later_is_a_warning():
+    net = aimc.convert(nn.Sequential(*stack(), nn.Bilinear(2, 2, 2)), PCM, strict=False, seed=0)
+    net.forward = lambda x: net[1](net[0](x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(X), aimc.program(net.eval(), seed=0)  # the third was left digital knowingly
+    net[1] = nn.Linear(4, 9)
+    for act in (net, lambda x: aimc.program(net, seed=0)):
+        with pytest.warns(
+            UserWarning, match=r"came after aimc.convert.*:\n  1 \(Linear, 45 parameters\)\naimc.summary"
+        ):
+            act(X)
+
+
+class Halved(nn.Module):
+    """A parametrization with a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(4))
+
+    def forward(self, weight):
+        return weight @ self.matrix
+
+
+class Around(nn.Module):
+    """Whatever wraps a module under a name of its own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.norm, self.table = inner, nn.LayerNorm(4), nn.Embedding(3, 4)
+
+    def forward(self, x):
+        return self.inner(self.norm(x) + self.table(torch.tensor(1)))
+
+
+def test_what_may_come_after_the_conversion_comes_without_a_word():
+    net = aimc.convert(nn.Sequential(stack(), nn.Linear(2, 2)), PCM, digital=("0.0",), seed=0).eval()
+    net(X)
+    net[0] = Around(net[0])  # what was meant to be digital has another name, and still is
+    drawn = aimc.convert(stack(), PCM, seed=0).eval()
+    nn.utils.parametrize.register_parametrization(drawn[0], "weight", Halved())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for one in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net)), drawn):
+            aimc.program(one, seed=0)
+            one(X)
+    assert aimc.coverage(drawn).analog_share == 1.0
+
+
+def test_a_network_that_has_not_changed_is_not_followed_again():
+    net = aimc.convert(nn.Sequential(Asks(), nn.Linear(4, 4)), PCM, seed=0)
+    net.eval()(X), net.train()(X)
+    for one in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        one(X)
+        assert one[0].seen == [1, 1, 0]
+    net[1] = aimc.convert(nn.Linear(4, 4), PCM, seed=0)
+    net(X), net(X), net.eval()(X)
+    assert net[0].seen == [1, 1, 0, 1, 0, 1]
+
+
+class Tables(nn.Module):
+    """A transformer's input: patches, a class, positions, and biases of attention that are looked up."""
+
+    def __init__(self, how=lambda net, x: x):
+        super().__init__()
+        self.how = how
+        self.patches, self.query = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 3, 4))
+        self.biases = nn.Parameter(torch.randn(5, 1))
+        self.register_buffer("places", torch.arange(9).view(3, 3) % 5)
+
+    def forward(self, x):
+        x = torch.cat([self.cls.expand(len(x), -1, -1).to(x), self.patches(x)], 1)
+        x += self.pos.type_as(x)[:, : x.shape[1]]
+        bias = self.biases[self.places.view(-1)].view(3, 3, 1).permute(2, 0, 1).contiguous()
+        x = F.scaled_dot_product_attention(self.query(x), x, x, attn_mask=bias)
+        return self.how(self, x.softmax(-1) + bias.mean())
+
+
+NAMED = ("cls", "pos", "biases")
+
+
+def test_what_is_only_looked_up_or_added_counts_as_no_product(hardware):
+    with pytest.raises(aimc.AimcError, match=r"(?s)cls.*pos.*biases.*example="):
+        aimc.convert(Tables(), hardware)
+    named = aimc.convert(Tables(), hardware, digital=NAMED, seed=0).eval()
+    assert aimc.coverage(named).analog_share == 32 / (32 + 21)  # nobody has looked
+    shown = aimc.convert(Tables(), hardware, example=X, seed=0).eval()
+    for net in (named, shown):
+        net(X)
+        report = aimc.coverage(net)
+        assert report.analog_share == 1.0
+        assert {row.name for row in report.rows if row.where == "digital"} == set(NAMED)
+
+
+def test_a_table_that_goes_onto_tiles_as_an_input_is_no_product(hardware):
+    net = aimc.convert(Net(lambda net, x: x + net.second(net.keys).mean()), hardware, seed=0)
+    net.keys = nn.Parameter(torch.randn(3, 4))
+    net(X)
+    assert aimc.coverage(net).analog_share == 1.0
+
+
+MULTIPLIED = {
+    "a product": lambda net, x: x @ net.pos[0].mT,
+    "written out": lambda net, x: (x * net.pos).sum(-1),
+    "a convolution": lambda net, x: F.conv1d(x, net.pos),
+    "a function of torch that nobody knows": lambda net, x: torch.cdist(x, net.pos),
+    "a product of type and place": lambda net, x: x @ net.pos.to(x)[0].expand_as(x[0]).mT,
+    "with another table": lambda net, x: x + F.linear(net.cls, net.pos[0]).sum(),
+}
+
+
+@pytest.mark.parametrize("how", MULTIPLIED.values(), ids=MULTIPLIED)
+def test_what_is_multiplied_by_goes_on_being_counted_and_refused(how):
+    with pytest.raises(aimc.AimcError, match=r"(?s)stay digital:\n.*  pos \("):
+        aimc.convert(Tables(how), PCM, example=X)
+    net = aimc.convert(Tables(how), PCM, digital=NAMED, seed=0)
+    net(X)
+    rows = {row.name: row for row in aimc.coverage(net).rows}
+    assert rows["pos"].where == "excluded" and aimc.coverage(net).analog_share <= 32 / (32 + 12)
+    assert rows["biases"].where == "digital"
+
+
+def test_a_table_of_transformers_is_followed_too():
+    class ScaledWordEmbedding(nn.Embedding):
+        def forward(self, x):
+            return F.linear(x, 2 * self.weight) if x.is_floating_point() else 2 * super().forward(x)
+
+    ScaledWordEmbedding.__module__, ScaledWordEmbedding.__qualname__ = (
+        "transformers.models.odd",
+        "OddEmbedding",
+    )
+    net = aimc.convert(nn.Sequential(nn.Linear(4, 4), ScaledWordEmbedding(5, 4)), PCM, seed=0)
+    assert net[1](torch.tensor([1])).shape == (1, 4)
+    with pytest.raises(aimc.AimcError, match=r"linear by 1.weight"):
+        net(X)
