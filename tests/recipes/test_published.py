@@ -15,7 +15,8 @@ from aimc.report import command_of, load_comparison, load_run
 
 RUNS = Path(__file__).parents[2] / "docs" / "runs"
 OF_CHIPS = {
-    "demo": "demo", "lenet_mnist_hwa": "lenet_mnist_hwa", "wideresnet_cifar100_small": "wideresnet_cifar100",
+    "demo": "demo", "lenet_mnist_hwa": "lenet_mnist_hwa", "wideresnet_cifar100": "wideresnet_cifar100",
+    "wideresnet_cifar100_small": "wideresnet_cifar100_small",
     "resnet32_cifar10_small": "resnet32_cifar10_small", "lstm_wikitext2": "lstm_wikitext2",
     "lstm_wikitext2_small": "lstm_wikitext2_small", "bert_sst2": "bert_sst2", "bert_sst2_small": "bert_sst2_small",
 }  # fmt: skip
