@@ -26,7 +26,8 @@ class MixedPrecision(Paired):
 
     Fields (see :class:`aimc.algorithms.Paired` for pairs):
         period: mini-batches between transfers.
-        threshold: digital content that makes a pulse, in steps of the cell.
+        threshold: digital content that makes a pulse, in steps of the cell. One pulse uses it up whatever its size, so
+            that another one than 1 is a learning rate of ``1 / threshold``.
         most_pulses: pulses per cell and transfer, at most; the rest waits.
         x_bins, d_bins: inputs and gradients are multiplied with so few levels, ``2 floor(bins / 2) + 1`` over plus and
             minus the largest of their vector; 0 is as they are.

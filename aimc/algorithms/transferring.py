@@ -28,7 +28,7 @@ class Transferring(Algorithm):
 
     Fields:
         fast_lr: learning rate of tile 0, relative to the layer's or, with ``scale_fast_lr`` false, on its own.
-        transfer_lr: pulse granularities per unit that is read, relative to the layer's learning rate or, with
+        transfer_lr: weight that is written per unit that is read, relative to the layer's learning rate or, with
             ``scale_transfer_lr`` false, on its own. A rate on its own is not reached by schedules of the optimizer.
         columns: columns read per event, or ``all``.
     """

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from aimc.config import LARGEST, Config
+from aimc.errors import AimcError
 from aimc.random import Key, normal, uniform
 
 UP, DOWN, BMAX, BMIN = range(4)
@@ -113,6 +114,8 @@ class PulsedCell(Config):
             >>> SoftBounds.with_states(4, w_max=1.0, w_min=-1.0).dw_min
             0.5
         """
+        if not states > 0:
+            raise AimcError(f"must be positive, got {states}", field="states")
         cell = cls(**fields)
         return cell.replace(dw_min=cell.dw_min * cell.states / states)
 

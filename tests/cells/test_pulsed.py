@@ -564,6 +564,8 @@ def test_presets_are_what_was_measured():
         (lambda: Ladder(w_max=1e300), "'w_max': must be within"),
         (lambda: SoftBounds(w_max=1e-13), "'w_max': must be 0 or at least 1e-12"),
         (lambda: SoftBounds(w_min=-1e-45), "'w_min': must be 0 or at least 1e-12"),
+        (lambda: SoftBounds.with_states(0), "'states': must be positive, got 0"),
+        (lambda: SoftBounds.with_states(-3), "'states': must be positive, got -3"),
         (lambda: SoftBounds.with_states(1e300), "'dw_min': must be at least"),
         (lambda: PiecewiseStep(piecewise_up=()), "'piecewise_up': needs at least one"),
         (lambda: PiecewiseStep(piecewise_up=(1.0, -1.0)), "must not be negative"),

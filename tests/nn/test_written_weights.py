@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -136,3 +137,31 @@ def test_a_matrix_of_several_refuses_edits_as_well():
     net[0].hh_l0.weight.data.add_(0.5)
     with pytest.raises(aimc.AimcError, match="layer '0.hh_l0'.*directly"):
         net.state_dict()
+
+
+@pytest.mark.parametrize("view", [lambda w: w.t(), lambda w: w[:1].expand(4, 4)], ids=["turned", "repeated"])
+def test_a_turned_view_of_the_same_memory_is_an_edit_and_can_be_taken_back(view):
+    net = aimc.convert(nn.Linear(4, 4), PULSED, seed=0)
+    before, x = net.weight.detach().clone(), torch.eye(4)
+    y = net(x)
+    net.weight.data = view(net.weight.data)
+    with pytest.raises(aimc.AimcError, match="the weight was written directly"):
+        net(x)
+    net.refresh()
+    assert torch.equal(net.weight, before) and torch.equal(net(x), y)
+    net.refuse_edits()
+
+
+def test_training_goes_on_after_what_torch_does_to_send_a_network_to_an_other_process():
+    """Its tensors get other memory."""
+    (net, optimizer), (twin, control) = (
+        (n, sgd(n)) for n in (aimc.convert(small_net(), BIASES_TOO, seed=0) for _ in range(2))
+    )
+    for _ in range(3):
+        for module, stepped in ((net, optimizer), (twin, control)):
+            loss_of(module).backward()
+            stepped.step()
+            stepped.zero_grad()
+        ForkingPickler.dumps(net)
+        assert net[0].weight.is_shared()
+    assert_same_cells(cells_of(net), cells_of(twin))

@@ -43,8 +43,9 @@ class Patches:
 
     @functools.cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Starts and offsets as the compiled body sees them."""
-        return self.starts.numpy(), self.offsets.numpy()
+        """Starts and offsets as the compiled body sees them, copied: torch gives tensors that go to another process
+        other memory."""
+        return self.starts.numpy().copy(), self.offsets.numpy().copy()
 
     @classmethod
     def of(
