@@ -20,7 +20,7 @@ from aimc.cells.piecewise_step import PiecewiseStep
 from aimc.cells.pow_step import PowStep
 from aimc.cells.pulsed import PulsedCell
 from aimc.cells.soft_bounds import SoftBounds
-from aimc.errors import AimcError, suggest
+from aimc.errors import AimcError, suggest, warn
 from aimc.files import load_matplotlib, write_figure
 from aimc.random import Key
 
@@ -184,7 +184,11 @@ def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODE
         nodes: points of each curve of a ``PiecewiseStep``.
 
     Raises:
-        AimcError: naming the argument that is too short, not finite, constant, or of the wrong shape or kind.
+        AimcError: naming the argument that is too short, not finite, constant, or of the wrong shape or kind; pulses
+            that move the value the other way, as in a curve of resistance.
+
+    Warns:
+        Where the mean response explains nothing of the steps.
 
     Example:
         >>> up = np.arange(200) % 100 < 50
@@ -202,6 +206,7 @@ def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODE
         )
     if nodes < 2:
         raise AimcError(f"must be at least 2, got {nodes}", field="nodes")
+    _check_ways(values, up)
     kinds = {**KINDS, "PiecewiseStep": _piecewise(nodes)}
     low, high = float(values.min(1).mean()), float(values.max(1).mean())
     scale, offset = (high - low) / 2, (high + low) / 2
@@ -232,6 +237,11 @@ def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODE
         curve_r2=0.0, rmse=float(np.sqrt(rss / steps)), aic=aic, devices=len(devices), steps=steps,
         candidates=tuple(ranking), values=values, up=up,
     )  # fmt: skip
+    if fit.r2 <= 0:
+        warn(
+            f"the mean response of the {best} explains nothing of the steps (R2 {fit.r2:.2g}): the noise is larger than "
+            "what the pulses do, or directions and values do not belong together; fit another kind, or average pulses"
+        )
     left = float(((values - fit.curve()) ** 2).sum() / ((values - values.mean()) ** 2).sum())
     return dataclasses.replace(fit, curve_r2=1 - left)
 
@@ -268,6 +278,36 @@ def _checked(values: Any, directions: Any) -> tuple[Array, Array]:
     if (np.ptp(values, axis=1) < SMALLEST).any():
         raise AimcError(f"changes by less than {SMALLEST:g}; give them in another unit", field="values")
     return values, up
+
+
+def _check_ways(values: Array, up: Array) -> None:
+    """Refuse devices that their pulses move the other way."""
+    wrong = {"both": [], "up": [], "down": []}
+    for device, (row, directed) in enumerate(zip(values, up[:, 1:])):
+        step = np.diff(row) / np.ptp(row)
+        ways = step[directed], -step[~directed]
+        # That one direction does next to nothing is a device; that it goes back is more than what noise does.
+        back = [way.mean() < -3 * way.std(ddof=1) / np.sqrt(len(way)) for way in ways]
+        if max(way.mean() for way in ways) < 0:
+            wrong["both"].append(device)
+        elif any(back):
+            wrong["up" if back[0] else "down"].append(device)
+    for which, devices in wrong.items():
+        if not devices:
+            continue
+        where = "" if len(values) == 1 else f" in {len(devices)} of {len(values)} devices, the first being {devices[0]}"
+        if which == "both":
+            raise AimcError(
+                f"go the wrong way{where}: up pulses lower the value and down pulses raise it; of a resistance give the "
+                "inverse (the conductance), or swap the directions",
+                field="values",
+            )
+        moves = ("lower", "up") if which == "up" else ("raise", "down")
+        raise AimcError(
+            f"go one way only{where}: {moves[1]} pulses {moves[0]} the value, too; check which pulses are up and which "
+            "are down, and that nothing drifts between them",
+            field="values",
+        )
 
 
 class _Unsuitable(Exception):

@@ -174,6 +174,46 @@ def test_mistakes(values, directions, options, message):
         fit_cell(values, directions, **options)
 
 
+def saturating(pulses=100, half=25):
+    """A curve of soft bounds without noise, and its directions."""
+    up, w = np.arange(pulses) % (2 * half) < half, [0.0]
+    for u in up[1:]:
+        w.append(w[-1] + 0.1 * (1 - w[-1] if u else -1 - w[-1]))
+    return np.array(w), up
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize("kind", ["best", "SoftBounds"])
+def test_a_curve_that_goes_the_wrong_way(noise, kind):
+    w, up = saturating()
+    w = w + noise * np.random.default_rng(0).normal(size=w.shape)
+    for values, directions in ((100 - 10 * w, up), (1 / (5 + w), up), (w, ~up)):
+        with pytest.raises(AimcError, match="'values': go the wrong way: .*inverse.*or swap the directions"):
+            fit_cell(values, directions, kind=kind)
+    with pytest.raises(AimcError, match="the wrong way in 1 of 3 devices, the first being 1:"):
+        fit_cell([w, -w, w], up, kind=kind)
+
+
+def test_a_curve_that_goes_one_way_only():
+    w, up = saturating()
+    for sign, message in ((1, "down pulses raise the value, too"), (-1, "up pulses lower the value, too")):
+        with pytest.raises(AimcError, match=f"go one way only: {message}"):
+            fit_cell(sign * np.linspace(0, 1, 100) ** 2, up)
+    # Down pulses that do nothing but for noise are those of a device that only grows.
+    noise = np.random.default_rng(1).normal(size=100)
+    grown = np.cumsum(np.where(up, 0.1, 0.0)) + 0.001 * noise
+    assert fit_cell(grown, up, kind="ConstantStep").cell.up_down > 0.99
+
+
+def test_a_fit_that_explains_nothing_is_a_warning(recwarn):
+    # All pulses raise the value by a fifth of their noise, which is not enough to say that down pulses do.
+    values, up = np.cumsum(0.2 + np.random.default_rng(0).normal(size=120)), np.arange(120) % 2 == 0
+    assert fit_cell(values, up, kind="ConstantStep").r2 <= 0
+    (warning,) = recwarn
+    assert "explains nothing of the steps (R2 -" in str(warning.message) and warning.filename == __file__
+
+
 @pytest.mark.parametrize("kind", ["PiecewiseStep", "best"])
 def test_a_rounding_below_zero_is_no_negative_step(kind, monkeypatch):
     """The solver ends at its bound, a little below 0, wherever the steps of a part of the range are 0."""
