@@ -242,7 +242,7 @@ def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODE
     if fit.r2 <= 0:
         warn(
             f"the mean response of the {best} explains nothing of the steps (R2 {fit.r2:.2g}): the noise is larger "
-            "than what the pulses do, or directions and values do not belong together; fit another kind, or average pulses"
+            "than what the pulses do, or directions and values do not belong together; try another kind"
         )
     left = float(((values - fit.curve()) ** 2).sum() / ((values - values.mean()) ** 2).sum())
     return dataclasses.replace(fit, curve_r2=1 - left)
