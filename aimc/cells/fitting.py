@@ -20,7 +20,7 @@ from aimc.cells.piecewise_step import PiecewiseStep
 from aimc.cells.pow_step import PowStep
 from aimc.cells.pulsed import PulsedCell
 from aimc.cells.soft_bounds import SoftBounds
-from aimc.errors import AimcError, suggest
+from aimc.errors import AimcError, suggest, warn
 from aimc.files import load_matplotlib, write_figure
 from aimc.random import Key
 
@@ -29,6 +29,8 @@ NODES = 9
 SMALLEST, LARGEST = 1e-30, 1e30
 """Measured values that can be fitted: their squares are numbers, too."""
 _LEAST = 6  # steps in each direction
+_NEIGHBOURS = 7  # steps from which the size of one is estimated, at least
+_PARTS = (0.0, *np.geomspace(1e-4, 100, 25))  # constant part of the noise, relative to that of a typical step
 _CLOSE = 4.0  # AIC: types nearer to the lowest than this are about as good
 _KEY = Key(0)  # of devices without spread
 _POW = ("up", "gamma_up", "down", "gamma_down", "bmax", "bmin")
@@ -43,9 +45,10 @@ Array = np.ndarray
 class _Steps:
     """The steps of one device: weight before, signed step, direction, the extremes it was seen at, and the noise.
 
-    A step has the standard deviation ``additive + relative * its size``, one of the two being 0. ``noise`` is that, for
-    sizes from a curve that takes no side for a type of cell, so that every type is measured with the same rod; its
-    geometric mean is 1.
+    A step has the variance ``additive**2 + (relative * its size)**2``. ``noise`` is its root, for sizes from a curve
+    that takes no side for a type of cell, so that every type is measured with the same rod; its geometric mean is 1, so
+    that the logarithms of the variances in the likelihood sum to the same for every type. ``free`` are the steps that
+    did not end at an extreme.
     """
 
     w: Array
@@ -54,8 +57,10 @@ class _Steps:
     low: float
     high: float
     noise: Array
+    free: Array
     additive: float = 0.0
     relative: float = 0.0
+    constant: bool = False  # the noise, for its larger part
 
     @property
     def room(self) -> Array:
@@ -94,7 +99,7 @@ class CellFit:
             explained).
         curve_r2: the same for the curve of values, followed without noise from the first value.
         rmse: root mean square of what is left of a step, in weights.
-        aic: Akaike's criterion; of two types the one with the lower value is the better bet.
+        aic: Akaike's criterion, corrected for few steps; of two types the one with the lower value is the better bet.
         devices, steps: how much was measured.
         candidates: every type that was tried and its aic, best first.
     """
@@ -184,7 +189,11 @@ def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODE
         nodes: points of each curve of a ``PiecewiseStep``.
 
     Raises:
-        AimcError: naming the argument that is too short, not finite, constant, or of the wrong shape or kind.
+        AimcError: naming the argument that is too short, not finite, constant, or of the wrong shape or kind; pulses
+            that move the value the other way, as in a curve of resistance.
+
+    Warns:
+        Where the mean response explains nothing of the steps.
 
     Example:
         >>> up = np.arange(200) % 100 < 50
@@ -202,15 +211,13 @@ def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODE
         )
     if nodes < 2:
         raise AimcError(f"must be at least 2, got {nodes}", field="nodes")
+    _check_ways(values, up)
     kinds = {**KINDS, "PiecewiseStep": _piecewise(nodes)}
     low, high = float(values.min(1).mean()), float(values.max(1).mean())
     scale, offset = (high - low) / 2, (high + low) / 2
     devices = []
     for row, directed in zip((values - offset) / scale, up):
-        plain = _Steps(
-            row[:-1], np.diff(row), directed[1:], float(row.min()), float(row.max()), np.ones(len(row) - 1)
-        )
-        devices.append(_with_noise(plain))
+        devices.append(_with_noise(_steps(row, directed)))
     found: dict[str, tuple[PulsedCell, float, float]] = {}
     unsuitable = []
     for name in KINDS if kind == "best" else (kind,):
@@ -232,6 +239,11 @@ def fit_cell(values: Any, directions: Any, kind: str = "best", nodes: int = NODE
         curve_r2=0.0, rmse=float(np.sqrt(rss / steps)), aic=aic, devices=len(devices), steps=steps,
         candidates=tuple(ranking), values=values, up=up,
     )  # fmt: skip
+    if fit.r2 <= 0:
+        warn(
+            f"the mean response of the {best} explains nothing of the steps (R2 {fit.r2:.2g}): the noise is larger "
+            "than what the pulses do, or directions and values do not belong together; try another kind"
+        )
     left = float(((values - fit.curve()) ** 2).sum() / ((values - values.mean()) ** 2).sum())
     return dataclasses.replace(fit, curve_r2=1 - left)
 
@@ -270,8 +282,50 @@ def _checked(values: Any, directions: Any) -> tuple[Array, Array]:
     return values, up
 
 
+def _check_ways(values: Array, up: Array) -> None:
+    """Refuse devices that their pulses move the other way."""
+    wrong = {"both": [], "up": [], "down": []}
+    for device, (row, directed) in enumerate(zip(values, up[:, 1:])):
+        step = np.diff(row) / np.ptp(row)
+        ways = step[directed], -step[~directed]
+        # That one direction does next to nothing is a device; that it goes back is more than what noise does.
+        back = [way.mean() < -3 * way.std(ddof=1) / np.sqrt(len(way)) for way in ways]
+        if max(way.mean() for way in ways) < 0:
+            wrong["both"].append(device)
+        elif any(back):
+            wrong["up" if back[0] else "down"].append(device)
+    for which, devices in wrong.items():
+        if not devices:
+            continue
+        where = (
+            ""
+            if len(values) == 1
+            else f" in {len(devices)} of {len(values)} devices, the first being {devices[0]}"
+        )
+        if which == "both":
+            raise AimcError(
+                f"go the wrong way{where}: up pulses lower the value and down pulses raise it; of a resistance give "
+                "the inverse (the conductance), or swap the directions",
+                field="values",
+            )
+        moves = ("lower", "up") if which == "up" else ("raise", "down")
+        raise AimcError(
+            f"go one way only{where}: {moves[1]} pulses {moves[0]} the value, too; check which pulses are up and which "
+            "are down, and that nothing drifts between them",
+            field="values",
+        )
+
+
 class _Unsuitable(Exception):
     """This type cannot describe the steps."""
+
+
+def _steps(row: Array, directed: Array) -> _Steps:
+    """Those of one device, with noise that is not known yet."""
+    after, up, low, high = row[1:], directed[1:], float(row.min()), float(row.max())
+    free = np.where(up, after < high, after > low)
+    free = free if free.sum() >= _LEAST else np.ones_like(free)
+    return _Steps(row[:-1], np.diff(row), up, low, high, np.ones(len(after)), free)
 
 
 def _fit(kind: _Kind, devices: list[_Steps]) -> tuple[list[Array], float, float]:
@@ -295,9 +349,11 @@ def _fit(kind: _Kind, devices: list[_Steps]) -> tuple[list[Array], float, float]
         rss += float(((_predicted(kind, best.x, d) - d.step) ** 2).sum())
         weighted += 2 * float(best.cost)
         count += len(best.x) + 2 * kind.stops
-    n = sum(len(d.step) for d in devices)
+    # Steps that end at a bound are 0 or cut short: counted, they make any parameters look cheap.
+    n = sum(int(d.free.sum()) for d in devices)
     floor = n * np.finfo(np.float32).eps ** 2  # a perfect fit is perfect in float32
-    return solutions, rss, n * float(np.log(max(weighted, floor) / n)) + 2 * (count + 1)
+    penalty = 2 * (count + 1) * n / max(n - count - 2, 1)  # Hurvich and Tsai's, for few steps
+    return solutions, rss, n * float(np.log(max(weighted, floor) / n)) + penalty
 
 
 def _residuals(theta: Array, kind: _Kind, d: _Steps) -> Array:
@@ -309,7 +365,7 @@ def _predicted(kind: _Kind, theta: Array, d: _Steps) -> Array:
     size = kind.size(theta, d)
     if kind.stops:
         # The mean of a normal step that is stopped where there is no more room.
-        std = np.maximum(d.additive + d.relative * size, 1e-9)
+        std = np.maximum(np.hypot(d.additive, d.relative * size), 1e-9)
         beyond = (size - d.room) / std
         size = size - std * (beyond * ndtr(beyond) + np.exp(-0.5 * beyond**2) / np.sqrt(2 * np.pi))
     return np.where(d.up, size, -size)
@@ -377,7 +433,7 @@ def _noise(
     r, s, b = (np.concatenate(parts) for parts in (left, size, base))
     relative = float(np.sqrt((r**2).sum() / max((s**2).sum(), 1e-30)))
     additive = float(np.sqrt((r**2 / b**2).mean()))
-    return relative, additive if sum(d.additive > 0 for d in devices) > len(
+    return relative, additive if sum(d.constant for d in devices) > len(
         devices
     ) / 2 and relative > 1e-6 else 0.0
 
@@ -491,28 +547,49 @@ def _node_starts(d: _Steps, nodes: int) -> list[list[float]]:
     return [[max(float(v), 0.0) for v in found]]
 
 
-def _hat_sizes(d: _Steps, w: Array) -> Array:
-    """Sizes at ``w`` of a curve through the steps."""
-    theta, hats = np.asarray(_node_starts(d, NODES)[0]), _hats(dataclasses.replace(d, w=w), NODES)
-    return np.where(d.up, hats @ theta[:NODES], hats @ theta[NODES:])
+def _local_sizes(d: _Steps) -> Array:
+    """Sizes of the steps, from straight lines through the nearest free ones of the same direction.
+
+    Nearest by rank, not by distance: towards a bound, where steps are many and small, the lines get short, and a size
+    is known to within a share of itself.
+    """
+    sizes = np.zeros(len(d.w))
+    for up in (True, False):
+        chosen = d.up == up
+        known = chosen & d.free if (chosen & d.free).sum() >= _LEAST else chosen
+        order = np.argsort(d.w[known], kind="stable")
+        w, size = d.w[known][order], (d.step[known] * (1 if up else -1))[order]
+        count = min(len(w), max(_NEIGHBOURS, len(w) // NODES))
+        at = np.clip(d.w[chosen], w[0], w[-1])
+        first = np.clip(np.searchsorted(w, at) - count // 2, 0, len(w) - count)
+        near = first[:, None] + np.arange(count)
+        x, y = w[near].mean(1), size[near].mean(1)
+        dx = w[near] - x[:, None]
+        slope = (dx * size[near]).sum(1) / np.maximum((dx**2).sum(1), 1e-300)
+        sizes[chosen] = np.maximum(y + slope * (at - x), 0.0)
+    return sizes
 
 
 def _with_noise(d: _Steps) -> _Steps:
-    """Its noise: constant, or proportional to the step, whichever is likelier."""
-    size = _hat_sizes(d, d.w)
-    left = np.where(d.up, size, -size) - d.step
-    # Near a hard bound the steps are cut short and the curve with them; a little further back it is not.
-    back = np.where(d.up, -1, 1) * (d.high - d.low) / (NODES - 1)
-    size = np.maximum(size, _hat_sizes(d, np.clip(d.w + back, d.low, d.high)))
-    size = np.maximum(size, 0.1 * size.mean())
-    free = d.room > 2 * size
-    free = free if free.sum() >= _LEAST else np.full_like(free, True)
-    additive, relative = (
-        float(np.sqrt(((left / rod)[free] ** 2).mean())) for rod in (np.ones_like(size), size)
-    )
-    if relative > 0 and np.log(relative) + np.log(size[free]).mean() < np.log(additive):
-        return dataclasses.replace(d, noise=size / np.exp(np.log(size).mean()), relative=relative)
-    return dataclasses.replace(d, additive=additive)
+    """Its noise: a constant part and one in proportion to the step, the likeliest mixture."""
+    size = _local_sizes(d)
+    left = (np.where(d.up, size, -size) - d.step)[d.free]
+    typical = float(np.sqrt((size[d.free] ** 2).mean()))
+    # Rounding where there is no noise: of float32, or of a converter, whose steps are at least one of its units.
+    unit = float(np.abs(d.step[d.step != 0]).min())
+    smallest = max((d.high - d.low) * float(np.finfo(np.float32).eps), 0.4 * unit)
+
+    def likeliness(part: float) -> tuple[float, float, Array]:
+        rod = np.hypot(np.hypot(part * typical, smallest), size)
+        relative = float(np.sqrt(((left / rod[d.free]) ** 2).mean()))
+        return -np.log(max(relative, 1e-30)) - np.log(rod[d.free]).mean(), relative, rod
+
+    part = max(_PARTS, key=lambda p: likeliness(p)[0])
+    _, relative, rod = likeliness(part)
+    return dataclasses.replace(
+        d, noise=rod / np.exp(np.log(rod).mean()), additive=relative * part * typical, relative=relative,
+        constant=part > 1,
+    )  # fmt: skip
 
 
 def _nodes_device(theta: Array, d: _Steps) -> dict[str, Any]:

@@ -24,15 +24,23 @@ from tests.pulsed_cells import ALIKE, NO_POWERS, NO_SLOPES
 NOISY = {"dw_min": 0.06, "dw_min_std": 0.3}
 
 
-def measured(cell: PulsedCell, devices: int = 1, pulses: int = 1200, half: int = 60):
+def measured(cell: PulsedCell, devices: int = 1, pulses: int = 1200, half: int = 60, seed: int = 2):
     """Values ``[devices, pulses]`` in uS and directions of ``half`` pulses up, ``half`` down, and so on."""
     p = cell.draw((devices, 1), Key(1))
     w = cell.snap(torch.zeros(devices, 1), p)
-    up, values, noise = np.arange(pulses) % (2 * half) < half, [], normal(Key(2), (pulses, devices, 1))
+    up, values, noise = np.arange(pulses) % (2 * half) < half, [], normal(Key(seed), (pulses, devices, 1))
     for k, direction in enumerate(up):
         w = cell.step(w, p, torch.tensor(bool(direction)), noise[k])
         values.append(w[:, 0])
     return 20 + 10 * torch.stack(values, 1).double().numpy(), up
+
+
+def saturating(pulses=100, half=25):
+    """A curve of soft bounds without noise, and its directions."""
+    up, w = np.arange(pulses) % (2 * half) < half, [0.0]
+    for u in up[1:]:
+        w.append(w[-1] + 0.1 * (1 - w[-1] if u else -1 - w[-1]))
+    return np.array(w), up
 
 
 CELLS = {
@@ -67,6 +75,51 @@ def test_the_best_type_is_the_true_one_and_so_is_its_response(name):
             f"{name} {up}", sizes[1], sizes[0], atol=0.2 if name == "PiecewiseStep" else 0.06, rtol=0.05
         )
     assert found.cell.dw_min_std == pytest.approx(cell.dw_min_std, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        SoftBounds(**ALIKE, dw_min=0.1, dw_min_std=0.05),
+        SoftBounds(**ALIKE, dw_min=0.1, dw_min_std=0.3),
+        ConstantStep(**ALIKE, dw_min=0.05, dw_min_std=0.2),
+        PowStep(**NO_POWERS, dw_min=0.2, dw_min_std=0.3, pow_gamma=2.5),
+    ],
+    ids=["soft", "soft_noisy", "constant", "pow"],
+)
+def test_a_saturated_curve_is_no_reason_for_more_parameters(cell):
+    """Steps at a bound are most of such a curve; they must not pay for the 18 of a curve of nodes."""
+    for seed in range(3):
+        found = fit_cell(*measured(cell, pulses=240, seed=seed))
+        assert found.kind == type(cell).__name__, (seed, found.candidates)
+        assert found.cell.dw_min_std == pytest.approx(cell.dw_min_std, rel=0.3)
+        if isinstance(cell, SoftBounds):
+            point = found.cell.symmetry_point(found.cell.draw((1, 1), Key(0)))
+            assert abs(found.offset + found.scale * float(point) - 20) < 10 * 0.3 * cell.dw_min_std
+
+
+def test_a_saturated_curve_of_several_devices():
+    found = fit_cell(*measured(SoftBounds(**ALIKE, dw_min=0.1, dw_min_std=0.3), devices=2, pulses=240))
+    assert found.kind == "SoftBounds" and abs(found.cell.up_down) < 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_curve_in_units_of_a_converter():
+    """Steps of 0 are many, and no better known than others."""
+    w, up = saturating(120, 30)
+    found = fit_cell(np.round(50 + 20 * w), up)
+    assert found.kind == "SoftBounds" and found.r2 > 0.9
+    assert found.offset + found.scale * found.cell.w_max == pytest.approx(70, abs=0.5)
+    # Of two states every pulse ends at an extreme.
+    binary = np.arange(40) % 2
+    assert fit_cell(binary, binary).kind == "ConstantStep"
+
+
+def test_few_steps_are_no_reason_for_more_parameters():
+    cell = SoftBounds(**ALIKE, dw_min=0.1, dw_min_std=0.5)
+    for seed in (1, 2):
+        found = fit_cell(*measured(cell, pulses=60, half=15, seed=seed))
+        assert found.kind == "SoftBounds", (seed, found.candidates)
 
 
 def test_the_fields_of_soft_bounds():
@@ -172,6 +225,38 @@ def test_mistakes(values, directions, options, message):
     values = list(values) if isinstance(values, range) else values
     with pytest.raises(AimcError, match=message):
         fit_cell(values, directions, **options)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize("kind", ["best", "SoftBounds"])
+def test_a_curve_that_goes_the_wrong_way(noise, kind):
+    w, up = saturating()
+    w = w + noise * np.random.default_rng(0).normal(size=w.shape)
+    for values, directions in ((100 - 10 * w, up), (1 / (5 + w), up), (w, ~up)):
+        with pytest.raises(AimcError, match="'values': go the wrong way: .*inverse.*or swap the directions"):
+            fit_cell(values, directions, kind=kind)
+    with pytest.raises(AimcError, match="the wrong way in 1 of 3 devices, the first being 1:"):
+        fit_cell([w, -w, w], up, kind=kind)
+
+
+def test_a_curve_that_goes_one_way_only():
+    w, up = saturating()
+    for sign, message in ((1, "down pulses raise the value, too"), (-1, "up pulses lower the value, too")):
+        with pytest.raises(AimcError, match=f"go one way only: {message}"):
+            fit_cell(sign * np.linspace(0, 1, 100) ** 2, up)
+    # Down pulses that do nothing but for noise are those of a device that only grows.
+    noise = np.random.default_rng(1).normal(size=100)
+    grown = np.cumsum(np.where(up, 0.1, 0.0)) + 0.001 * noise
+    assert fit_cell(grown, up, kind="ConstantStep").cell.up_down > 0.99
+
+
+def test_a_fit_that_explains_nothing_is_a_warning(recwarn):
+    # All pulses raise the value by a fifth of their noise, which is not enough to say that down pulses do.
+    values, up = np.cumsum(0.2 + np.random.default_rng(0).normal(size=120)), np.arange(120) % 2 == 0
+    assert fit_cell(values, up, kind="ConstantStep").r2 <= 0
+    (warning,) = recwarn
+    assert "explains nothing of the steps (R2 -" in str(warning.message) and warning.filename == __file__
 
 
 @pytest.mark.parametrize("kind", ["PiecewiseStep", "best"])

@@ -101,6 +101,15 @@ def test_fit_from_a_file(tmp_path, capsys):
     assert taken.hardware.cell == fit_cell(*read_pulses(file)).cell
 
 
+def test_a_curve_of_resistance_is_refused_before_a_result(tmp_path, capsys):
+    rows = [f"{k},{way},{20 - float(v)}" for k, way, v in (row.split(",") for row in curve())]
+    file, out = written(tmp_path / "measured.csv", rows), tmp_path / "fit.png"
+    assert cli.main(["cell", "best", "--fit", str(file), "--out", str(out)]) == 2
+    text = capsys.readouterr()
+    assert "'values': go the wrong way: " in text.err and "swap the directions" in text.err
+    assert not text.out and not out.exists()
+
+
 def test_a_file_with_devices_and_other_spellings(tmp_path):
     rows = curve(("1", "-1"), ",a") + curve(("+1", "0"), ",b")
     values, directions = read_pulses(written(tmp_path / "m.csv", rows, " pulse, direction ,value,device"))
