@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_every_part_of_a_channel_passes_its_own_converter(name):
     exact = torch.einsum("gor,ngrp->ngop", matrix, vectors).flatten(1, 2).unflatten(2, out)
     bias = layer.bias.view(-1, *(1,) * len(out))
     assert_close("laid out", exact + bias, layer(x), atol=1e-12)
-    net = aimc.convert(layer, QUANTISED.replace(**{"tile.rows": rows}))
+    net: Any = aimc.convert(layer, QUANTISED.replace(**{"tile.rows": rows}))
     expected, saturated = torch.zeros_like(exact), []
     assert net.layout.row_tiles == math.ceil(matrix.shape[2] / rows)
     inputs = torch.round((vectors / RANGE).clamp(-1, 1) * DAC) / DAC
