@@ -455,8 +455,7 @@ def refuse_newcomers(net: nn.Module) -> None:
     """An error, or where the conversion was not strict a warning, for digital layers that came after the conversion."""
     for path, part in net.named_modules():
         watch = part.__dict__.get("_aimc_watch")
-        found = _newcomers(part) if watch is not None else []
-        if watch is None or not found:
+        if watch is None or not (found := _newcomers(part)):
             continue
         lines = "".join(
             f"\n  {_join(path, row.name)} ({row.kind}, {row.parameters} parameters)" for row in found

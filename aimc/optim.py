@@ -12,7 +12,7 @@ from torch import nn
 from aimc import processes
 from aimc.arguments import checked
 from aimc.errors import AimcError, warn
-from aimc.nn.pulsed import CellWeight, PulsedLayer, as_inner_step, pulsed_layers
+from aimc.nn.pulsed import CellWeight, PulsedLayer, pulsed_layers
 
 __all__ = ["PulsedOptimizer", "observe", "wrap"]
 
@@ -203,8 +203,7 @@ class PulsedOptimizer(torch.optim.Optimizer):
         try:
             for group, params in zip(self.param_groups, held):
                 group["params"] = [p for p in params if not isinstance(p, CellWeight)]
-            with as_inner_step(self.inner):
-                self.inner.step()
+            self.inner.step()
         finally:
             for group, params in zip(self.param_groups, held):
                 group["params"] = params

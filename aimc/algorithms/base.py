@@ -48,7 +48,7 @@ class Array:
 
     def tile_key(self, tile: int) -> Key:
         """The key of one tile of cells."""
-        return _tile_key(self.key, tile)
+        return self.key.fold("tile", tile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,11 +328,6 @@ def numbers(state: State, name: str = "counters") -> np.ndarray:
 def mini_batch(state: State) -> int:
     """Mini-batches so far, as the step of a key."""
     return int(numbers(state)[UPDATES]) % (1 << 32)
-
-
-@functools.lru_cache(1 << 12)  # every step needs them
-def _tile_key(key: Key, tile: int) -> Key:
-    return key.fold("tile", tile)
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +35,7 @@ _LEAST_ERROR = (
     0.01  # relative error of the weights above which ``overflow="warn"`` warns of rounding to levels, too
 )
 _MOST_GROWTH = 10.0
-_NOTES = frozenset(("_stale", "_written", "_agreed", "_scale", "_array"))  # changed in every step
+_NOTES = ("_stale", "_written")  # changed in every step
 
 
 class _NoName:
@@ -310,10 +309,7 @@ class PulsedLayer(nn.Module):
         self._written = self._versions()
 
     def _versions(self) -> int:
-        total = 0
-        for view in self._views:
-            total += view._version
-        return total
+        return sum([view._version for view in self._views])
 
     def cell_weights(self) -> list[nn.Parameter]:
         """The parameters that the cells amount to.
@@ -785,22 +781,7 @@ def _watch_optimizers() -> None:
         _WATCHED = True
 
 
-_INNER: list[torch.optim.Optimizer] = []
-
-
-@contextlib.contextmanager
-def as_inner_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """While the wrapper that pulses the cells steps its own optimizer, which need not be looked at once more."""
-    _INNER.append(optimizer)
-    try:
-        yield
-    finally:
-        _INNER.pop()
-
-
 def _before_step(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-    if _INNER and optimizer is _INNER[-1]:
-        return
     getattr(optimizer, "claim", lambda: None)()
     held: set[int] = set()
     for layer in list(_LAYERS):

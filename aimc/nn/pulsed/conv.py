@@ -89,9 +89,7 @@ class ConvForm:
     def _vectors(self, x: Tensor, d: Tensor) -> Vectors:
         patches = self._geometry(tuple(x.shape[2:]), self.analog_bias)
         d = d.flatten(2)
-        return Vectors(
-            x, d if d.is_contiguous() or channels_last(d) else d.contiguous(), self.groups, patches
-        )
+        return Vectors(x, d if channels_last(d) else d.contiguous(), self.groups, patches)
 
     def merged(self, parts: list[Vectors]) -> Vectors:
         largest = tuple(max(sizes) for sizes in zip(*(p.x.shape[2:] for p in parts), strict=True))
