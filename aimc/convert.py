@@ -24,7 +24,7 @@ from aimc.hardware import Hardware, PulsedHardware
 from aimc.nn import AnalogLayer, Composite, PulsedLayer, analog_layers, pulsed_layers
 from aimc.nn.opaque import followed
 from aimc.nn.pulsed import CellWeight, warn_of_overflow
-from aimc.nn.saving import attach, detached
+from aimc.nn.saving import attach, detached, dotted_kinds
 from aimc.nn.watching import Product, Watch, Watching
 from aimc.ops import check_backend
 from aimc.random import Key
@@ -608,14 +608,9 @@ def _survey(
     return rows
 
 
-def _dotted(module: nn.Module) -> set[str]:
-    """Dotted names of the module's type and its bases."""
-    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
-
-
 def _adapts_weights(module: nn.Module) -> bool:
     """Whether a layer of Hugging Face PEFT adds its adapter to a weight before it calls the base layer."""
-    return not _dotted(module).isdisjoint(
+    return not dotted_kinds(module).isdisjoint(
         ("peft.tuners.lora.layer.ParamWrapper", "peft.tuners.lora.layer.MultiheadAttention")
     )
 
@@ -625,7 +620,7 @@ def _adapters(net: nn.Module) -> set[str]:
     return {
         _join(name, child)
         for name, module in net.named_modules()
-        if _TUNER in _dotted(module)
+        if _TUNER in dotted_kinds(module)
         for child in module._modules
         if child != "base_layer"
     }

@@ -21,6 +21,11 @@ from aimc.nn.pulsed import pulsed_layers
 _FILE = "analog.safetensors"
 
 
+def dotted_kinds(module: nn.Module) -> set[str]:
+    """Dotted names of the module's type and its bases, by which libraries are known that need not be installed."""
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
+
+
 class SavePretrained:
     """Stands for the method of that name of a network.
 
@@ -42,10 +47,9 @@ class SavePretrained:
         save = type(net).save_pretrained
         signature = inspect.signature(save)
         bound = signature.bind(net, save_directory, *args, **options)
-        kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(net).__mro__}
         given, beside = bound.arguments.get("state_dict"), "state_dict" in bound.arguments
         whole = given is None or given.keys() == net.state_dict().keys()
-        if not whole or "transformers.modeling_utils.PreTrainedModel" not in kinds:
+        if not whole or "transformers.modeling_utils.PreTrainedModel" not in dotted_kinds(net):
             _warn_of_gains(net)
             return save(*bound.args, **bound.kwargs)
         if given is not None:
