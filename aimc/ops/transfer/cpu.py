@@ -203,7 +203,7 @@ def whole_steps(
             statistics[2] += int(abs(count))
 
 
-_CELLS = 1024
+_CELLS = 2048
 
 
 @njit(**OPTIONS)
@@ -216,7 +216,7 @@ def _fire(
     xi, xi_write = memory
     first, all_w = top * held.shape[1], w.reshape(-1)
     for f in range(count):
-        q = np.uint64(fired[f])
+        q = fired[f]
         places[f] = pulse_first + pulses_from[q]
         devices[f] = first + device_of[q]
     pulse_many(
@@ -225,7 +225,7 @@ def _fire(
     )  # fmt: skip
     exact = noise == 0 and half == 0
     for f in range(count):
-        q = np.uint64(fired[f])
+        q = fired[f]
         seen[np.uint64(visit_of[q])] = True
         value = all_w[np.uint64(devices[f])]
         if not exact:
@@ -256,7 +256,7 @@ def _settle(
                 now[q] = y[q]
         else:
             for f in range(many):
-                q = np.uint64(waiting[f])
+                q = waiting[f]
                 rest[f], now[f] = (prefix[q] + moved[q]) / share, y[q]
                 up[f] = rest[f] > 0
         step_sizes(kind, size[:many], now, up, nominal, constants)
@@ -264,14 +264,18 @@ def _settle(
             for f in range(many):
                 goes[f] = (abs(rest[f]) > threshold_ * max(size[f], floor)) & (size[f] > least)
         else:
-            for f in range(many):
-                goes[f] = (uniforms[waiting[f]] * size[f] < abs(rest[f])) & (size[f] > least)
+            if everyone and k == 0:
+                for q in range(many):
+                    goes[q] = (uniforms[q] * size[q] < abs(rest[q])) & (size[q] > least)
+            else:
+                for f in range(many):
+                    goes[f] = (uniforms[waiting[f]] * size[f] < abs(rest[f])) & (size[f] > least)
             for f in range(many):
                 stuck[left] = waiting[f]
                 left += (size[f] <= least) & (rest[f] != 0)
         count = 0
         for f in range(many):
-            origin[np.uint64(count)] = f
+            origin[count] = f
             count += goes[f]
         many = 0
         if count == 0:
@@ -284,14 +288,17 @@ def _settle(
             noise_key, pulse_first + k * apart[0], read_first + k * apart[1], top, place, y, moved, share, change,
             memory, seen[k],
         )  # fmt: skip
+        if not rounds:
+            for f in range(count):
+                waiting[many] = fired[f]
+                many += abs(change[f]) > least
+            continue
         for f in range(count):
-            q = fired[f]
-            answers = abs(change[f]) > least
-            more = (not rounds) | (abs(rest[origin[f]]) >= size[origin[f]])
-            stuck[left] = q
-            left += rounds & (not answers)
-            waiting[many] = q
-            many += more & answers
+            stuck[left] = fired[f]
+            left += abs(change[f]) <= least
+        for f in range(count):
+            waiting[many] = fired[f]
+            many += (abs(rest[origin[f]]) >= size[origin[f]]) & (abs(change[f]) > least)
     if rounds:
         for f in range(many):
             stuck[left] = waiting[f]
@@ -335,6 +342,7 @@ def reencode(
             reads_from[q] = n * tiles * (slots + 1) * rows + r
             pulses_from[q] = (n * tiles * slots * rows + r) * width + c
     y, prefix = np.empty((tiles, cells), np.float32), np.zeros((tiles, cells), np.float32)
+    all_y, all_w, most_cells = y.reshape(-1), w.reshape(-1), cells
     moved, words, uniforms = (
         np.empty(cells, np.float32),
         np.empty(columns, np.uint32),
@@ -346,16 +354,15 @@ def reencode(
         np.empty(cells, np.float32),
     )
     up, ups, goes = np.empty(cells, np.bool_), np.empty(cells, np.bool_), np.empty(cells, np.bool_)
-    waiting, fired, stuck = (
-        np.empty(cells + 1, np.int64),
-        np.empty(cells, np.int64),
-        np.empty(cells + 1, np.int64),
+    # Numbers of cells: unsigned, or each is asked whether it counts from the end.
+    waiting, fired, stuck, origin, carried = (
+        np.empty(cells + 1, np.uint64),
+        np.empty(cells, np.uint64),
+        np.empty(cells + 1, np.uint64),
+        np.empty(cells + 1, np.uint64),
+        np.empty(cells, np.uint64),
     )
-    origin, carried, level = (
-        np.empty(cells + 1, np.int64),
-        np.empty(cells, np.int64),
-        np.empty(cells, np.int64),
-    )
+    level = np.empty(cells, np.int64)
     place = visit_of, device_of, reads_from, pulses_from, np.empty(cells, np.int64), np.empty(cells, np.int64)
     memory = np.zeros(cells, np.float32), np.zeros(cells, np.float32)
     rest, now = np.empty(cells, np.float32), np.empty(cells, np.float32)
@@ -366,9 +373,12 @@ def reencode(
         cells = here * columns
         for t in range(tiles):
             for r in range(here):
-                line, inputs = y[t, r * columns : (r + 1) * columns], w[t, top + r]
-                line[:first_part] = inputs[column : column + first_part]
-                line[first_part:] = inputs[: columns - first_part]
+                # Not slices: each is counted as a reference, and copied one number at a time.
+                line, start = (t * most_cells + r * columns), ((t * rows + top + r) * width)
+                for n in range(first_part):
+                    all_y[np.uint64(line + n)] = all_w[np.uint64(start + column + n)]
+                for n in range(first_part, columns):
+                    all_y[np.uint64(line + n)] = all_w[np.uint64(start + n - first_part)]
             if not exact:
                 first = (number * tiles + t) * (slots + 1) * rows + top
                 for q in range(cells):
