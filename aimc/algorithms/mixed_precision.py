@@ -69,7 +69,7 @@ class MixedPrecision(Paired):
         state["chi"].zero_()
 
     def step(self, array: Array, state: State, vectors: Vectors, lr: float) -> None:
-        check_vectors(vectors, state["held"][0], lr)  # a NaN in chi would stay for good
+        check_vectors(vectors, array.shape, lr)  # a NaN in chi would stay for good
         state["chi"].sub_(self.gradient(array, state, vectors), alpha=lr / array.scale)
         updates = int(numbers(state)[UPDATES])
         if (updates + 1) % self.period == 0:

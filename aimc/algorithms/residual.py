@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -232,7 +233,7 @@ class Residual(Transferring):
             # A finer tile has to reach over one step of the coarser one, devices that fall short included.
             states = max(array.cell.states, 1.0)
             ratio = min(0.4, 2 / states**0.5) if self.order == "reencode" else min(1.25 / states, 0.9)
-        return tuple(ratio ** (self.tiles - 1 - t) for t in range(self.tiles))
+        return _powers(ratio, self.tiles)
 
     def columns_of(self, array: Array) -> int:
         (columns, _), rows = self.lines(array), array.shape[0]
@@ -351,7 +352,7 @@ class Residual(Transferring):
             torch.arange(first, first + columns, device="cpu") % width if columns < width or first else None
         )
         if self.gradient == "digital":
-            check_vectors(vectors, state["held"][0], lr)
+            check_vectors(vectors, array.shape, lr)
             # What is not visited now is visited later: the visited columns stand for the others in the mean.
             gradient, rate = vectors.gradient(visited), lr / array.scale * (width / columns)
             last = self.finest(array, gradient, rate, shares)
@@ -369,14 +370,13 @@ class Residual(Transferring):
         if self.gradient == "pulsed":
             # What tile 0 has collected leaves it as it moves up, however much it is.
             tries, last_tries = max(tries, self.pulses.length), max(last_tries, self.pulses.length)
-        found, reads = reencode(
+        reencode(
             array.cell, held, w, parameters, counts, factors, first, columns, number,
             array.key.fold("reencode", last), gradient=gradient, rate=rate, decay=decay, threshold=self.threshold,
             tries=tries, last_tries=last_tries, floor=self.floor, stochastic=self.gradient == "digital",
-            how=one_hot_read(array), backend=array.backend,
+            how=one_hot_read(array), backend=array.backend, statistics=state["statistics"][last:],
+            reads=state["reads"][last:],
         )  # fmt: skip
-        numbers(state, "statistics")[last:] += found.numpy()
-        numbers(state, "reads")[last:] += reads.numpy()
         numbers(state)[VISITS] = number + columns
         if before is not None and looked is not None:
             before.count_answers(once=True)
@@ -391,15 +391,17 @@ class Residual(Transferring):
 
         Steps much finer than the changes cost pulses and carries, and gain nothing over the noise of the gradient.
         """
-        total = float(gradient.abs().sum())
+        total = float(torch.linalg.vector_norm(gradient, 1))
         if total == 0:
             return 0
-        square = float(gradient.square().sum())
+        square = float(torch.linalg.vector_norm(gradient)) ** 2
         if square == 0 or not math.isfinite(square):  # beyond single precision, which the gradient is not
             square = float(gradient.double().square().sum())
-        usual = rate * square / total
-        steps = [share * array.cell.granularity for share in shares]
-        return max([t for t, step in enumerate(steps) if step <= self.rounding * usual], default=0)
+        most = self.rounding * (rate * square / total) / array.cell.granularity
+        for t in range(len(shares) - 1, 0, -1):
+            if shares[t] <= most:
+                return t
+        return 0
 
     def due(self, state: State) -> list[tuple[int, int]]:
         """Transfers ``(source, target)`` at the end of the present mini-batch, in order; moves a warm start on."""
@@ -459,3 +461,9 @@ class Residual(Transferring):
             state["held"][t].copy_(held)
             rest = rest - share * held
         show(array, state, "program")
+
+
+@functools.cache
+def _powers(ratio: float, tiles: int) -> tuple[float, ...]:
+    """Factors of the tiles; the last one's is 1."""
+    return tuple(ratio ** (tiles - 1 - t) for t in range(tiles))

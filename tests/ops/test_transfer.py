@@ -152,10 +152,10 @@ def test_reencoding_agrees(cell, how, gradient, options):
 
 def test_a_visit_of_more_cells_than_are_taken_together():
     def run(backend):
-        cells = Cells(CELLS["soft"], 2, (40, 30))
+        cells = Cells(CELLS["soft"], 2, (90, 30))
         found = reencode(
             cells.cell, *cells.contents[:2], cells.parameters, cells.counts, torch.tensor([0.5, 1.0]), 3, 29, 0, Key(3),
-            gradient=normals(40, 29), rate=0.3, backend=backend, **STOCHASTIC,
+            gradient=normals(90, 29), rate=0.3, backend=backend, **STOCHASTIC,
         )  # fmt: skip
         return [*cells.contents, *found]
 

@@ -98,7 +98,7 @@ def pulsed_update(
         True
     """
     _check_cells(held, w, parameters, cell, counts, x_sign, d_sign)
-    check_vectors(vectors, held, lr)
+    check_vectors(vectors, held.shape, lr)
     if statistics is None:
         statistics = no_statistics()
     elif statistics.shape != (len(STATISTICS),) or statistics.dtype != torch.int64:
@@ -202,11 +202,11 @@ def _check_cells(
         raise AimcError("are both given, one per column and one per row, or none", field="x_sign, d_sign")
 
 
-def check_vectors(vectors: Vectors, held: Tensor, lr: float) -> None:
-    """Raise unless vectors and learning rate can become pulses on these cells."""
-    if held.shape != (vectors.rows, vectors.columns):
+def check_vectors(vectors: Vectors, shape: tuple[int, ...], lr: float) -> None:
+    """Raise unless vectors and learning rate can become pulses on cells of this shape."""
+    if shape != (vectors.rows, vectors.columns):
         raise AimcError(
-            f"vectors of {vectors.rows} rows and {vectors.columns} columns do not fit cells", shape=held.shape
+            f"vectors of {vectors.rows} rows and {vectors.columns} columns do not fit cells", shape=shape
         )
     if not (lr > 0 and math.isfinite(lr)):
         raise AimcError(f"must be positive and finite, got {lr}", field="lr")

@@ -211,7 +211,7 @@ def buffered_update(
     Returns:
         Counters of the fast and the slow tile.
     """
-    check_vectors(vectors, fast.held, lr)
+    check_vectors(vectors, fast.held.shape, lr)
     if train.kind not in MODES:
         raise AimcError(f"the fast tile takes pulses, not {train.kind!r}", field="kind")
     # The compiled body has room for the longest train of this rate.
@@ -297,6 +297,8 @@ def reencode(
     floor: float = 1.0,
     stochastic: bool = True,
     how: Read = Read(),  # noqa: B008  (frozen)
+    statistics: Tensor | None = None,
+    reads: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Write what the visited columns of all tiles amount to anew, from the most significant tile down.
@@ -324,15 +326,17 @@ def reencode(
         floor: least step that is assumed above tile 0, in nominal steps at weight 0.
         stochastic: whether tile 0 rounds stochastically; otherwise with the threshold.
         how: noise and converter of the reads.
+        statistics, reads: counters int64 ``[T, 7]`` and columns read ``[T]`` so far, added to.
         backend: ``auto``, ``reference`` or ``cpu``.
 
     Returns:
-        Counters int64 ``[T, 7]``, and columns read ``[T]``, read-backs included.
+        ``statistics`` and ``reads``, or those of this visit alone where None; reads with read-backs.
     """
     tiles, _rows, width = held.shape
     if not 1 <= columns <= width:
         raise AimcError(f"is between 1 and {width}, got {columns}", field="columns")
-    statistics, reads = no_statistics(tiles), torch.from_numpy(np.zeros(tiles, np.int64))
+    statistics = statistics if statistics is not None else no_statistics(tiles)
+    reads = reads if reads is not None else torch.from_numpy(np.zeros(tiles, np.int64))
     g = cell.granularity
     least, unit = LEAST * g, float(shares[0]) * g
     nominal = nominal_parameters(cell).to(held.device)
