@@ -169,13 +169,11 @@ class TikiTakaV2(Transferring):
         if "content" in state and 0 < so_far + vectors.count == period:
             looked = places(array, int(numbers(state)[UPDATES]) // every, columns)
         watched = BufferBefore(array, state, buffer, looked) if looked is not None else None
-        fast, slow = buffered_update(
+        buffered_update(
             tile_of(array, state, 0), tile_of(array, state, 1), vectors, fast_lr, key, transfer_key, buffer,
             so_far, max(period, 1), columns, one_hot_read(array), self.pulses, state.get("means"), rate, array.backend,
+            state["statistics"],
         )  # fmt: skip
-        statistics = numbers(state, "statistics")
-        statistics[0] += fast.numpy()
-        statistics[1] += slow.numpy()
         numbers(state, "reads")[0] += numbers(state, "visits")[0] - before
         if watched is not None:
             watched.count_dropped(watched.count_answers(), transfer_key)

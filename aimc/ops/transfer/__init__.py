@@ -185,7 +185,8 @@ def buffered_update(
     means: Tensor | None = None,
     rate: float = 0.0,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+    statistics: Tensor | None = None,
+) -> Tensor:
     """Pulse vectors onto the fast tile; after every ``period``-th vector read columns of it into the buffer.
 
     What is in the buffer beyond 1 becomes pulses on the same column of the slow tile. Source: T. Gokmen, Front. Artif.
@@ -207,9 +208,10 @@ def buffered_update(
         means: float64 [2], running means of the largest input and gradient of a vector.
         rate: weight of a vector in the means; 0 leaves them out.
         backend: ``auto``, ``reference`` or ``cpu``.
+        statistics: counters int64 ``[2, 7]`` of the fast and the slow tile so far, added to.
 
     Returns:
-        Counters of the fast and the slow tile.
+        ``statistics``, or those of this update alone where None.
     """
     check_vectors(vectors, fast.held.shape, lr)
     if train.kind not in MODES:
@@ -217,35 +219,36 @@ def buffered_update(
     # The compiled body has room for the longest train of this rate.
     if rate > 0 and not (train.length_management or train.fixed_length):
         raise AimcError("a rate that follows the means needs trains that do not grow with it", field="train")
-    statistics, slow_statistics = no_statistics(), no_statistics()
+    statistics = statistics if statistics is not None else no_statistics(2)
     if vectors.count == 0:
-        return statistics, slow_statistics
-    means = means if means is not None else torch.zeros(2, dtype=torch.float64, device="cpu")
+        return statistics
+    means = means if means is not None else torch.from_numpy(np.zeros(2))
     cell, b = fast.cell, buffer
     g = cell.granularity
     stride = train.most_slots(lr, g)
     if choose_body(backend, cell, fast.held, vectors.x, vectors.d) == "reference":
         reference.buffered_update(
             fast, slow, vectors, lr, key, transfer_key, b, so_far, period, columns, how, train, stride, means, rate,
-            statistics, slow_statistics,
+            statistics[0], statistics[1],
         )  # fmt: skip
-        return statistics, slow_statistics
+        return statistics
+    of_fast, of_slow = statistics.numpy()
     cpu.buffered_update(
         *_cell(cell), *_noise(cell), *_tile(fast), *_tile(slow), so_far, period, columns,
         b.h.numpy(), b.mean.numpy() if b.mean is not None else _NONE,
         b.reference.numpy() if b.reference is not None else _NONE, b.visits.numpy(), _f(b.gain), _f(b.momentum),
         b.forget, b.most, float(b.chop), b.random_chop, float(b.d_chop), _f(b.beta), *_read(how),
         *_words(transfer_key, "transfer", "algorithm"), *_words(transfer_key.fold("rows"), "algorithm"),
-        *_words(transfer_key, "pulse_noise"), slow_statistics.numpy(),
+        *_words(transfer_key, "pulse_noise"), of_slow,
         *vectors.arrays(),
         b.x_sign.numpy() if b.x_sign is not None else _NO_SIGNS,
         b.d_sign.numpy() if b.d_sign is not None else _NO_SIGNS,
         0, MODES[train.kind], float(lr), float(g), train.length, train.length_management, train.management,
         train.fixed_length, train.gradient_scale, train.x_resolution, train.d_resolution, stride,
         *(key_words(key.at(s)) for s in ("pulses_x", "pulses_x_low", "pulses_d", "pulses_d_low", "pulse_noise")),
-        statistics.numpy(), means.numpy(), float(rate),
+        of_fast, means.numpy(), float(rate),
     )  # fmt: skip
-    return statistics, slow_statistics
+    return statistics
 
 
 def whole_steps(
