@@ -46,9 +46,23 @@ class TikiTakaV4(TikiTakaV3):
         state["mean"].zero_()
         state["reference"].zero_()
 
+    def check(self, array: Array, updates_per_epoch: int, vectors_per_update: int, lr: float) -> list[str]:
+        found = super().check(array, updates_per_epoch, vectors_per_update, lr)
+        for t in self.schedule(array, updates_per_epoch, vectors_per_update, lr):
+            passes = self._sweeps_of_a_chopper() + 1  # then there is a reference for every column
+            if passes > t.passes_per_epoch and 0 not in array.shape:
+                found.append(
+                    f"nothing is written to tile {t.target} in the first {passes / max(t.passes_per_epoch, 1e-9):.3g} "
+                    f"epochs, {passes} passes, which is when every chopper has flipped; a larger chop, more columns "
+                    "per event or a shorter period"
+                )
+        return found
+
+    def _sweeps_of_a_chopper(self) -> int:
+        return max(math.ceil(1 / self.chop), 2)
+
     def buffer(self, array: Array, state: State, period: int, lr: float) -> Buffer:
-        every = max(math.ceil(1 / self.chop), 2)
         return dataclasses.replace(
             super().buffer(array, state, period, lr), mean=state["mean"], reference=state["reference"],
-            beta=min(self.tail_weighting / every, 1.0),
+            beta=min(self.tail_weighting / self._sweeps_of_a_chopper(), 1.0),
         )  # fmt: skip

@@ -410,6 +410,16 @@ def test_starved_tiles_and_exceeded_budgets_are_warned_of():
     assert len(TikiTakaV1(transfer_lr=4.0, scale_transfer_lr=False).check(array_of(), 3, 8, 0.1)) == 2
 
 
+def test_choppers_that_hold_all_writes_back_are_warned_of():
+    """Writes begin after ``1 / chop + 1`` passes, see the test of the reference in ``tests/ops/test_transfer.py``."""
+    algorithm = TikiTakaV4(chop=0.1, unit="updates", columns=1)
+    assert algorithm.check(array_of(), 4 * 11, 8, 0.1) == []
+    (found,) = algorithm.check(array_of(), 4 * 10, 8, 0.1)
+    assert "nothing is written to tile 1 in the first 1.1 epochs, 11 passes" in found
+    (found,) = TikiTakaV4(chop=1e-12).check(array_of(), 60000, 8, 0.1)
+    assert "nothing is written" in found
+
+
 @every_algorithm
 def test_no_warning_where_there_is_none(algorithm):
     assert algorithm.check(array_of(soft(20)), 100, 8, 0.1) == []
