@@ -125,6 +125,7 @@ GOOD = {
     "comparison_table": lambda t: {"entries": []},
     "draw": lambda t: {"runs": [], "path": t / "a.png"},
     "draw_accuracy": lambda t: {"runs": [], "path": t / "a.png"},
+    "compared_sha256": lambda t: {"entries": []},
     "draw_comparison": lambda t: {"entries": [], "path": t / "a.png"},
     "draw_telemetry": lambda t: {"run": _run(), "path": t / "a.png"},
     "drawn_sha256": lambda t: {"runs": [_run()]},

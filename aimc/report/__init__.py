@@ -1,6 +1,12 @@
 """Tables and figures, built from the records of runs and nothing else."""
 
-from aimc.report.comparison import comparison_table, draw_comparison, load_comparison, provenance
+from aimc.report.comparison import (
+    compared_sha256,
+    comparison_table,
+    draw_comparison,
+    load_comparison,
+    provenance,
+)
 from aimc.report.figures import draw, drawn_sha256
 from aimc.report.in_memory_figures import draw_accuracy, draw_telemetry
 from aimc.report.reading import Evaluated, RunReport, load_run
@@ -22,6 +28,7 @@ __all__ = [
     "RunReport",
     "Table",
     "command_of",
+    "compared_sha256",
     "comparison_table",
     "draw",
     "draw_accuracy",

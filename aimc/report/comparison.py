@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -133,7 +135,7 @@ def _used(held: Sequence[Entry]) -> tuple[str, ...]:
 @checked
 def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> None:
     """Draw the test accuracy over the epochs, over the pulses that were sent, and over states and tiles where there are
-    several; bands and bars are one standard deviation over the seeds.
+    several; bands and bars are one standard deviation over the seeds. A PNG holds :func:`compared_sha256` of the runs.
 
     Raises:
         AimcError: nothing to draw, or the path cannot be written.
@@ -151,7 +153,7 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
     open_counts = {a for a, _, _ in analog if len({t for b, _, t in analog if b == a}) > 1}
     counted = {g: held for g, held in analog.items() if all("pulses" in e["curve"] for e in held)}
     panels = max(len(several_states), 1) + bool(counted) + (len(several_states) > 1) + bool(open_counts)
-    figure = Figure(figsize=(5.2 * panels, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for states in several_states or [None]:
         panel = axes.pop(0)
@@ -187,11 +189,28 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
         if panel.get_xscale() == "linear":  # epochs or tiles
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel("test accuracy, %")
-        panel.legend(fontsize="small")
+        if panel.lines:  # below it, where no curve is
+            panel.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     figure.suptitle(
         f"{entries[0]['dataset']}: last epoch and way there, band: 1 std over seeds", fontsize="medium"
     )
-    write_figure(figure, path, dpi=130)
+    description = f"sha256 of what is drawn: {compared_sha256(entries)}"
+    write_figure(figure, path, dpi=130, description=description)
+
+
+@checked
+def compared_sha256(entries: Sequence[Entry]) -> str:
+    """A hash of what :func:`draw_comparison` shows of some runs, and writes into a PNG: names, curves and accuracies.
+
+    Example:
+        >>> compared_sha256([])[:8]
+        '44136fa3'
+    """
+    shown = {
+        str(group): [(e["dataset"], e["seed"], e["test"], e["curve"]["test"], e["curve"].get("pulses")) for e in held]
+        for group, held in groups(entries).items()
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def _epochs(held: list[Entry], *names: str) -> np.ndarray:
