@@ -213,10 +213,18 @@ class PulsedOptimizer(torch.optim.Optimizer):
         algorithms = {type(m.hardware.algorithm).__name__: m.hardware.algorithm.fixed_rates() for m in layers}
         for name, fixed in algorithms.items():
             of = [m.name for m in layers if type(m.hardware.algorithm).__name__ == name]
+            automatic = any(
+                getattr(m.hardware.algorithm, "auto_scale", False) for m in layers if m.name in of
+            )
+            ways = [
+                "auto_scale=False with scale_fast_lr=True"
+                if rate == "fast_lr" and automatic
+                else f"scale_{rate}=True"
+                for rate in fixed
+            ]
             warn(
                 f"the learning rate has changed, but {' and '.join(fixed)} of {name} (layers {', '.join(of)}) stay on "
-                f"their own; {', '.join(f'scale_{rate}=True' for rate in fixed)} ties them to it "
-                "(but nothing ties fast_lr where auto_scale is on)",
+                f"their own; {', '.join(ways)} ties them to it",
             )
 
     def _warn_of_settings(self, groups: list[dict[str, Any]]) -> None:
@@ -227,6 +235,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
             for name, value in group.items()
             if name not in _HARMLESS and value
         }
+        if type(self.inner) in (torch.optim.Adagrad, torch.optim.Rprop, torch.optim.Adafactor):
+            found.add("the step")
         if found:
             warn(
                 f"{', '.join(sorted(found))} of {type(self.inner).__name__} act on the digital parameters only; cells "
@@ -263,7 +273,8 @@ def wrap(optimizer: torch.optim.Optimizer, net: nn.Module) -> PulsedOptimizer:
     Args:
         optimizer: holds all parameters of the pulsed layers, for instance
             ``torch.optim.SGD(net.parameters(), lr=0.1)``. Its learning rate is that of the cells, too; momentum and
-            weight decay act on digital parameters only.
+            weight decay act on digital parameters only. A step takes the gradient of the cells with it: a second one
+            without a new backward pass moves digital parameters alone, also where ``zero_grad`` was left out.
         net: network from :func:`aimc.convert` with a :class:`aimc.PulsedHardware`.
 
     Returns:

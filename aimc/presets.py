@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from aimc import cells
 from aimc.algorithms import Algorithm, AnalogSGD, MixedPrecision, Pair, Paired
-from aimc.cells import Hermes, Ideal, PulsedCell, SingleExponentPCM, SoftBounds, TabulatedPCM, measured
+from aimc.cells import Hermes, Ideal, PulsedCell, SingleExponentPCM, TabulatedPCM, measured
 from aimc.crossbar import Mapping, TileSize
 from aimc.errors import AimcError
 from aimc.hardware import Hardware, PulsedHardware
@@ -99,13 +100,13 @@ def reram(
         states: nominal number of states between the bounds.
         algorithm: how the cells are trained.
         io: converters and noise of every read: ``perfect`` is none, ``noisy`` the defaults of :class:`ArrayIO`.
-        cell: further fields of :class:`aimc.cells.SoftBounds`.
+        cell: further fields of :class:`aimc.cells.SoftBounds`, but for ``dw_min``, which follows from the states.
 
     Example:
         >>> reram(states=10).cell.dw_min
         0.2
     """
-    return _in_place(SoftBounds.with_states(states, **{"w_max": 1.0, "w_min": -1.0, **cell}), algorithm, io)
+    return _in_place(cells.reram(states, **cell), algorithm, io)
 
 
 def reram_om(algorithm: Algorithm | None = None, io: IO = "perfect", **cell: Any) -> PulsedHardware:

@@ -61,6 +61,7 @@ class Transfers:
         passes_per_epoch: the same as a share of all columns.
         kappa: pulses that the largest possible read asks for; 0 where transfers go by way of a buffer or read-back.
         budget: pulses of a train.
+        when: while it runs, where that is not always.
     """
 
     source: int
@@ -69,6 +70,7 @@ class Transfers:
     passes_per_epoch: float
     kappa: float
     budget: int
+    when: str = ""
 
 
 class Algorithm(Config):
@@ -202,8 +204,9 @@ class Algorithm(Config):
         most, lines = self.lines(array)
         for t in self.schedule(array, updates_per_epoch, vectors_per_update, lr):
             if t.passes_per_epoch < 1:
+                when = f" {t.when}" if t.when else ""
                 found.append(
-                    f"tile {t.target} is starved: {t.columns_per_epoch:.3g} of {most} {lines} are "
+                    f"tile {t.target} is starved{when}: {t.columns_per_epoch:.3g} of {most} {lines} are "
                     f"transferred to it per epoch, a full pass takes {1 / max(t.passes_per_epoch, 1e-9):.3g} epochs; "
                     f"more {lines} per event or a shorter period"
                 )

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from aimc.config import Config
 
+KEPT = 64
+"""Values that a warm start remembers at most."""
+
 
 class PlateauRule(Config):
     """Base. ``hit`` answers whether the values, one per epoch since the last hit, have reached a plateau."""
@@ -49,7 +52,7 @@ class SlowProgress(PlateauRule):
     difference: float = -0.01
 
     def validate(self):
-        self.require(self.window >= 1, "window", "must be at least 1")
+        self.require(1 <= self.window < KEPT, "window", f"is between 1 and {KEPT - 1}, got {self.window}")
         self.require(1 <= self.count <= self.window, "count", "is between 1 and window")
 
     def hit(self, values: Sequence[float], hits: int) -> bool:
@@ -95,7 +98,7 @@ class SlopeTest(PlateauRule):
     least: float = 0.0
 
     def validate(self):
-        self.require(self.window >= 3, "window", "must be at least 3")
+        self.require(3 <= self.window <= KEPT, "window", f"is between 3 and {KEPT}, got {self.window}")
         self.require(0.5 <= self.confidence < 1, "confidence", "is between 0.5 and 1")
         self.require(self.least >= 0, "least", "must not be negative")
 

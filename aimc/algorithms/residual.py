@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Literal
@@ -21,18 +22,19 @@ from aimc.algorithms.base import (
     visible,
 )  # fmt: skip
 from aimc.algorithms.losses import Before, counts_of, places
-from aimc.algorithms.plateau import FirstThen, PlateauRule
+from aimc.algorithms.plateau import KEPT, FirstThen, PlateauRule
 from aimc.algorithms.transferring import Transferring, transfer_columns, transfers
 from aimc.config import Config
 from aimc.ops.pulsed_update import PulseTrain, Vectors, check_vectors
 from aimc.ops.transfer import reencode
 
 ACTIVE, HITS, FLAG, VALUES, SEEN_PULSES, VISITS = range(2, 8)
-_HISTORY = 64
 
 
 class WarmStart(Config):
     """Fill the tiles one after another, from a target down to the source, before the chain runs.
+
+    It goes on only where :func:`aimc.optim.observe` is called once per epoch, as the recipes do.
 
     Fields:
         source: tile that the active one is filled from, 0 or 1; null takes the order's own.
@@ -191,6 +193,11 @@ class Residual(Transferring):
         )
         self._refuse_unused()
         warm = self.warm_start
+        self.require(
+            warm is None or warm.period_of != 1 or self.tiles > 2,
+            "warm_start.period_of",
+            "is 0 with two tiles, whose last one is not read",
+        )
         if warm is not None and warm.target is not None:
             source = self.source_of(warm)
             self.require(
@@ -273,11 +280,11 @@ class Residual(Transferring):
         least = torch.zeros(self.COUNTERS, dtype=torch.int64, device="cpu")
         most = torch.full_like(least, torch.iinfo(torch.int64).max)
         least[ACTIVE] = -1
-        most[ACTIVE], most[FLAG], most[VALUES] = self.tiles - 1, 1, _HISTORY
+        most[ACTIVE], most[FLAG], most[VALUES] = self.tiles - 1, 1, KEPT
         return least, most
 
     def extra(self, array: Array, device: torch.device) -> State:
-        found = {"values": torch.zeros(_HISTORY, dtype=torch.float64, device="cpu")}
+        found = {"values": torch.zeros(KEPT, dtype=torch.float64, device="cpu")}
         return found | counts_of(self.tiles, device, content=True) if self.order == "reencode" else found
 
     def passing(self, array: Array) -> int:
@@ -310,7 +317,7 @@ class Residual(Transferring):
         value = loss if warm.signal == "loss" else float(pulses - int(counters[SEEN_PULSES]))
         counters[SEEN_PULSES] = pulses
         values = state["values"]
-        if counters[VALUES] == _HISTORY:
+        if counters[VALUES] == KEPT:
             values.copy_(values.roll(-1))
             counters[VALUES] -= 1
         values[int(counters[VALUES])] = value
@@ -417,9 +424,8 @@ class Residual(Transferring):
         active = int(counters[ACTIVE])
         if warm is not None and active >= 0:
             source = self.source_of(warm)
-            of = warm.period_of if warm.period_of is not None else (0 if self.order == "paper" else 1)
             if active > source or warm.self_transfer:
-                if is_due[min(of, n - 2)]:
+                if u % self._filling_period(warm) == 0:
                     found.append((source, active))
             elif active < source or self.order != "cpu":
                 counters[ACTIVE] = active = -1
@@ -439,19 +445,41 @@ class Residual(Transferring):
                 Transfers(t, t + 1, updates_per_epoch * columns, passes, 0.0, self.tries)
                 for t in range(self.tiles - 1)
             ]
-        return [
-            transfers(
-                array,
-                t,
-                t + 1,
-                columns,
-                updates_per_epoch / self.period_of(t),
-                self.rate_of(t, lr),
-                self.transfer_pulses,
-                self.rows,
-            )
-            for t in range(self.tiles - 1)
-        ]
+
+        def line(source: int, target: int, period: int, when: str = "") -> Transfers:
+            events, rate = updates_per_epoch / period, self.rate_of(source, lr)
+            found = transfers(array, source, target, columns, events, rate, self.transfer_pulses, self.rows)
+            return dataclasses.replace(found, when=when)
+
+        warm, found = self.warm_start, []
+        if warm is not None:
+            last = self.tiles - 1 if warm.target is None else warm.target
+            found = [
+                line(self.source_of(warm), t, self._filling_period(warm), "during the warm start")
+                for t in range(last, self.source_of(warm), -1)
+            ]
+        for t in range(self.tiles - 1):
+            always = warm is None or self.order == "paper" or (self.order == "cuda" and t == 0)
+            found.append(line(t, t + 1, self.period_of(t), "" if always else "after the warm start"))
+        return found
+
+    def check(self, array: Array, updates_per_epoch: int, vectors_per_update: int, lr: float) -> list[str]:
+        found = super().check(array, updates_per_epoch, vectors_per_update, lr)
+        cell, shares = array.cell, self.shares(array)
+        for t in range(self.tiles - 1):
+            reach, step = shares[t] * (cell.w_max - cell.w_min), shares[t + 1] * cell.granularity
+            if reach < step * (1 - 1e-6) and 0 not in array.shape:
+                found.append(
+                    f"tile {t} reaches over {reach:.3g} from bound to bound, in units of the most significant tile, "
+                    f"and a step of tile {t + 1} is {step:.3g}: what lies between its steps is out of reach; larger "
+                    "shares of the less significant tiles (ratio, shares_of), or cells of more states"
+                )
+        return found
+
+    def _filling_period(self, warm: WarmStart) -> int:
+        """Mini-batches between transfers to the tile that a warm start fills."""
+        of = warm.period_of if warm.period_of is not None else (0 if self.order == "paper" else 1)
+        return self.period_of(min(of, self.tiles - 2))
 
     def program(self, array: Array, state: State, weight: Tensor) -> None:
         """Write a composite weight: what a tile cannot hold goes to the next less significant one."""

@@ -23,7 +23,7 @@ from aimc.cells.pow_step import PowStep
 from aimc.cells.pow_step_reference import PowStepReference
 from aimc.cells.pulsed import PulsedCell
 from aimc.cells.single_exponent import SingleExponentPCM
-from aimc.cells.soft_bounds import SoftBounds, soft_bounds_pmax
+from aimc.cells.soft_bounds import SoftBounds, reram, soft_bounds_pmax
 from aimc.cells.soft_bounds_reference import SoftBoundsReference
 from aimc.cells.tabulated import TabulatedPCM
 
@@ -50,6 +50,7 @@ __all__ = [
     "TabulatedPCM",
     "fit_cell",
     "measured",
+    "reram",
     "soft_bounds_pmax",
 ]
 
@@ -64,6 +65,7 @@ PULSED_CELLS: dict[str, Callable[..., PulsedCell]] = {
     "PiecewiseStep": PiecewiseStep,
     "Ladder": Ladder,
     "soft_bounds_pmax": soft_bounds_pmax,
+    "reram": reram,
     "reram_om": measured.reram_om,
     "reram_hfo2": measured.reram_hfo2,
     "reram_es": measured.reram_es,

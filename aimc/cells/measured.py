@@ -73,7 +73,7 @@ def capacitor(**fields: Any) -> LinearStep:
     constants = dict(
         dw_min=0.005, w_max=1.0, w_min=-1.0, mult_noise=False, gamma_up=0.05, gamma_down=0.05, dw_min_dtod=0.1,
         up_down_dtod=0.06, w_max_dtod=0.07, w_min_dtod=0.07, gamma_up_dtod=0.01, gamma_down_dtod=0.01,
-        dw_min_std=0.3, lifetime=1e6, lifetime_dtod=0.3,
+        dw_min_std=0.3, lifetime=1e6, lifetime_dtod=0.3 if fields.get("lifetime") != 0 else 0.0,
     )  # fmt: skip
     return LinearStep(**{**constants, **fields})
 

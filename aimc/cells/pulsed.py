@@ -70,6 +70,8 @@ class PulsedCell(Config):
     """Number of the response in the compiled kernel; as a tuple where the kernel is not that of the common cells, see
     ``ops/pulsed_update/response.py``. Cells that are made elsewhere need none, and run on the plain body."""
     PARAMETERS: ClassVar[tuple[str, ...]] = ("up", "down", "bmax", "bmin")
+    NOMINAL: ClassVar[float] = 0.0
+    """Noise with which a pulse makes the step that an algorithm reckons with."""
 
     def validate(self):
         for name in self.field_names():
@@ -102,12 +104,15 @@ class PulsedCell(Config):
         self.require(
             self.lifetime == 0 or self.lifetime > 1, "lifetime", "is 0 (no decay) or more than 1 mini-batch"
         )
+        for name in ("lifetime", "diffusion"):
+            if getattr(self, name) == 0:
+                self.unused(f"without {name}", f"{name}_dtod")
 
     # Construction --------------------------------------------------------------------------------------------------
 
     @classmethod
     def with_states(cls, states: float, **fields) -> Self:
-        """The cell whose nominal number of states ``(w_max - w_min) / granularity`` is ``states``.
+        """The cell whose nominal number of states ``(w_max - w_min) / granularity`` is ``states``, which sets its step.
 
         Example:
             >>> from aimc.cells import SoftBounds
@@ -116,6 +121,8 @@ class PulsedCell(Config):
         """
         if not states > 0:
             raise AimcError(f"must be positive, got {states}", field="states")
+        if "dw_min" in fields:
+            raise AimcError("follows from states; give one of the two", field="dw_min")
         cell = cls(**fields)
         return cell.replace(dw_min=cell.dw_min * cell.states / states)
 

@@ -55,6 +55,24 @@ class SoftBounds(PulsedCell):
 
 
 @checked
+def reram(states: float = 4, **fields) -> SoftBounds:
+    """Resistive memory with few states: soft bounds at ±1, as in the papers on residual learning.
+
+    Args:
+        states: nominal number of states between the bounds.
+        fields: other fields of :class:`SoftBounds`.
+
+    Raises:
+        AimcError: ``dw_min``, which follows from the states.
+
+    Example:
+        >>> reram(states=10).dw_min
+        0.2
+    """
+    return SoftBounds.with_states(states, **{"w_max": 1.0, "w_min": -1.0, **fields})
+
+
+@checked
 def soft_bounds_pmax(
     p_max: int = 1000, alpha: float = 0.0005, range_min: float = -1.0, range_max: float = 1.0, **fields
 ) -> SoftBounds:

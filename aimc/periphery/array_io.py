@@ -11,7 +11,8 @@ class ArrayIO(Config):
 
     Inputs are divided by their largest magnitude first, vector by vector (of a convolution every patch is one), and the
     result is multiplied with it again; a vector of zeros is not read and gives zero. Column reads of a transfer are
-    one-hot and need no such scale.
+    one-hot and need no such scale. Forwards and backwards the tiles of an algorithm are read together, as the array of
+    the composite weights: one noise and one ADC, however many tiles there are. A transfer reads its tile alone.
 
     Fields:
         dac: input converter, or null for exact inputs.

@@ -55,9 +55,9 @@ def make_cell(name: str, settings: Sequence[str] = (), states: float | None = No
     cell = PULSED_CELLS[name](**fields)
     if states is None:
         return cell
-    if not states > 0:
-        raise AimcError(f"must be positive, got {states}", field="states")
-    plain = {n: getattr(cell, n) for n in cell.field_names() if n != "levels"}
+    if "dw_min" in fields:
+        raise AimcError("follows from states; give one of the two", field="dw_min")
+    plain = {n: getattr(cell, n) for n in cell.field_names() if n not in ("levels", "dw_min")}
     return type(cell).with_states(states, **plain)
 
 

@@ -45,7 +45,8 @@ _MOST_CURVES = 6
 """Layers up to which each has curves of its own."""
 
 _ROWS = (
-    "pulses per device", "saturated devices, %", "share of the weight, %", "beyond the trains, %",
+    "pulses per device:\nmean, 99.9 % (dashed), max. (dotted)", "saturated devices, %", "share of the weight, %",
+    "clipped and (dashed)\nbeyond the trains, %",
     "no answer (black: lost), %", "tile being filled",
 )  # fmt: skip
 _ANSWERS, _FILLING = 4, 5

@@ -364,7 +364,8 @@ def transfer_table(lines: Sequence[tuple[str, Transfers]]) -> Table:
     """
     rows = []
     for layer, t in lines:
-        notes = ["starved"] * (t.passes_per_epoch < 1) + ["beyond the budget"] * (t.kappa > t.budget)
+        notes = [t.when] * bool(t.when) + ["starved"] * (t.passes_per_epoch < 1)
+        notes += ["beyond the budget"] * (t.kappa > t.budget)
         asked = f"{t.kappa:.3g} of {t.budget}" if t.kappa > 0 else f"at most {t.budget}"
         rows.append((
             layer, f"{t.source} to {t.target}", f"{t.columns_per_epoch:.3g}", f"{t.passes_per_epoch:.3g}", asked,

@@ -408,6 +408,10 @@ def test_starved_tiles_and_exceeded_budgets_are_warned_of():
     (found,) = TikiTakaV1(rows=True).check(array_of(), 3, 8, 0.1)
     assert "3 of 6 rows are transferred" in found and "more rows per event" in found
     assert len(TikiTakaV1(transfer_lr=4.0, scale_transfer_lr=False).check(array_of(), 3, 8, 0.1)) == 2
+    # The largest read is the larger of the bounds.
+    cell = PLAIN.replace(w_max=0.2, w_min=-0.6)
+    (line,) = TikiTakaV1(transfer_lr=1.0, scale_transfer_lr=False).schedule(array_of(cell), 100, 8, 0.1)
+    assert line.kappa == pytest.approx(0.6 / 0.1)
 
 
 def test_choppers_that_hold_all_writes_back_are_warned_of():

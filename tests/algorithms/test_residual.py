@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import aimc
-from aimc.algorithms import LossRise, Residual, SlowProgress, WarmStart
+from aimc.algorithms import LossRise, Residual, SlopeTest, SlowProgress, WarmStart
 from aimc.algorithms.base import UPDATES
+from aimc.algorithms.residual import HITS, VISITS
 from aimc.cells import Ladder
 from aimc.errors import AimcError
-from aimc.ops.pulsed_update import Vectors
+from aimc.ops.pulsed_update import PulseTrain, Vectors
 from tests.algorithms.helpers import PLAIN, array_of, distance, fit, hardware_of, soft
 from tests.helpers import assert_close
 from tests.nn.pulsed_helpers import batch, loss_of, sgd, small_net
@@ -334,3 +337,123 @@ def test_shares_that_are_not_positive_are_refused():
     with pytest.raises(AimcError, match="field 'shares_of'"):
         Residual(tiles=2, shares_of=(0.0, 1.0))
     assert min(Residual().shares(array_of(PLAIN))) > 0
+
+
+def test_the_schedule_of_a_warm_start():
+    """What runs when: in the text the chain always does, in the programs it waits (but for 0 to 1 on the GPU)."""
+    array = array_of(soft(4), (128, 512))
+    during, after = "during the warm start", "after the warm start"
+
+    def lines(order, **settings):
+        algorithm = Residual(
+            tiles=4, order=order, warm_start=WarmStart(**settings), columns="all", period_growth=2
+        )
+        return [
+            (t.source, t.target, t.passes_per_epoch, t.when) for t in algorithm.schedule(array, 120, 1, 0.1)
+        ]  # fmt: skip
+
+    chain = [(0, 1, 60.0), (1, 2, 30.0), (2, 3, 15.0)]
+    assert lines("paper") == [(0, t, 60.0, during) for t in (3, 2, 1)] + [(*line, "") for line in chain]
+    assert lines("cpu") == [(0, t, 30.0, during) for t in (3, 2, 1)] + [(*line, after) for line in chain]
+    assert lines("cuda") == [(1, t, 30.0, during) for t in (3, 2)] + [
+        (*line, when) for line, when in zip(chain, ("", after, after))
+    ]
+    assert lines("cpu", target=2, period_of=0)[:2] == [(0, 2, 60.0, during), (0, 1, 60.0, during)]
+    slow = Residual(tiles=3, order="cpu", warm_start=WarmStart(), period_growth=2)
+    found = slow.check(array, 100, 1, 0.1)
+    assert [text.split(":")[0] for text in found] == [
+        f"tile {t} is starved {when}" for t, when in ((2, during), (1, during), (1, after), (2, after))
+    ]
+
+
+def test_a_tile_that_cannot_reach_over_a_step_is_warned_of():
+    """The range from bound to bound, 2, times the ratio, against a step of 2 / states."""
+    array = array_of(soft(4))
+    (found,) = Residual(tiles=2, ratio=0.2).check(array, 100, 8, 0.1)
+    assert "tile 0 reaches over 0.4 from bound to bound" in found and "a step of tile 1 is 0.5" in found
+    for ratio in (0.25, 0.4):
+        assert Residual(tiles=2, ratio=ratio).check(array, 100, 8, 0.1) == []
+    assert len(Residual(tiles=4, order="paper", ratio=0.01).check(array, 10_000, 8, 0.1)) == 3
+    assert Residual(tiles=2, shares_of=(0.2, 0.7)).check(array, 100, 8, 0.1) == []
+
+
+def test_what_was_collected_by_pulses_leaves_its_tile_however_much_it_is():
+    """A train of 40 slots may move tile 0 by 40 steps; ``tries`` alone, 6, would leave most of it there."""
+    cell = PLAIN.replace(dw_min=0.02)
+    algorithm = Residual(
+        tiles=2, gradient="pulsed", fast_lr=1.0, ratio=0.9, columns="all", tries=1, last_tries=1,
+        pulses=PulseTrain(length=40),
+    )  # fmt: skip
+    array = array_of(cell, (1, 1))
+    state = algorithm.init(array, torch.full((1, 1), 0.0))
+    state["held"][0] = -0.8
+    algorithm.step(array, state, Vectors(torch.zeros(1, 1), torch.zeros(1, 1)), 0.1)
+    assert float(state["held"][1]) == pytest.approx(-0.72, abs=0.03)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_ladder_that_seldom_switches_is_written(backend):
+    """A pulse that fails is seen; the nominal step of a level is that of a device that switches, not 0 below a half."""
+    cell = Ladder(
+        w_max=1.0, w_min=-1.0, levels=9, switch_up=(0.3,) * 8, switch_down=(0.3,) * 8, dw_min_dtod=0.0, w_max_dtod=0.0,
+        w_min_dtod=0.0,
+    )  # fmt: skip
+    algorithm = Residual(tiles=2, columns="all", rounding=0.0, ratio=0.5)
+    array = dataclasses.replace(array_of(cell, (200, 10)), backend=backend)
+    state = algorithm.init(array, torch.zeros(200, 10))
+    for _ in range(5):
+        algorithm.step(array, state, Vectors(torch.eye(10), torch.ones(10, 200)), 0.05)
+    assert (
+        -0.25 < float(algorithm.weight(array, state).mean()) < -0.15
+    )  # some of it fails on every tile that is tried
+
+
+@pytest.mark.parametrize("asked", [-0.7, 0.1, 0.7])
+def test_the_mean_change_is_what_was_asked_of_devices_that_differ(asked):
+    """Of single devices, in steps of tile 0: what a pulse misses of its step, or does too much, is rounded again.
+
+    Many draws from one state; most devices whose bounds and steps differ by 30 % are within 15 % of a step.
+    """
+    cell = soft(4).replace(dw_min_dtod=0.3, w_max_dtod=0.3, w_min_dtod=0.3, dw_min_std=0.3)
+    algorithm = Residual(tiles=3, columns="all", rounding=0.0)
+    array = array_of(cell, (12, 6))
+    state = algorithm.init(array, 0.2 * torch.rand(12, 6, generator=torch.Generator().manual_seed(0)) - 0.1)
+    g = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        drawn = (torch.randn(4, n, generator=g) for n in (6, 12))
+        algorithm.step(array, state, Vectors(*drawn), 0.02)
+    unit, before, total = algorithm.shares(array)[0] * cell.granularity, algorithm.weight(array, state), 0.0
+    draws = 1200
+    for n in range(draws):
+        copy = {name: value.clone() for name, value in state.items()}
+        copy["counters"][VISITS] += 6 * n
+        algorithm.step(array, copy, Vectors(torch.eye(6), torch.full((6, 12), -asked * unit)), 1.0)
+        total = total + (algorithm.weight(array, copy) - before).double() / draws
+    error = (total / unit - asked).abs()
+    assert float(error.quantile(0.9)) < 0.15 and float((total / unit - asked).mean().abs()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SlowProgress(window=64), "'window': is between 1 and 63, got 64"),
+        (lambda: SlopeTest(window=65), "'window': is between 3 and 64, got 65"),
+        (
+            lambda: Residual(tiles=2, order="paper", warm_start=WarmStart(period_of=1)),
+            "'warm_start.period_of': is 0 with two tiles",
+        ),
+    ],
+)
+def test_rules_that_could_never_act_are_refused(make, message):
+    with pytest.raises(AimcError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("rule", [SlowProgress(window=63), SlopeTest(window=64)])
+def test_the_longest_windows_fire(rule):
+    algorithm = Residual(tiles=3, order="paper", warm_start=WarmStart(rule=rule))
+    array = array_of()
+    state = algorithm.init(array, torch.zeros(array.shape))
+    for _ in range(64):
+        algorithm.observe(array, state, 1.0)
+    assert int(state["counters"][HITS]) == 1

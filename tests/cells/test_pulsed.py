@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import aimc
 from aimc.cells import (
     PULSED_CELLS,
     ConstantStep,
@@ -352,7 +353,13 @@ def test_same_key_same_devices():
 
 def test_write_noise_and_retention_do_not_make_devices_differ():
     cell = SoftBounds(
-        **ALIKE, write_noise_std=1.0, lifetime=5.0, lifetime_dtod=0.3, rest_dtod=0.1, diffusion_dtod=0.1
+        **ALIKE,
+        write_noise_std=1.0,
+        lifetime=5.0,
+        lifetime_dtod=0.3,
+        rest_dtod=0.1,
+        diffusion=0.1,
+        diffusion_dtod=0.1,
     )
     assert not cell.spreads and cell.noisy
     assert SoftBoundsReference(**ALIKE, reference_std=0.1).spreads
@@ -518,10 +525,37 @@ def test_pmax():
         assert abs(float(w) - (1.1 - reach * (1 - math.exp(-0.05 * k)))) < 2e-6
 
 
+_MEASURED = {
+    "reram_om": "dw_min 0.0949 dw_min_dtod 0.7829 dw_min_std 0.4158 w_max_dtod 0.3499 w_min_dtod 0.5695 "
+    "write_noise_std 1.4113 reference_std 0.05",
+    "reram_hfo2": "dw_min 0.4622 dw_min_dtod 0.7125 dw_min_std 0.2174 w_max_dtod 0.4295 w_min_dtod 0.599 "
+    "write_noise_std 0.5841 reference_std 0.05",
+    "reram_es": "dw_min 0.00135 up_down 0.259359 A_up -1.18445 A_down -0.081404 gamma_up 5 gamma_down 5 a -0.5 b -0.5 "
+    "dw_min_std 5 write_noise_std 75",
+    "reram_sb": "dw_min 0.002 w_max 1.25 w_min -0.75 dw_min_std 3.75 write_noise_std 56",
+    "capacitor": "dw_min 0.005 gamma_up 0.05 gamma_down 0.05 up_down_dtod 0.06 lifetime 1e6 lifetime_dtod 0.3",
+    "ecram": "dw_min 0.002 w_max 1.1724 w_min -0.8276 gamma_up 0.1153 gamma_down 0.5085 dw_min_std 0.3",
+    "ecram_mo": "dw_min 2.8214e-4 w_max 1.1714 w_min -0.8286 gamma_up 0.4152 gamma_down 0.7342 dw_min_std 2",
+    "pcm_pulsed": "dw_min 0.01 w_max 2 w_min 0 A_up -27.235 A_down -2.235 gamma_up 2.5 gamma_down 2.5 a -1 b 0 "
+    "dw_min_std 0.6 dw_min_std_add 0.042 dw_min_std_slope 0.108",
+    "idealized": "dw_min 0.0002 up_down_dtod 0 dw_min_std 0.3",
+    "gokmen_vlasov": "dw_min 0.0016 w_max 1 w_min -1 dw_min_dtod 0.3 dw_min_std 0.3",
+}
+
+
+@pytest.mark.parametrize("name", _MEASURED)
+def test_constants_of_the_measured_presets(name):
+    """Copied from the source once more, so that a slip in one of the two shows."""
+    words = _MEASURED[name].split()
+    cell = getattr(measured, name)()
+    assert {n: getattr(cell, n) for n in words[::2]} == {n: float(v) for n, v in zip(words[::2], words[1::2])}
+
+
 def test_presets_are_what_was_measured():
     states = {name: round(PULSED_CELLS[name]().states, 1) for name in PULSED_CELLS if name.islower()}
     assert states == {
-        "soft_bounds_pmax": 4001.0, "reram_om": 21.1, "reram_hfo2": 4.3, "reram_es": 959.2, "reram_sb": 1000.0,
+        "soft_bounds_pmax": 4001.0, "reram": 4.0,
+        "reram_om": 21.1, "reram_hfo2": 4.3, "reram_es": 959.2, "reram_sb": 1000.0,
         "capacitor": 400.0, "ecram": 1000.0, "ecram_mo": 7088.7, "pcm_pulsed": 12.7, "idealized": 10000.0,
         "gokmen_vlasov": 1250.0,
     }  # fmt: skip
@@ -567,6 +601,10 @@ def test_presets_are_what_was_measured():
         (lambda: SoftBounds.with_states(0), "'states': must be positive, got 0"),
         (lambda: SoftBounds.with_states(-3), "'states': must be positive, got -3"),
         (lambda: SoftBounds.with_states(1e300), "'dw_min': must be at least"),
+        (lambda: SoftBounds.with_states(4, dw_min=0.1), "'dw_min': follows from states; give one"),
+        (lambda: aimc.presets.reram(dw_min=0.001), "'dw_min': follows from states; give one"),
+        (lambda: SoftBounds(lifetime_dtod=0.3), "'lifetime_dtod': does nothing without lifetime"),
+        (lambda: SoftBounds(diffusion_dtod=0.3), "'diffusion_dtod': does nothing without diffusion"),
         (lambda: PiecewiseStep(piecewise_up=()), "'piecewise_up': needs at least one"),
         (lambda: PiecewiseStep(piecewise_up=(1.0, -1.0)), "must not be negative"),
         (lambda: PiecewiseStep(piecewise_up=(1, 2)), "'piecewise_down': must have as many"),

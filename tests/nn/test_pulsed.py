@@ -231,7 +231,7 @@ def test_a_ladder_counts_as_held_what_rounds_to_a_level():
             levels=5, w_max=1.0, w_min=-1.0, dw_min_dtod=0.0, up_down_dtod=0.0, w_max_dtod=0.0, w_min_dtod=0.0
         )
     )
-    with pytest.warns(UserWarning, match=r"\(0.0% of the weights, relative error"):
+    with pytest.warns(UserWarning, match=r"\(rounded to levels, relative error"):
         layer = aimc.convert(nn.Linear(8, 8), hardware, seed=0)
     assert layer.clipped == 0
     levels = layer.cells.held.unique()
@@ -521,6 +521,16 @@ def test_the_transposed_read_is_the_formula():
         expected += layer.scale * r * read
     assert_close("input gradient", x.grad, expected, atol=1e-6)
     assert_close("bias gradient", layer.bias.grad, d.sum(0), atol=1e-6)
+
+
+def test_noisy_presets_are_noisy_in_every_direction():
+    """By the defaults of IBM's simulator."""
+    hardware = aimc.presets.reram(io="noisy")
+    assert hardware.forward == hardware.backward == hardware.transfer
+    io = hardware.backward
+    assert io is not None and io.dac is not None and io.adc is not None
+    assert (io.dac.bits, io.adc.bits, io.adc.bound, io.output_noise) == (7, 9, 12.0, 0.06)
+    assert io.bound_management
 
 
 def test_output_noise_is_that_of_the_array_in_both_directions():

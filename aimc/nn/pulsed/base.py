@@ -750,8 +750,9 @@ def pulsed_layers(net: nn.Module) -> dict[str, PulsedLayer]:
 def warn_of_overflow(layers: Iterable[PulsedLayer]) -> None:
     """One warning for all layers whose devices could not hold the weights they were given."""
     lines = [
-        f"{layer.name or type(layer).__name__} ({_percent(layer.clipped)} of the weights, "
-        f"relative error {_percent(layer.mapping_error)})"
+        f"{layer.name or type(layer).__name__} ("
+        + (f"{_percent(layer.clipped)} of the weights" if layer.clipped > 0 else "rounded to levels")
+        + f", relative error {_percent(layer.mapping_error)})"
         for layer in layers
         if layer.hardware.mapping.overflow == "warn"
         and (layer.clipped > 0 or layer.mapping_error > _LEAST_ERROR)
@@ -759,7 +760,8 @@ def warn_of_overflow(layers: Iterable[PulsedLayer]) -> None:
     if lines:
         warn(
             f"weights beyond what their devices hold: {', '.join(lines)}. mapping.overflow chooses what happens: "
-            "'clip' says nothing, 'grow' raises the digital scale, 'error' refuses",
+            f"'clip' says nothing, 'grow' raises the digital scale, at most {_MOST_GROWTH:g}-fold, 'error' refuses; "
+            "cells whose bounds spread less hold more, and so do algorithms of more tiles",
         )
 
 

@@ -20,6 +20,7 @@ from aimc.compiled import njit
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 _f = np.float32
 _ZERO, _ONE = _f(0.0), _f(1.0)
+_NOMINAL = _f(10.0)  # of a ladder: it moves
 _HALF_ROOT = math.sqrt(0.5)
 
 
@@ -160,7 +161,7 @@ def _sizes_by_type(kind, size, w, up, p, c):
 
         def one_by_one(kind, size, w, up, p, c):
             for k in range(size.size):
-                after = step(kind, w[k], p, 0, 0, up[k], _ZERO, c)
+                after = step(kind, w[k], p, 0, 0, up[k], _NOMINAL if kind[0] == 6 else _ZERO, c)
                 size[k] = after - w[k] if up[k] else w[k] - after
 
         return one_by_one
@@ -178,7 +179,7 @@ def _sizes_by_type(kind, size, w, up, p, c):
 
 @njit(**OPTIONS)
 def step_sizes(kind, size, w, up, p, c):
-    """How far a pulse without noise moves weights ``w`` ``[n]``, in its own direction, into ``size`` ``[n]``.
+    """How far a nominal pulse (no noise, a ladder moves) takes weights ``w`` ``[n]`` its own way, into ``size``.
 
     Without noise the common responses are straight lines: neither calls nor branches, and LLVM takes many at a time.
 

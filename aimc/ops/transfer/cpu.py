@@ -283,6 +283,14 @@ def _settle(
         pulses += count
         for f in range(count):
             fired[f], ups[f] = waiting[origin[f]], up[origin[f]]
+        if rounds:
+            # Rounded up to a step: what the pulse misses of it, or does too much, is rounded next.
+            for f in range(count):
+                step, need = size[origin[f]], abs(rest[origin[f]])
+                if need < step:
+                    q, more = fired[f], (step - need) * share
+                    prefix[q] += more if ups[f] else -more
+                    uniforms[q] = uniforms[q] * step / need
         _fire(
             count, fired, ups, kind, constants, held, w, p, counts, noisy, write_noise, noise, half, bound, read_key,
             noise_key, pulse_first + k * apart[0], read_first + k * apart[1], top, place, y, moved, share, change,
@@ -298,7 +306,7 @@ def _settle(
             left += abs(change[f]) <= least
         for f in range(count):
             waiting[many] = fired[f]
-            many += (abs(rest[origin[f]]) >= size[origin[f]]) & (abs(change[f]) > least)
+            many += abs(change[f]) > least
     if rounds:
         for f in range(many):
             stuck[left] = waiting[f]

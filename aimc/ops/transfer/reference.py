@@ -167,7 +167,7 @@ def reencode(
     device, most = held.device, max(tries, last_tries)
     # Pulses of a cell, tile and visit: on the way down, the carry, on the way down from there.
     slots = 2 * most + 1
-    row, quiet = torch.arange(rows, device=device), torch.zeros(rows, device=device, dtype=torch.float32)
+    row, quiet = torch.arange(rows, device=device), torch.full((rows,), cell.NOMINAL, device=device)
     least_, unit_ = single(least), single(unit)
     for n in range(columns):
         c = (column + n) % width
@@ -218,19 +218,23 @@ def reencode(
             for k in range(tries if t > 0 else last_tries):
                 missing, up, size = missing_on(t, prefix)
                 if uniform is not None:
-                    fires, again = uniform * size < missing.abs(), missing.abs() >= size
+                    fires = uniform * size < missing.abs()
                     stuck |= trying & (size <= least_) & (missing != 0)
                 else:
                     fires = missing.abs() > single(threshold) * (
                         size.clamp_min(float(single(floor))) if t > 0 else size
                     )
-                    again = fires
                 trying = trying & fires & (size > least_)
                 if not bool(trying.any()):
                     return stuck
+                if uniform is not None:
+                    # Rounded up to a step: what the pulse misses of it, or does too much, is rounded next.
+                    short, more = trying & (missing.abs() < size), (size - missing.abs()) * shares[t]
+                    prefix.copy_(torch.where(short, prefix + torch.where(up, more, -more), prefix))
+                    uniform = torch.where(short, uniform * size / missing.abs(), uniform)
                 answers = fire(t, trying, up, first + k).abs() > least_
                 stuck |= trying & ~answers
-                trying = trying & again & answers
+                trying = trying & answers
             return stuck | trying
 
         prefix = below(start)
