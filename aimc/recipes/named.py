@@ -18,7 +18,8 @@ TUNED: dict[str, Algorithm] = {
     "ttv4": TikiTakaV4(columns=16, fast_lr=0.3, transfer_lr=1.0),
 }
 """Settings other than an algorithm's defaults: the best of 22 each (of 9 for ttv3 and ttv4) on Fashion-MNIST with 4
-states, one epoch of 20,000 images, by the accuracy on 10,000 images held back from the training set (``docs/algorithms/tiki_taka_v2.md``)."""
+states, one epoch of 20,000 images, by the accuracy on 10,000 images held back from the training set
+(``docs/algorithms/tiki_taka_v2.md``)."""
 
 
 def named_algorithm(name: str, tiles: int | None = None) -> Algorithm:
