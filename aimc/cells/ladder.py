@@ -58,9 +58,7 @@ class Ladder(PulsedCell):
 
     KIND: ClassVar[tuple[int, ...]] = (6, 0)
     PARAMETERS: ClassVar[tuple[str, ...]] = ("up", "down", "bmax", "bmin", "scale")
-    NOMINAL = (
-        10.0  # a level wherever the device can move at all; that it may not is seen when it is read again
-    )
+    NOMINAL = 10.0  # moves wherever it can; whether it did is read back
 
     def validate(self):
         if isinstance(self.levels, int):
