@@ -103,6 +103,7 @@ GOOD = {
         "values": np.linspace(0, 1, 20).tolist() + np.linspace(1, 0, 20).tolist()[1:],
         "directions": [1] * 19 + [-1] * 19, "kind": "linear_step",
     },
+    "reram": lambda t: {},
     "soft_bounds_pmax": lambda t: {},
     "auto_augment": lambda t: {"images": torch.rand(2, 3, 32, 32), "words": torch.zeros(2, 16, dtype=torch.int64)},
     "crop_flip": lambda t: {"images": torch.rand(2, 3, 32, 32), "words": torch.zeros(2, 16, dtype=torch.int64)},

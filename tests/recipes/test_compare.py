@@ -194,7 +194,7 @@ def test_other_settings_in_the_same_directory_are_refused_before_anything_starts
     path, _, _ = compared
     wanted = cases(RECIPE, ["ttv1", "mp"], states=[10], own=["mp.lr=0.7"])
     with pytest.raises(
-        AimcError, match=r"mp-10states-seed0 holds a run with other settings \(lr: 0\.1 -> 0\.7\)"
+        AimcError, match=r"mp-10states-seed0 holds a run with other settings \(lr: 0\.2 -> 0\.7\)"
     ):
         compare(wanted, path)
     assert not (path / "ttv1-10states-seed0").exists()
@@ -325,7 +325,7 @@ def test_a_ray_cluster_that_loses_a_machine_loses_no_run(compared, tmp_path):
         ("ttv2", [("hardware.cell.w_max_dtod", "0")], [], r"hardware\.cell\.w_max_dtod: 0\.3 -> 0"),
         ("ttv2", [("io", "noisy")], [], r"hardware\.forward"),
         ("ttv2", [("hardware.cell", "{type: LinearStep}")], [], r"hardware\.cell"),
-        ("mp", [("seed", "1")], ["mp.lr=0.7"], r"mp-10states-seed1 with another seed and other .*lr: 0.1 -> 0.7"),
+        ("mp", [("seed", "1")], ["mp.lr=0.7"], r"mp-10states-seed1 with another seed and other .*lr: 0.2 -> 0.7"),
     ],
 )  # fmt: skip
 def test_only_runs_of_one_task_and_device_stand_beside_each_other(
