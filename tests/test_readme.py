@@ -154,6 +154,15 @@ def test_the_runs_with_eight_tiles_are_those_of_their_records():
         assert f"{100 * entry['validation']:.2f}" in paragraph
 
 
+def test_later_runs_of_twenty_epochs_are_those_of_their_records():
+    (since,) = [p for p in RESULTS.split("\n\n") if p.startswith("**Since then**")]
+    (others,) = [p for p in RESULTS.split("\n\n") if p.startswith("Tiki-Taka v3 and v4")]
+    for name, text in (("insitu_fashion_mnist_rounding", since), ("insitu_fashion_mnist_ttv34", others)):
+        assert f"(runs/{name})" in text
+        for entry in load_comparison(ROOT / "docs" / "runs" / name):
+            assert entry["epochs"] == 20 and f"{100 * entry['test']:.2f}" in text
+
+
 def test_the_demo_in_memory_is_that_of_its_record():
     (paragraph,) = [p for p in RESULTS.split("\n\n") if p.startswith("`aimc demo insitu`")]
     named = {
