@@ -143,14 +143,15 @@ def figure_path(path: str | os.PathLike[str]) -> str:
     return place if suffix else f"{place}.png"
 
 
-def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int, description: str | None = None) -> str:
+def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int, drawn: str | None = None) -> str:
     """Write a figure of matplotlib in the format that its suffix says, whole or not at all, and return its file.
 
     Args:
         figure: what to write.
         path: where; without a suffix it is a PNG.
         dpi: dots per inch.
-        description: a text within a PNG; other formats have other names for such a thing, and it is left out.
+        drawn: sha256 of what is drawn, for the description within a PNG; other formats have other names for such a
+            thing, and it is left out.
 
     Raises:
         AimcError: as :func:`figure_path`, or the place cannot be written.
@@ -158,7 +159,11 @@ def write_figure(figure: Any, path: str | os.PathLike[str], dpi: int, descriptio
     place, picture = figure_path(path), io.BytesIO()
     try:
         kind = os.path.splitext(place)[1][1:].lower()
-        held = {"Description": description} if kind == "png" and description is not None else None
+        held = (
+            {"Description": f"sha256 of what is drawn: {drawn}"}
+            if kind == "png" and drawn is not None
+            else None
+        )
         figure.savefig(picture, dpi=dpi, format=kind, metadata=held)
     except (OSError, ImportError, RuntimeError) as error:  # some formats need programs that may be missing
         raise AimcError(f"cannot draw {place}: {error}", field="path") from None

@@ -235,8 +235,8 @@ class PulsedOptimizer(torch.optim.Optimizer):
             for name, value in group.items()
             if name not in _HARMLESS and value
         }
-        if type(self.inner) in (torch.optim.Adagrad, torch.optim.Rprop, torch.optim.Adafactor):
-            found.add("the step")
+        if not found and not isinstance(self.inner, torch.optim.SGD):
+            found = {"steps"}  # Adagrad's, for one, whose settings are all 0
         if found:
             warn(
                 f"{', '.join(sorted(found))} of {type(self.inner).__name__} act on the digital parameters only; cells "

@@ -382,6 +382,7 @@ def test_a_new_optimizer_takes_over_from_the_old_one():
             "momentum, weight_decay of SGD act on the digital",
         ),
         (torch.optim.Adam, {}, "betas of Adam act"),
+        (torch.optim.Adagrad, {}, "steps of Adagrad act"),
     ],
 )
 def test_settings_that_do_not_reach_the_cells_are_a_warning(kind, options, named):

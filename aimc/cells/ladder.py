@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from aimc.cells.pulsed import BMAX, BMIN, PulsedCell, inverse_span
+from aimc.cells.pulsed import BMAX, BMIN, PulsedCell, check_states, inverse_span
 from aimc.random import Key, uniform
 
 _MOST = 1 << 16
@@ -83,6 +83,7 @@ class Ladder(PulsedCell):
             >>> Ladder.with_states(8).states
             8.0
         """
+        check_states(states)
         return cls(levels=int(states) if states == int(states) else states, **fields)  # type: ignore[arg-type]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import ClassVar
 
 import torch
@@ -18,6 +19,14 @@ UP, DOWN, BMAX, BMIN = range(4)
 
 _MOST, _LEAST = 1e6, 1e-12
 """Largest number in a field, smallest step: what is made of them are numbers in float32, too."""
+
+
+def check_states(states: float) -> None:
+    """Refuse a number of states that is none."""
+    if not states > 0:
+        raise AimcError(f"must be positive, got {states}", field="states")
+    if math.isinf(states):
+        raise AimcError("must be finite, got inf", field="states")
 
 
 class PulsedCell(Config):
@@ -119,8 +128,7 @@ class PulsedCell(Config):
             >>> SoftBounds.with_states(4, w_max=1.0, w_min=-1.0).dw_min
             0.5
         """
-        if not states > 0:
-            raise AimcError(f"must be positive, got {states}", field="states")
+        check_states(states)
         if "dw_min" in fields:
             raise AimcError("follows from states; give one of the two", field="dw_min")
         cell = cls(**fields)

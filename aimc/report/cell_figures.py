@@ -55,9 +55,8 @@ def make_cell(name: str, settings: Sequence[str] = (), states: float | None = No
     cell = PULSED_CELLS[name](**fields)
     if states is None:
         return cell
-    if "dw_min" in fields:
-        raise AimcError("follows from states; give one of the two", field="dw_min")
-    plain = {n: getattr(cell, n) for n in cell.field_names() if n not in ("levels", "dw_min")}
+    follows = {"levels", "dw_min"} - ({"dw_min"} & set(fields))  # one that was given is refused
+    plain = {n: getattr(cell, n) for n in cell.field_names() if n not in follows}
     return type(cell).with_states(states, **plain)
 
 

@@ -194,8 +194,7 @@ def draw_comparison(entries: Sequence[Entry], path: str | os.PathLike[str]) -> N
     figure.suptitle(
         f"{entries[0]['dataset']}: last epoch and way there, band: 1 std over seeds", fontsize="medium"
     )
-    description = f"sha256 of what is drawn: {compared_sha256(entries)}"
-    write_figure(figure, path, dpi=130, description=description)
+    write_figure(figure, path, dpi=130, drawn=compared_sha256(entries))
 
 
 @checked

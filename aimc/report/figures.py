@@ -61,7 +61,7 @@ def draw(runs: Sequence[RunReport], path: str | os.PathLike[str]) -> None:
             axes.set_yscale("log")
         axes.set_title(f"{run.path.name}: {first.chips} chips, band: 1 chip-to-chip std", fontsize="medium")
         axes.legend(fontsize="small")
-    write_figure(figure, path, dpi=150, description=f"sha256 of what is drawn: {drawn_sha256(runs)}")
+    write_figure(figure, path, dpi=150, drawn=drawn_sha256(runs))
 
 
 @checked

@@ -15,12 +15,13 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from aimc.cells.ladder import Ladder
 from aimc.compiled import njit
 
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
 _f = np.float32
 _ZERO, _ONE = _f(0.0), _f(1.0)
-_NOMINAL = _f(10.0)  # of a ladder: it moves
+_NOMINAL = _f(Ladder.NOMINAL)
 _HALF_ROOT = math.sqrt(0.5)
 
 

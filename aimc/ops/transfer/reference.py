@@ -167,7 +167,10 @@ def reencode(
     device, most = held.device, max(tries, last_tries)
     # Pulses of a cell, tile and visit: on the way down, the carry, on the way down from there.
     slots = 2 * most + 1
-    row, quiet = torch.arange(rows, device=device), torch.full((rows,), cell.NOMINAL, device=device)
+    row, quiet = (
+        torch.arange(rows, device=device),
+        torch.full((rows,), cell.NOMINAL, device=device, dtype=torch.float32),
+    )
     least_, unit_ = single(least), single(unit)
     for n in range(columns):
         c = (column + n) % width
